@@ -1,0 +1,75 @@
+"""Depth and width pruning of decoder language models, from one YAML recipe."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from slm_plugin.errors import SlmError
+    from slm_plugin.pipeline import plan, run
+    from slm_plugin.pruners.base import Options, Pruner
+    from slm_plugin.pruners.plan import PruningPlan
+    from slm_plugin.recipe import Recipe
+    from slm_plugin.registry import (
+        list_pruners,
+        register_evaluator,
+        register_exporter,
+        register_pruner,
+        register_recovery,
+    )
+    from slm_plugin.session import Session
+    from slm_plugin.surgery import apply
+    from slm_plugin.target import Target
+
+__version__ = "0.1.0"
+
+# Public names load on first use, so that `import slm_plugin` costs no torch.
+_HOMES = {
+    "Options": "slm_plugin.pruners.base",
+    "Pruner": "slm_plugin.pruners.base",
+    "PruningPlan": "slm_plugin.pruners.plan",
+    "Recipe": "slm_plugin.recipe",
+    "Session": "slm_plugin.session",
+    "SlmError": "slm_plugin.errors",
+    "Target": "slm_plugin.target",
+    "apply": "slm_plugin.surgery",
+    "list_pruners": "slm_plugin.registry",
+    "plan": "slm_plugin.pipeline",
+    "register_evaluator": "slm_plugin.registry",
+    "register_exporter": "slm_plugin.registry",
+    "register_pruner": "slm_plugin.registry",
+    "register_recovery": "slm_plugin.registry",
+    "run": "slm_plugin.pipeline",
+}
+
+__all__ = [
+    "Options",
+    "Pruner",
+    "PruningPlan",
+    "Recipe",
+    "Session",
+    "SlmError",
+    "Target",
+    "__version__",
+    "apply",
+    "list_pruners",
+    "plan",
+    "register_evaluator",
+    "register_exporter",
+    "register_pruner",
+    "register_recovery",
+    "run",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'slm_plugin' has no attribute '{name}'")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,68 @@
+"""Every error that a user can meet: what is wrong and where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class SlmError(Exception):
+    """Base of all errors raised on purpose by slm_plugin.
+
+    Args:
+        message: One sentence that says what is wrong and where.
+        hint: One sentence that says what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class UserError(SlmError):
+    """Something that the user can mend: exit code 2."""
+
+    exit_code = 2
+
+
+class RecipeError(UserError):
+    """A recipe that cannot be read or does not fit the schema; one line per problem."""
+
+
+class TargetError(UserError):
+    """A target that the model or the strategy cannot reach."""
+
+
+class UnsupportedModelError(UserError):
+    """A model whose architecture or layout the surgery does not know."""
+
+
+class ModelSourceError(UserError):
+    """A model that cannot be found, fetched or read."""
+
+
+class CalibrationError(UserError):
+    """A calibration source that is missing, malformed or too short."""
+
+
+class PlanError(UserError):
+    """A plan that is malformed or was made for another model."""
+
+
+class MissingExtraError(UserError):
+    """A feature whose optional packages are not installed."""
+
+
+class OutputError(UserError):
+    """An output folder that exists already or cannot be written."""
+
+
+class NumericalError(SlmError):
+    """NaN or infinity where a number was needed."""
+
+
+class VerificationError(SlmError):
+    """A result that does not compute what it should."""

@@ -1,0 +1,1 @@
+"""Measure a model: perplexity, lm-eval tasks, latency, footprint."""

@@ -1,0 +1,1 @@
+"""Write a model and prove that what was written computes the same."""

@@ -1,0 +1,63 @@
+"""The exporter interface and the record of what was written and how it was proved."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
+
+
+class Check(BaseModel):
+    """One comparison of what was written with the model in memory."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    value: float
+    tolerance: float
+    unit: str = ""
+
+
+class ExportRecord(BaseModel):
+    """What an exporter wrote; every check passed, or there would be no record."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    exporter: str
+    folder: str
+    size_bytes: int
+    checks: tuple[Check, ...]
+
+
+class ExporterOptions(BaseModel):
+    """Base of every exporter's options."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Exporter(ABC):
+    """Writes the session's model in one format and proves that the result computes the same.
+
+    Args:
+        options: An instance of the class's ``Options``.
+    """
+
+    name: ClassVar[str]
+    extra: ClassVar[str | None] = None
+    Options: ClassVar[type[BaseModel]] = ExporterOptions
+
+    def __init__(self, options: BaseModel) -> None:
+        self.options = options
+
+    @abstractmethod
+    def export(self, session: Session, output: Path) -> ExportRecord:
+        """Write into ``output / self.name`` and verify.
+
+        Raises:
+            VerificationError: What was written does not compute what the model computes.
+        """

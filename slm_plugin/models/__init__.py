@@ -1,0 +1,1 @@
+"""Load a model and see every supported architecture through one view."""

@@ -1,0 +1,36 @@
+"""What names a model: its architecture, number format and a hash over all weights."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Fingerprint(BaseModel):
+    """Identity of a model in memory; equal fingerprints mean equal bytes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    architecture: str
+    dtype: str
+    weights: str
+
+
+def fingerprint(model: PreTrainedModel) -> Fingerprint:
+    """Hash names, formats, shapes and bytes of all parameters (tied ones once), in name order."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
+        flat = parameter.detach().cpu().contiguous().flatten()
+        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    return Fingerprint(
+        architecture=type(model).__name__,
+        dtype=str(model.dtype).removeprefix("torch."),
+        weights=f"sha256:{digest.hexdigest()}",
+    )

@@ -1,0 +1,1 @@
+"""Strategies that score and decide, and the plan they write."""

@@ -1,0 +1,90 @@
+"""The common pruner interface: a strategy scores and decides, it never touches the model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from slm_plugin.errors import TargetError
+from slm_plugin.models.view import Dimensions
+from slm_plugin.target import Target
+
+if TYPE_CHECKING:
+    from slm_plugin.pruners.plan import PruningPlan
+    from slm_plugin.session import Session
+
+
+class Options(BaseModel):
+    """Base of every component's options: unknown keys are errors, values are fixed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Pruner(ABC):
+    """A strategy that decides what to prune.
+
+    A subclass sets the class variables, registers itself under a name with
+    `slm_plugin.register_pruner` and implements `plan`. Its ``Options`` become the keys of its
+    stage in a recipe.
+
+    Args:
+        options: An instance of the class's ``Options``.
+        target: How much to prune; its kind is one of ``targets``.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[Literal["depth", "width"]]
+    targets: ClassVar[tuple[str, ...]]
+    extra: ClassVar[str | None] = None
+    needs_calibration: ClassVar[bool] = True
+    Options: ClassVar[type[BaseModel]] = Options
+
+    def __init__(self, options: BaseModel, target: Target) -> None:
+        self.options = options
+        self.target = target
+
+    @abstractmethod
+    def plan(self, session: Session) -> PruningPlan:
+        """Decide what to prune, and leave the session's model as it is.
+
+        Raises:
+            TargetError: The target cannot be reached.
+        """
+
+    def check_target(self, original: Dimensions, current: Dimensions) -> None:
+        """Refuse an impossible target before any work; strategies refine this.
+
+        Raises:
+            TargetError: The target is out of reach for every strategy of this kind.
+        """
+        if self.kind == "depth" and self.target.kind != "threshold":
+            layers_to_remove(self.target, original, current)
+
+
+def layers_to_remove(target: Target, original: Dimensions, current: Dimensions) -> int:
+    """Whole layers that come nearest to a target.
+
+    Raises:
+        TargetError: That would be no layer, or all of them.
+    """
+    if target.layers_removed is not None:
+        wanted = target.layers_removed
+    else:
+        scalars = target.parameters_to_remove(original.parameters, current.parameters)
+        wanted = round(scalars / current.layer_parameters)
+    share = current.layer_parameters / original.parameters
+    if wanted < 1:
+        raise TargetError(
+            f"the target ({target.describe()}) is less than half a layer of this model",
+            hint=f"one layer is {share:.1%} of its parameters: ask for that or more",
+        )
+    if wanted >= current.layers:
+        raise TargetError(
+            f"the target ({target.describe()}) means {wanted} layers; the model has "
+            f"{current.layers}",
+            hint=f"at most {current.layers - 1} can go: layers_removed {current.layers - 1} or "
+            f"ratio {(current.layers - 1) * share:.2f}",
+        )
+    return wanted

@@ -1,0 +1,1 @@
+"""Depth strategies: which layers to merge or drop. One file a method."""

@@ -1,0 +1,156 @@
+"""The pruning plan: what a strategy decided, as data that can be read, edited and applied later."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import Self
+
+from slm_plugin.errors import PlanError
+from slm_plugin.files import write_text
+from slm_plugin.models.fingerprint import Fingerprint
+from slm_plugin.models.view import Dimensions
+from slm_plugin.target import Target
+
+Index = Annotated[int, Field(ge=0)]
+Indices = Annotated[tuple[Index, ...], Field(min_length=1)]
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MergeLayers(_Data):
+    """Layers first..last (inclusive) become one layer, at the place of the first."""
+
+    op: Literal["merge_layers"] = "merge_layers"
+    first: Index
+    last: Index
+    rule: str = "telescoped"
+
+    @model_validator(mode="after")
+    def _a_run(self) -> Self:
+        if self.last <= self.first:
+            raise ValueError(f"last ({self.last}) must lie above first ({self.first})")
+        return self
+
+
+class DropLayers(_Data):
+    """Whole layers go."""
+
+    op: Literal["drop_layers"] = "drop_layers"
+    indices: Indices
+
+
+class KeepChannels(_Data):
+    """MLP channels (rows of gate and up, columns of down) that stay in one layer."""
+
+    op: Literal["keep_channels"] = "keep_channels"
+    layer: Index
+    indices: Indices
+
+
+class KeepHeads(_Data):
+    """Key/value heads that stay in one layer, each with the query heads that read it."""
+
+    op: Literal["keep_heads"] = "keep_heads"
+    layer: Index
+    kv_groups: Indices
+
+
+Operation = Annotated[
+    MergeLayers | DropLayers | KeepChannels | KeepHeads, Field(discriminator="op")
+]
+
+
+class Trial(_Data):
+    """One candidate that a depth strategy evaluated.
+
+    ``committed`` holds the windows that were merged already when the trial was made.
+    """
+
+    first: Index
+    last: Index
+    committed: tuple[tuple[Index, Index], ...] = ()
+    similarity: float
+    accepted: bool
+
+
+class UnitScores(_Data):
+    """Importance of every prunable unit of one layer; the lowest go first."""
+
+    layer: Index
+    unit: Literal["mlp_channel", "kv_group"]
+    scores: tuple[float, ...]
+
+
+class PruningPlan(_Data):
+    """What a strategy decided for one model, with the scores that led to it.
+
+    Indices are those of the model that the plan was made for, which ``fingerprint`` names.
+    ``after`` is a promise: surgery fails when the pruned model does not measure exactly so.
+    """
+
+    format: Literal[1] = 1
+    pruner: str
+    kind: Literal["depth", "width"]
+    options: dict[str, Any] = Field(default_factory=dict)
+    target: Target
+    fingerprint: Fingerprint
+    before: Dimensions
+    after: Dimensions
+    operations: tuple[Operation, ...]
+    threshold: float | None = None
+    trials: tuple[Trial, ...] = ()
+    scores: tuple[UnitScores, ...] = ()
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def layers_removed(self) -> int:
+        """Decoder layers that the plan takes away."""
+        return self.before.layers - self.after.layers
+
+    @property
+    def parameters_removed(self) -> int:
+        """Scalars that the plan takes away."""
+        return self.before.parameters - self.after.parameters
+
+    def to_json(self) -> str:
+        """The plan as JSON with one operation, trial or score list a line, so that diffs read."""
+        fields = self.model_dump(mode="json", exclude_none=True)
+        lines = []
+        for name, value in fields.items():
+            if isinstance(value, list) and value:
+                items = ",\n".join(f"    {json.dumps(item)}" for item in value)
+                lines.append(f"  {json.dumps(name)}: [\n{items}\n  ]")
+            else:
+                lines.append(f"  {json.dumps(name)}: {json.dumps(value)}")
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    def write(self, path: Path) -> None:
+        """Write the plan; the file appears whole or not at all."""
+        write_text(path, self.to_json())
+
+    @classmethod
+    def read(cls, path: Path) -> PruningPlan:
+        """Read a plan.
+
+        Raises:
+            PlanError: The file is missing, is not JSON or does not fit the schema.
+        """
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"cannot read the plan {path}: {error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"]) or "top level"
+            more = f"; {error.error_count() - 1} more" if error.error_count() > 1 else ""
+            raise PlanError(
+                f"{path} is not a valid plan: {place}: {first['msg']}{more}",
+                hint="write plans with `slm-plugin plan` and edit only `operations`",
+            ) from error

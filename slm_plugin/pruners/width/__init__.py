@@ -1,0 +1,1 @@
+"""Width strategies: which channels and heads to keep. One file a method."""

@@ -1,0 +1,1 @@
+"""Repair a pruned model without changing its shape."""

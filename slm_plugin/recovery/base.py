@@ -1,0 +1,47 @@
+"""The recovery interface: what repairs a model after pruning, shapes unchanged."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
+
+
+class RecoveryRecord(BaseModel):
+    """What a recovery stage did, as figures over its steps."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    recovery: str
+    options: dict[str, object]
+    losses: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class RecoveryOptions(BaseModel):
+    """Base of every recovery's options."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Recovery(ABC):
+    """Changes weights, never shapes.
+
+    Args:
+        options: An instance of the class's ``Options``.
+    """
+
+    name: ClassVar[str]
+    extra: ClassVar[str | None] = None
+    Options: ClassVar[type[BaseModel]] = RecoveryOptions
+
+    def __init__(self, options: BaseModel) -> None:
+        self.options = options
+
+    @abstractmethod
+    def recover(self, session: Session) -> RecoveryRecord:
+        """Repair the session's model in place."""

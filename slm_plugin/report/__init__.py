@@ -1,0 +1,1 @@
+"""Show a run: JSON record, HTML page with pictures, model card."""

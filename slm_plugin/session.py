@@ -1,0 +1,92 @@
+"""The one loaded model of a run, with its tokenizer, calibration set and captured activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from slm_plugin.calibration.captures import Batch, capture, split
+from slm_plugin.errors import CalibrationError
+from slm_plugin.models.fingerprint import Fingerprint, fingerprint
+from slm_plugin.models.view import DecoderView, Dimensions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass
+class Session:
+    """State that the stages of a recipe share.
+
+    The model is loaded once and changed in place by surgery, which then calls `model_changed`.
+
+    Attributes:
+        model: The model, in evaluation mode.
+        tokenizer: Its tokenizer; None when only token ids are used.
+        calibration: Token ids, ``(samples, length)``; None when no stage needs them.
+        original: Dimensions of the model as it was loaded: what ratios are a share of.
+        source: The recipe's model id, for reports.
+        seed: Seed of everything random in a run.
+        batch_tokens: Tokens that one calibration batch holds at most.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None = None
+    calibration: Tensor | None = None
+    source: str = ""
+    seed: int = 1234
+    batch_tokens: int = 2048
+    original: Dimensions = field(init=False)
+    _captured: list[Batch] | None = field(default=None, init=False, repr=False)
+    _fingerprint: Fingerprint | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.original = self.view.dimensions()
+
+    @property
+    def view(self) -> DecoderView:
+        """The model seen as a decoder."""
+        return DecoderView.of(self.model)
+
+    def batches(self) -> Iterator[Tensor]:
+        """Calibration token ids in batches, on the model's device.
+
+        Raises:
+            CalibrationError: The session has no calibration set.
+        """
+        if self.calibration is None:
+            raise CalibrationError(
+                "this stage needs calibration data and the recipe has none",
+                hint="add a `calibration:` section",
+            )
+        for tokens in split(self.calibration, self.batch_tokens):
+            yield tokens.to(self.model.device)
+
+    def captured(self) -> list[Batch]:
+        """Layer inputs of the model in its present state, captured at the first request.
+
+        Raises:
+            CalibrationError: The session has no calibration set.
+            NumericalError: The model produces NaN or infinity.
+        """
+        if self._captured is None:
+            self._captured = capture(self.view, self.batches())
+        return self._captured
+
+    def fingerprint(self) -> Fingerprint:
+        """Identity of the model in its present state."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.model)
+        return self._fingerprint
+
+    def release(self) -> None:
+        """Give up captured activations; the next request captures anew."""
+        self._captured = None
+
+    def model_changed(self) -> None:
+        """Forget everything that was derived from the model's former state."""
+        self._captured = None
+        self._fingerprint = None

@@ -1,0 +1,1 @@
+"""Carry plans out: the only code that changes a model's shape."""
