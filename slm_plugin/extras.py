@@ -40,7 +40,9 @@ def found_version(distribution: str) -> str | None:
 
 
 def missing(extra: str) -> tuple[str, ...]:
-    """Distributions of an extra that are not installed."""
+    """Distributions of an extra that are not installed; a plugin's own extras are its affair."""
+    if extra not in EXTRAS:
+        return ()
     return tuple(d for d in EXTRAS[extra].distributions if found_version(d) is None)
 
 

@@ -38,7 +38,7 @@ class Session:
     calibration: Tensor | None = None
     source: str = ""
     seed: int = 1234
-    batch_tokens: int = 2048
+    batch_tokens: int = 1024
     original: Dimensions = field(init=False)
     _captured: list[Batch] | None = field(default=None, init=False, repr=False)
     _fingerprint: Fingerprint | None = field(default=None, init=False, repr=False)

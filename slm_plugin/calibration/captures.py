@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slm_plugin.calibration.spool import Spool
 from slm_plugin.errors import NumericalError
 from slm_plugin.models.view import DecoderView
 
@@ -19,20 +20,20 @@ class Batch:
 
     Attributes:
         tokens: Token ids, ``(samples, length)``.
-        inputs: Input of every layer, each ``(samples, length, hidden)``.
+        inputs: Input of every layer, each ``(samples, length, hidden)``, read from disk.
         arguments: Keyword arguments that the decoder hands to every layer: mask, positions.
         final: Hidden state behind the final norm, ``(samples, length, hidden)``.
     """
 
     tokens: Tensor
-    inputs: tuple[Tensor, ...]
+    inputs: Spool
     arguments: tuple[dict[str, Any], ...]
     final: Tensor
 
 
 def split(tokens: Tensor, batch_tokens: int) -> Iterator[Tensor]:
     """Cut ``(samples, length)`` into batches of at most ``batch_tokens``, or one sample each."""
-    yield from tokens.split(max(1, batch_tokens // tokens.shape[1]))
+    yield from torch.split(tokens, max(1, batch_tokens // tokens.shape[1]))
 
 
 @torch.inference_mode()
@@ -47,14 +48,14 @@ def capture(view: DecoderView, batches: Iterable[Tensor]) -> list[Batch]:
     """
     captured = []
     for tokens in batches:
-        inputs: list[Tensor] = []
+        inputs = Spool()
         arguments: list[dict[str, Any]] = []
 
         def keep(
             _module: nn.Module,
             args: tuple[Any, ...],
             kwargs: dict[str, Any],
-            inputs: list[Tensor] = inputs,
+            inputs: Spool = inputs,
             arguments: list[dict[str, Any]] = arguments,
         ) -> None:
             inputs.append(args[0] if args else kwargs.pop("hidden_states"))
@@ -71,7 +72,7 @@ def capture(view: DecoderView, batches: Iterable[Tensor]) -> list[Batch]:
                 "the model produces NaN or infinity on the calibration set",
                 hint="load it in float32 or bfloat16 and check its weights",
             )
-        captured.append(Batch(tokens, tuple(inputs), tuple(arguments), final))
+        captured.append(Batch(tokens, inputs, tuple(arguments), final))
     return captured
 
 

@@ -38,12 +38,16 @@ class Pruner(ABC):
     kind: ClassVar[Literal["depth", "width"]]
     targets: ClassVar[tuple[str, ...]]
     extra: ClassVar[str | None] = None
-    needs_calibration: ClassVar[bool] = True
     Options: ClassVar[type[BaseModel]] = Options
 
     def __init__(self, options: BaseModel, target: Target) -> None:
         self.options = options
         self.target = target
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the strategy, with these options, measures on calibration data."""
+        return True
 
     @abstractmethod
     def plan(self, session: Session) -> PruningPlan:

@@ -92,6 +92,8 @@ class PruningPlan(_Data):
 
     Indices are those of the model that the plan was made for, which ``fingerprint`` names.
     ``after`` is a promise: surgery fails when the pruned model does not measure exactly so.
+    ``trials`` are those of the decision in their order; ``explored`` are the further ones that a
+    search made on its way there.
     """
 
     format: Literal[1] = 1
@@ -105,6 +107,7 @@ class PruningPlan(_Data):
     operations: tuple[Operation, ...]
     threshold: float | None = None
     trials: tuple[Trial, ...] = ()
+    explored: tuple[Trial, ...] = ()
     scores: tuple[UnitScores, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -42,6 +42,11 @@ class Recovery(ABC):
     def __init__(self, options: BaseModel) -> None:
         self.options = options
 
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the recovery, with these options, trains or measures on calibration data."""
+        return True
+
     @abstractmethod
     def recover(self, session: Session) -> RecoveryRecord:
         """Repair the session's model in place."""

@@ -1,0 +1,59 @@
+# Two environments, each from its own lock: Optimum's ONNX export needs transformers 4.57, and
+# everything else must run on transformers 5 as well.
+PYTHON ?= python3
+EXPORT := .venv
+LATEST := .venv-latest
+PIP_OPTIONS := --disable-pip-version-check --quiet
+
+.PHONY: demo test lint unit unit-latest real integration lock clean
+
+demo: $(EXPORT)/.ready ## run the hybrid recipe on the default model
+	$(EXPORT)/bin/slm-plugin run recipes/hybrid.yaml --overwrite
+
+test: lint unit unit-latest real integration ## everything that CI runs
+
+lint: $(EXPORT)/.ready
+	$(EXPORT)/bin/ruff check .
+	$(EXPORT)/bin/ruff format --check .
+	$(EXPORT)/bin/mypy
+
+unit: $(EXPORT)/.ready
+	$(EXPORT)/bin/python -m pytest tests -m "not real"
+
+unit-latest: $(LATEST)/.ready
+	$(LATEST)/bin/python -m pytest tests -m "not real"
+
+real: $(EXPORT)/.ready
+	$(EXPORT)/bin/python -m pytest tests -m real
+
+integration: $(EXPORT)/.ready
+	$(EXPORT)/bin/python -m pytest integration
+
+$(EXPORT)/.ready: locks/export.txt pyproject.toml
+	$(PYTHON) -m venv $(EXPORT)
+	$(EXPORT)/bin/pip install $(PIP_OPTIONS) -r locks/export.txt
+	$(EXPORT)/bin/pip install $(PIP_OPTIONS) --no-deps --no-build-isolation -e .
+	touch $@
+
+$(LATEST)/.ready: locks/latest.txt pyproject.toml
+	$(PYTHON) -m venv $(LATEST)
+	$(LATEST)/bin/pip install $(PIP_OPTIONS) -r locks/latest.txt
+	$(LATEST)/bin/pip install $(PIP_OPTIONS) --no-deps --no-build-isolation -e .
+	touch $@
+
+lock: ## resolve both locks anew (minutes)
+	$(call resolve,locks/export.txt,'.[all,dev]' 'transformers<5')
+	$(call resolve,locks/latest.txt,'.[dev]')
+
+# The torch build's own CUDA packages stay out: which ones a machine needs, torch itself says.
+define resolve
+rm -rf .venv-lock
+$(PYTHON) -m venv .venv-lock
+.venv-lock/bin/pip install $(PIP_OPTIONS) torch==2.13.0 $(2)
+.venv-lock/bin/pip freeze --all --exclude pip --exclude slm-plugin | sed 's/+cpu$$//' \
+	| grep -viE '^(nvidia|cuda|triton)' > $(1)
+rm -rf .venv-lock
+endef
+
+clean:
+	rm -rf $(EXPORT) $(LATEST) runs

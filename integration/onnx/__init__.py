@@ -1,0 +1,1 @@
+"""Suites against Optimum and ONNX Runtime."""

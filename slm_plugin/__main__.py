@@ -1,0 +1,5 @@
+"""``python -m slm_plugin``."""
+
+from slm_plugin.cli import main
+
+main()

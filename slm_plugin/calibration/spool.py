@@ -1,0 +1,67 @@
+"""Tensors kept in a temporary file: what is captured from a model would fill memory otherwise."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from typing_extensions import Buffer
+
+from slm_plugin.errors import OutputError
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Spool:
+    """A growing list of tensors on disk; each read gives a fresh tensor on its first device.
+
+    The file has no name and goes with the object, also when the process is killed. It lies where
+    `tempfile` puts it: set ``TMPDIR`` to move it.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="slm-plugin-")  # noqa: SIM115 - lives with us
+        self._entries: list[_Entry] = []
+
+    def append(self, tensor: Tensor) -> None:
+        """Write one tensor.
+
+        Raises:
+            OutputError: The temporary folder is full.
+        """
+        data = tensor.detach().cpu().contiguous()
+        offset = self._file.seek(0, 2)
+        try:
+            self._file.write(_bytes(data))
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(
+                f"cannot keep captured activations in {tempfile.gettempdir()}: {error.strerror}",
+                hint="free some space there or set TMPDIR to another folder",
+            ) from error
+        self._entries.append(_Entry(offset, tuple(data.shape), data.dtype, tensor.device))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> Tensor:
+        entry = self._entries[index]
+        self._file.seek(entry.offset)
+        data = torch.empty(math.prod(entry.shape), dtype=entry.dtype)
+        self._file.readinto(_bytes(data))
+        return data.reshape(entry.shape).to(entry.device)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor, shared."""
+    flat: Buffer = tensor.flatten().view(torch.uint8).numpy()
+    return memoryview(flat)

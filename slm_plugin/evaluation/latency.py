@@ -1,0 +1,138 @@
+"""How fast a model reads a prompt and writes tokens after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from slm_plugin.evaluation.base import Evaluator, EvaluatorOptions, Measurement
+from slm_plugin.evaluation.prefill import check_room, prefill, random_prompt
+from slm_plugin.progress import track
+from slm_plugin.registry import register_evaluator
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from slm_plugin.session import Session
+
+T = TypeVar("T")
+
+
+class LatencyOptions(EvaluatorOptions):
+    """What is timed, and how often."""
+
+    prompt_tokens: Annotated[int, Field(ge=1, description="tokens of the prompt")] = 128
+    new_tokens: Annotated[int, Field(ge=1, description="greedy steps after the prompt")] = 32
+    batch_size: Annotated[int, Field(ge=1, description="prompts side by side")] = 1
+    repeats: Annotated[int, Field(ge=1, description="timed runs; medians are reported")] = 5
+    warmup: Annotated[int, Field(ge=0, description="runs before the timed ones")] = 1
+
+
+@register_evaluator("latency")
+class Latency(Evaluator):
+    """Prefill and decode speed, timed apart.
+
+    Prefill is one forward pass over a random prompt that fills the key/value cache and scores the
+    last position. Decode is a plain greedy loop over that cache, one token a step for each prompt,
+    that does not stop at end-of-text. Sampling and the bookkeeping of ``generate`` are left out,
+    so that the figures tell models apart and nothing else.
+    """
+
+    Options = LatencyOptions
+    options: LatencyOptions
+
+    def measure(self, session: Session) -> list[Measurement]:
+        """Time prefill and decode.
+
+        Raises:
+            UserError: Prompt and new tokens exceed the model's positions.
+        """
+        options, model = self.options, session.model
+        check_room(model, options.prompt_tokens + options.new_tokens, "latency")
+        prompt = random_prompt(session, options.batch_size, options.prompt_tokens)
+        runs = [
+            time_run(model, prompt, options.new_tokens)
+            for _ in track(range(options.warmup + options.repeats), "latency")
+        ][options.warmup :]
+        return self._measurements(
+            median(first for first, _ in runs), median(steps for _, steps in runs), model
+        )
+
+    def _measurements(
+        self, reading: float, writing: float, model: PreTrainedModel
+    ) -> list[Measurement]:
+        options = self.options
+        protocol = (
+            f"batch {options.batch_size}, random prompt of {options.prompt_tokens} tokens, "
+            f"{options.new_tokens} greedy steps with KV cache, median of {options.repeats} after "
+            f"{options.warmup} warm-up, {_place(model)}"
+        )
+        read = options.batch_size * options.prompt_tokens
+        written = options.batch_size * options.new_tokens
+        figures = (
+            ("prefill speed", read / reading, "tokens/s"),
+            ("prefill time", 1000 * reading, "ms"),
+            ("decode speed", written / writing, "tokens/s"),
+            ("decode time per step", 1000 * writing / options.new_tokens, "ms"),
+        )
+        return [
+            Measurement(
+                name=name,
+                value=value,
+                unit=unit,
+                protocol=protocol,
+                better="lower" if unit == "ms" else "higher",
+            )
+            for name, value, unit in figures
+        ]
+
+
+@torch.inference_mode()
+def time_run(model: PreTrainedModel, prompt: Tensor, steps: int) -> tuple[float, float]:
+    """Seconds of one prefill and of the greedy steps that follow it."""
+    reading, first = _timed(model.device, lambda: prefill(model, prompt))
+    token = first.logits[:, -1:].argmax(-1)
+    writing, _ = _timed(model.device, lambda: decode(model, token, first.past_key_values, steps))
+    return reading, writing
+
+
+@torch.inference_mode()
+def decode(model: PreTrainedModel, token: Tensor, cache: object, steps: int) -> Tensor:
+    """Feed tokens ``(rows, 1)`` and what follows greedily; return the ``(rows, steps)`` that do."""
+    found = []
+    for _ in range(steps):
+        output = model(input_ids=token, past_key_values=cache, use_cache=True)
+        token, cache = output.logits[:, -1:].argmax(-1), output.past_key_values
+        found.append(token)
+    return torch.cat(found, dim=1)
+
+
+def _timed(device: torch.device, work: Callable[[], T]) -> tuple[float, T]:
+    _synchronise(device)
+    start = perf_counter()
+    result = work()
+    _synchronise(device)
+    return perf_counter() - start, result
+
+
+def _synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was handed; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _place(model: PreTrainedModel) -> str:
+    dtype = str(model.dtype).removeprefix("torch.")
+    if model.device.type == "cuda":
+        return f"{torch.cuda.get_device_name(model.device)}, {dtype}"
+    if model.device.type == "cpu":
+        return f"CPU with {torch.get_num_threads()} threads, {dtype}"
+    return f"{model.device.type}, {dtype}"

@@ -1,0 +1,132 @@
+"""Accuracy on tasks of the lm-evaluation-harness, run on the model in memory."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from slm_plugin.errors import UserError
+from slm_plugin.evaluation.base import Evaluator, EvaluatorOptions, Measurement
+from slm_plugin.evaluation.lm_eval_scores import scores
+from slm_plugin.evaluation.lm_eval_tasks import LoadedTasks, load_tasks
+from slm_plugin.evaluation.quiet import guest
+from slm_plugin.extras import require
+from slm_plugin.registry import register_evaluator
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
+
+# Only metrics without a closed form use this; lm-eval's own 100,000 take minutes for them.
+BOOTSTRAP_DRAWS = 1000
+
+
+class LmEvalOptions(EvaluatorOptions):
+    """Which tasks, on how many items."""
+
+    tasks: Annotated[
+        tuple[str, ...],
+        Field(min_length=1, description="lm-eval tasks, groups or tags, or builtin_continuation"),
+    ]
+    limit: (
+        Annotated[int, Field(ge=1, description="use only the first items of each task")] | None
+    ) = None
+    include_path: Annotated[str | None, Field(description="folder of further task YAML files")] = (
+        None
+    )
+    num_fewshot: (
+        Annotated[int, Field(ge=0, description="shots; by default each task's own number")] | None
+    ) = None
+    batch_size: Annotated[int, Field(ge=1, description="sequences side by side")] = 8
+    seed: Annotated[
+        int | None, Field(description="seed of few-shot draws; by default the run's")
+    ] = None
+
+
+@register_evaluator("lm_eval")
+class LmEval(Evaluator):
+    """Scores of lm-eval tasks: ``acc`` and ``acc_norm``, or what a task has instead.
+
+    Reported is what the recipe names: a task; a group's own aggregate, or its members where it has
+    none; the members of a tag. The task `builtin_continuation` needs no network and no files.
+
+    Source:
+        Gao et al., "A framework for few-shot language model evaluation" (lm-evaluation-harness).
+    """
+
+    extra = "eval"
+    Options = LmEvalOptions
+    options: LmEvalOptions
+
+    @cached_property
+    def loaded(self) -> LoadedTasks:
+        """The tasks with their data, loaded once.
+
+        Raises:
+            MissingExtraError: lm-eval is not installed.
+            UserError: A task is unknown or cannot be loaded.
+        """
+        require("eval", "the lm_eval evaluator")
+        with guest("lm_eval", logging.ERROR):
+            return load_tasks(self.options.tasks, self.options.include_path)
+
+    def check(self) -> None:
+        """Load the tasks and their data.
+
+        Raises:
+            MissingExtraError: lm-eval is not installed.
+            UserError: A task is unknown or cannot be loaded.
+        """
+        _ = self.loaded
+
+    def measure(self, session: Session) -> list[Measurement]:
+        """Run the tasks.
+
+        Raises:
+            MissingExtraError: lm-eval is not installed.
+            UserError: A task is unknown or cannot be run, or there is no tokenizer.
+        """
+        if session.tokenizer is None:
+            raise UserError(
+                "lm_eval needs a tokenizer and the session has none",
+                hint="load the model with its tokenizer",
+            )
+        loaded, options = self.loaded, self.options
+        seed = session.seed if options.seed is None else options.seed
+        with guest("lm_eval", logging.ERROR):
+            from lm_eval.models.huggingface import HFLM
+
+            # lm-eval gives a tokenizer without padding token one: a copy keeps the session's as is.
+            model = HFLM(
+                pretrained=session.model,
+                tokenizer=copy.deepcopy(session.tokenizer),
+                batch_size=options.batch_size,
+            )
+        with guest("lm_eval", logging.WARNING):
+            results = self._run(model, loaded, seed)
+        return scores(results, loaded.names)
+
+    def _run(self, model: Any, loaded: LoadedTasks, seed: int) -> dict[str, Any]:
+        from lm_eval import simple_evaluate
+
+        try:
+            results: dict[str, Any] = simple_evaluate(
+                model,
+                tasks=list(loaded.roots),
+                task_manager=loaded.manager,
+                num_fewshot=self.options.num_fewshot,
+                limit=self.options.limit,
+                batch_size=self.options.batch_size,
+                bootstrap_iters=BOOTSTRAP_DRAWS,
+                log_samples=False,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+            )
+        except ValueError as error:
+            raise UserError(f"lm-eval cannot run these tasks: {error}") from error
+        return results

@@ -1,0 +1,43 @@
+"""The forward pass that latency and footprint both measure, and whether a model has room for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from slm_plugin.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    from slm_plugin.session import Session
+
+
+def check_room(model: PreTrainedModel, positions: int, wanted_by: str) -> None:
+    """Make sure that a sequence fits into the model's positions.
+
+    Raises:
+        UserError: It does not.
+    """
+    room = getattr(model.config, "max_position_embeddings", None)
+    if room is not None and positions > room:
+        raise UserError(
+            f"{wanted_by} needs {positions} positions and the model has {room}",
+            hint=f"ask for {room} tokens at most",
+        )
+
+
+def random_prompt(session: Session, rows: int, tokens: int) -> Tensor:
+    """Token ids ``(rows, tokens)`` on the model's device, the same for the same seed."""
+    generator = torch.Generator().manual_seed(session.seed)
+    ids = torch.randint(session.view.embedding.num_embeddings, (rows, tokens), generator=generator)
+    return ids.to(session.model.device)
+
+
+def prefill(model: PreTrainedModel, prompt: Tensor) -> CausalLMOutputWithPast:
+    """Run a prompt ``(rows, tokens)`` as generation does: fill a cache, score the last position."""
+    output: CausalLMOutputWithPast = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+    return output

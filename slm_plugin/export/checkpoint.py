@@ -1,0 +1,203 @@
+"""The ``checkpoint`` exporter: a folder that stock transformers loads, proved by a new process."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+
+from slm_plugin.errors import OutputError, VerificationError
+from slm_plugin.evaluation.quiet import guest
+from slm_plugin.export.base import Check, Exporter, ExporterOptions, ExportRecord
+from slm_plugin.export.parity import TOLERANCES, encode, prove, reference, size_bytes
+from slm_plugin.export.portable_json import mend_config, mend_tokenizer_config
+from slm_plugin.files import whole_folder
+from slm_plugin.registry import register_exporter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from slm_plugin.session import Session
+
+FIGURES = {
+    "logits": ("largest logit difference", "logits"),
+    "with_cache": ("other greedy continuations, with cache", "prompts"),
+    "without_cache": ("other greedy continuations, without cache", "prompts"),
+    "parameters": ("difference in parameters", "parameters"),
+    "weights": ("other SHA-256 of all weights", "hashes"),
+    "sentences": ("sentences encoded otherwise", "sentences"),
+}
+
+
+class CheckpointOptions(ExporterOptions):
+    """How the checkpoint is cut into files."""
+
+    max_shard_size: str = Field(
+        default="5GB",
+        pattern=r"^\d+(\.\d+)?\s*[KMG]i?B$",
+        description="largest safetensors file, as 5GB or 500MB",
+    )
+
+
+@register_exporter("checkpoint")
+class CheckpointExporter(Exporter):
+    """Writes safetensors weights, config, tokenizer, chat template and generation config.
+
+    The folder is then loaded by a fresh process with ``AutoModelForCausalLM`` and
+    ``AutoTokenizer`` alone, on the CPU. Weights, parameter count (tied ones once), encoded
+    sentences and greedy tokens, with and without cache, must be equal to those of the model in
+    memory. Logits may differ by a share of the largest logit: 1e-4 in float32, 1e-2 in float16,
+    5e-2 in bfloat16; a greedy token may differ where two tokens are equal within twice that.
+    """
+
+    Options = CheckpointOptions
+
+    def export(self, session: Session, output: Path) -> ExportRecord:
+        """Write ``output / "checkpoint"`` and verify.
+
+        Raises:
+            OutputError: The folder exists or cannot be written.
+            VerificationError: What was written does not compute what the model computes.
+        """
+        options = cast(CheckpointOptions, self.options)
+        target = output / self.name
+        with whole_folder(target) as folder:
+            save_checkpoint(session, folder, max_shard_size=options.max_shard_size)
+            checks = verify_checkpoint(session, folder)
+        return ExportRecord(
+            exporter=self.name, folder=self.name, size_bytes=size_bytes(target), checks=checks
+        )
+
+
+def save_checkpoint(session: Session, folder: Path, *, max_shard_size: str = "5GB") -> None:
+    """Write what ``from_pretrained`` needs, readable by transformers 4.57 and 5 alike.
+
+    The session's model and its config stay as they are.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    model = session.model
+    try:
+        with guest("transformers", logging.ERROR), _clean_config(session):
+            model.save_pretrained(folder, max_shard_size=max_shard_size)
+            if session.tokenizer is not None:
+                session.tokenizer.save_pretrained(folder)
+        # save_pretrained refuses settings that from_pretrained took, such as a temperature
+        # without sampling; to_json_file writes what is there.
+        model.generation_config.to_json_file(folder / "generation_config.json")
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"cannot write the checkpoint {folder}: {error}",
+            hint="check the free disk space and the permissions",
+        ) from error
+    mend_config(folder)
+    mend_tokenizer_config(folder)
+
+
+def verify_checkpoint(
+    session: Session, folder: Path, *, python: str = sys.executable
+) -> tuple[Check, ...]:
+    """Load a checkpoint in a fresh process and compare it with the session's model.
+
+    Args:
+        session: Holds the model that the checkpoint was saved from.
+        folder: The checkpoint.
+        python: Interpreter to load it with; another environment's tries another transformers.
+
+    Returns:
+        The checks, all passed.
+
+    Raises:
+        VerificationError: The checkpoint does not load or computes something else.
+    """
+    with TemporaryDirectory() as scratch:
+        file = Path(scratch) / "reference.safetensors"
+        tolerance = write_reference(session, file)
+        figures = _run_reload(python, folder, file)
+    if "error" in figures:
+        raise VerificationError(
+            f"the checkpoint does not load with stock transformers: {figures['error']}"
+        )
+    if figures.get("sentences"):
+        raise VerificationError(
+            f"the tokenizer that AutoTokenizer loads from the checkpoint encodes "
+            f"{figures['sentences']} sentences otherwise than the one in memory",
+            hint="transformers 5 puts its own tokenizer class in place of a qwen2 model's; "
+            "try with transformers 4.57",
+        )
+    checks = [
+        Check(
+            name=FIGURES[key][0],
+            value=value,
+            tolerance=tolerance if key == "logits" else 0,
+            unit=FIGURES[key][1],
+        )
+        for key, value in figures.items()
+    ]
+    return prove("the reloaded checkpoint", checks)
+
+
+def write_reference(session: Session, file: Path) -> float:
+    """Write what the model in memory computes, for `slm_plugin.export.reload`.
+
+    Returns:
+        Largest allowed difference of a logit.
+    """
+    expected = reference(session)
+    tolerance = TOLERANCES.get(session.model.dtype, TOLERANCES[torch.float32]) * expected.scale
+    facts = {
+        "tolerance": repr(tolerance),
+        "parameters": str(sum(p.numel() for p in session.model.parameters())),
+        "weights": session.fingerprint().weights,
+    }
+    if session.tokenizer is not None:
+        facts["sentences"] = json.dumps(encode(session.tokenizer))
+    expected.write(file, facts)
+    return tolerance
+
+
+def _run_reload(python: str, folder: Path, file: Path) -> dict[str, Any]:
+    command = [python, "-m", "slm_plugin.export.reload", str(folder.absolute()), str(file)]
+    # Offline, so that the folder has to stand by itself.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    try:
+        figures: dict[str, Any] = json.loads(done.stdout)
+    except json.JSONDecodeError:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise VerificationError(
+            f"the process that reloads the checkpoint ended with code {done.returncode}: {last}",
+            hint="code -9 means that the machine ran out of memory",
+        ) from None
+    return figures
+
+
+@contextmanager
+def _clean_config(session: Session) -> Iterator[None]:
+    """Give the model, while it is saved, a config without leftovers and with ``head_dim``."""
+    from transformers import GenerationConfig
+
+    model: PreTrainedModel = session.model
+    own, own_generation = model.config, model.generation_config
+    config = copy.deepcopy(own)
+    # transformers refuses to save a model that it still takes for a quantised one.
+    config.__dict__.pop("quantization_config", None)
+    config.head_dim = session.view.dimensions().head_dim
+    model.config, model.generation_config = config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.config, model.generation_config = own, own_generation

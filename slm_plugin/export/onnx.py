@@ -1,0 +1,165 @@
+"""The ``onnx`` exporter: Optimum writes the graph, ONNX Runtime proves it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+from pydantic import Field
+
+from slm_plugin.errors import SlmError
+from slm_plugin.evaluation.quiet import guest
+from slm_plugin.export.base import Check, Exporter, ExporterOptions, ExportRecord
+from slm_plugin.export.checkpoint import save_checkpoint
+from slm_plugin.export.ort_heads import load_ort_model, require_onnx
+from slm_plugin.export.parity import departures, logit_difference, prove, reference, size_bytes
+from slm_plugin.files import whole_folder
+from slm_plugin.progress import say
+from slm_plugin.registry import register_exporter
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
+
+Task = Literal["text-generation-with-past", "text-generation"]
+
+
+class OnnxOptions(ExporterOptions):
+    """What Optimum is asked for, and how near the result must come."""
+
+    task: Task = Field(
+        default="text-generation-with-past",
+        description="with a key/value cache, or without",
+    )
+    opset: int | None = Field(
+        default=None, ge=14, description="ONNX operator set; null takes Optimum's choice"
+    )
+    tolerance: float = Field(
+        default=1e-3, gt=0, description="largest allowed absolute difference of a logit"
+    )
+
+
+@register_exporter("onnx")
+class OnnxExporter(Exporter):
+    """Writes a float32 ONNX graph with config and tokenizer, for ``ORTModelForCausalLM``.
+
+    The graph is float32 whatever the model is: a bfloat16 one does not run in ONNX Runtime on a
+    CPU. Widening is exact, and a model in a narrower format is compared as its float32 copy.
+    Optimum's own validation is left out, as it looks at random inputs and takes as long as ours.
+    """
+
+    extra = "onnx"
+    Options = OnnxOptions
+
+    def export(self, session: Session, output: Path) -> ExportRecord:
+        """Write ``output / "onnx"`` from ``output / "checkpoint"`` where there is one, and verify.
+
+        Raises:
+            MissingExtraError: Optimum or ONNX Runtime is missing, or does not fit transformers.
+            OutputError: The folder exists or cannot be written.
+            SlmError: Optimum cannot export the model.
+            VerificationError: ONNX Runtime does not compute what the model computes.
+        """
+        options = cast(OnnxOptions, self.options)
+        require_onnx("the onnx exporter")
+        if session.model.dtype != torch.float32:
+            say(f"onnx: the model is {session.model.dtype}, its ONNX graph is float32")
+        target = output / self.name
+        with whole_folder(target) as folder:
+            with _checkpoint(session, output) as source:
+                write_onnx(source, folder, options)
+            checks = verify_onnx(session, folder, tolerance=options.tolerance)
+        return ExportRecord(
+            exporter=self.name, folder=self.name, size_bytes=size_bytes(target), checks=checks
+        )
+
+
+def write_onnx(checkpoint: Path, folder: Path, options: OnnxOptions) -> None:
+    """Let Optimum export a checkpoint.
+
+    Raises:
+        SlmError: Optimum cannot.
+    """
+    from optimum.exporters.onnx import main_export
+
+    with _quiet_optimum():
+        try:
+            main_export(
+                str(checkpoint),
+                folder,
+                task=options.task,
+                opset=options.opset,
+                library_name="transformers",
+                framework="pt",
+                local_files_only=True,
+                do_validation=False,
+            )
+        except OSError:
+            raise
+        except Exception as error:
+            raise SlmError(
+                f"Optimum cannot export the model to ONNX: {' '.join(str(error).split())[:300]}"
+            ) from error
+
+
+def verify_onnx(session: Session, folder: Path, *, tolerance: float = 1e-3) -> tuple[Check, ...]:
+    """Run an exported graph on the prompts and compare it with the session's model.
+
+    Args:
+        session: Holds the model that was exported.
+        folder: What `write_onnx` wrote.
+        tolerance: Largest allowed absolute difference of a logit.
+
+    Returns:
+        The checks, all passed.
+
+    Raises:
+        VerificationError: Logits or greedy tokens differ.
+    """
+    expected = reference(session, full_precision=True)
+    with _quiet_optimum():
+        model = load_ort_model(folder)
+        cached = bool(model.can_use_cache)
+        difference = logit_difference(model, expected)
+        departed = departures(model, expected, use_cache=cached, tolerance=tolerance)
+    with_or_without = "with" if cached else "without"
+    checks = [
+        Check(
+            name="largest logit difference", value=difference, tolerance=tolerance, unit="logits"
+        ),
+        Check(
+            name=f"other greedy continuations, {with_or_without} cache",
+            value=departed,
+            tolerance=0,
+            unit="prompts",
+        ),
+    ]
+    return prove("the ONNX model", checks)
+
+
+@contextmanager
+def _checkpoint(session: Session, output: Path) -> Iterator[Path]:
+    """The checkpoint that the run wrote, or a temporary one beside the graph."""
+    written = output / "checkpoint"
+    if (written / "config.json").is_file():
+        yield written
+        return
+    with TemporaryDirectory(prefix=".checkpoint-", dir=output) as scratch:
+        save_checkpoint(session, Path(scratch))
+        yield Path(scratch)
+
+
+@contextmanager
+def _quiet_optimum() -> Iterator[None]:
+    """Keep back what tracing says on the way: the parity check is the judge."""
+    with ExitStack() as stack:
+        stack.enter_context(guest("optimum", logging.ERROR))
+        stack.enter_context(guest("transformers", logging.ERROR))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,197 @@
+"""What the model in memory computes on a few prompts, and how far a written one departs from it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from slm_plugin.errors import VerificationError
+from slm_plugin.export.base import Check
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
+
+SENTENCES = (
+    "Water boils.",
+    "The library on the corner opens at nine, and by ten every chair in it is taken.",
+    "When the snow melted in April the river rose so fast that the miller moved his grain to the "
+    "loft, tied the boat to the oak behind the house and waited two days for the rain to stop.",
+)
+SENTENCE_LENGTHS = (3, 12, 48)
+RANDOM_LENGTHS = (1, 24)
+NEW_TOKENS = 16
+# Reading the same bytes back on the same machine gives the same logits; these shares of the
+# largest logit leave room for another device and another order of summation.
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What the model in memory computes.
+
+    Attributes:
+        prompts: Token ids, each ``(1, tokens)``.
+        continuations: Greedy continuations with cache, each ``(1, NEW_TOKENS)``.
+        logits: Logits of prompt and continuation in one pass, each
+            ``(1, tokens + NEW_TOKENS, vocabulary)``, float32.
+    """
+
+    prompts: tuple[Tensor, ...]
+    continuations: tuple[Tensor, ...]
+    logits: tuple[Tensor, ...]
+
+    @property
+    def scale(self) -> float:
+        """Largest magnitude among the logits."""
+        return max(float(logits.abs().max()) for logits in self.logits)
+
+    def write(self, file: Path, facts: dict[str, str]) -> None:
+        """Write as safetensors, with facts about the model beside the tensors."""
+        tensors = {
+            f"{name}.{index}": tensor.contiguous()
+            for name in self.__slots__
+            for index, tensor in enumerate(getattr(self, name))
+        }
+        save_file(tensors, file, metadata=facts)
+
+    @classmethod
+    def read(cls, file: Path) -> tuple[Reference, dict[str, str]]:
+        """Read what `write` wrote."""
+        with safe_open(file, framework="pt") as stored:
+            count = len(stored.keys()) // len(cls.__slots__)
+            fields = {
+                name: tuple(stored.get_tensor(f"{name}.{index}") for index in range(count))
+                for name in cls.__slots__
+            }
+            return cls(**fields), stored.metadata()
+
+
+def prompts(session: Session) -> tuple[Tensor, ...]:
+    """Prompts of several lengths: sentences through the tokenizer, and seeded random ids.
+
+    Without a tokenizer all are random.
+    """
+    vocabulary = session.view.embedding.num_embeddings
+    generator = torch.Generator().manual_seed(session.seed)
+    lengths = RANDOM_LENGTHS if session.tokenizer else (*SENTENCE_LENGTHS, *RANDOM_LENGTHS)
+    drawn = [torch.randint(vocabulary, (1, n), generator=generator) for n in lengths]
+    written = [torch.tensor([ids]) for ids in encode(session.tokenizer) if ids]
+    return tuple(written + drawn)
+
+
+def encode(tokenizer: Any) -> list[list[int]]:
+    """Token ids of the sentences; none without a tokenizer."""
+    return [tokenizer(sentence)["input_ids"] for sentence in SENTENCES] if tokenizer else []
+
+
+def reference(session: Session, *, full_precision: bool = False) -> Reference:
+    """Run the session's model on the prompts.
+
+    Args:
+        session: Holds the model, which stays as it is.
+        full_precision: Compute in float32 with a model in a narrower format, on a copy.
+    """
+    model: Any = session.model
+    if full_precision and model.dtype != torch.float32:
+        model = copy.deepcopy(model).float()
+    asked = prompts(session)
+    continuations = tuple(continue_greedily(model, prompt, use_cache=True) for prompt in asked)
+    whole = tuple(torch.cat(pair, dim=1) for pair in zip(asked, continuations, strict=True))
+    return Reference(asked, continuations, tuple(logits_of(model, ids) for ids in whole))
+
+
+@torch.inference_mode()
+def logits_of(model: Any, ids: Tensor) -> Tensor:
+    """Logits ``(1, tokens, vocabulary)`` of ids ``(1, tokens)`` in one pass, float32 on the CPU."""
+    ids = ids.to(model.device)
+    logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    return logits.float().cpu().clone()
+
+
+def continue_greedily(model: Any, prompt: Tensor, *, use_cache: bool) -> Tensor:
+    """The NEW_TOKENS most likely next tokens by the model's own ``generate``, ``(1, new)``."""
+    from transformers import GenerationConfig
+
+    ids = prompt.to(model.device)
+    greedy = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, use_cache=use_cache)
+    with _plain_generation(model):
+        tokens: Tensor = model.generate(
+            ids, attention_mask=torch.ones_like(ids), generation_config=greedy
+        )
+    return tokens[:, ids.shape[1] :].cpu()
+
+
+def logit_difference(model: Any, expected: Reference) -> float:
+    """Largest absolute difference of logits over all prompts; NaN when either side has NaN."""
+    differences = []
+    for prompt, continuation, logits in _cases(expected):
+        found = logits_of(model, torch.cat([prompt, continuation], dim=1))
+        differences.append((found - logits).abs().max())
+    return float(torch.stack(differences).max())
+
+
+def departures(model: Any, expected: Reference, *, use_cache: bool, tolerance: float) -> int:
+    """Prompts whose greedy continuation is another one.
+
+    A first token that differs does not count when the reference's own logits hold the two
+    tokens for equal within twice the tolerance: rounding may pick either.
+    """
+    count = 0
+    for prompt, continuation, logits in _cases(expected):
+        found = continue_greedily(model, prompt, use_cache=use_cache)
+        different = (found != continuation)[0].nonzero()
+        if len(different):
+            place = int(different[0])
+            step = logits[0, prompt.shape[1] + place - 1]
+            preference = step[continuation[0, place]] - step[found[0, place]]
+            count += not abs(float(preference)) <= 2 * tolerance
+    return count
+
+
+def prove(what: str, checks: Sequence[Check]) -> tuple[Check, ...]:
+    """The checks, when all of them pass.
+
+    Raises:
+        VerificationError: A value is above its tolerance, or NaN.
+    """
+    failed = [
+        f"{check.name} {check.value:.4g}, allowed {check.tolerance:.3g}"
+        for check in checks
+        if not check.value <= check.tolerance
+    ]
+    if failed:
+        raise VerificationError(
+            f"{what} does not compute what the model in memory computes: {'; '.join(failed)}"
+        )
+    return tuple(checks)
+
+
+def size_bytes(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _cases(expected: Reference) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    return zip(expected.prompts, expected.continuations, expected.logits, strict=True)
+
+
+@contextmanager
+def _plain_generation(model: Any) -> Iterator[None]:
+    """Hide the model's generation settings: penalties and end tokens would blur the comparison."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own

@@ -1,0 +1,62 @@
+"""Config files of a checkpoint that transformers 4.57 and 5 both read as they were meant.
+
+transformers 5 names some settings anew. An older one ignores the new names without a word (the
+base of the rotary embedding falls back to 10,000) or refuses them (the tokenizer class), so the
+old names are written beside or instead of the new ones; transformers 5 reads those as well.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from slm_plugin.files import write_text
+
+# What a model read from a GGUF file remembers of that file.
+GGUF_LEFTOVERS = ("_model_name_or_path", "_name_or_path")
+
+
+def mend_config(folder: Path) -> None:
+    """Make ``config.json`` readable by both.
+
+    Keeps ``rope_theta`` and ``rope_scaling`` beside ``rope_parameters``, from which transformers 5
+    replaced them, and drops what only described the file that the model was read from.
+    """
+    file = folder / "config.json"
+    config = _read(file)
+    for name in GGUF_LEFTOVERS:
+        config.pop(name, None)
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        config["rope_theta"] = rope["rope_theta"]
+        if rope.get("rope_type", "default") != "default":
+            config["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
+    _write(file, config)
+
+
+def mend_tokenizer_config(folder: Path) -> None:
+    """Make ``tokenizer_config.json`` readable by both; without a tokenizer do nothing.
+
+    ``TokenizersBackend`` is transformers 5's name of ``PreTrainedTokenizerFast``, and its list of
+    ``extra_special_tokens`` is the ``additional_special_tokens`` of before.
+    """
+    file = folder / "tokenizer_config.json"
+    if not file.is_file():
+        return
+    config = _read(file)
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    _write(file, config)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+    write_text(file, text + "\n")

@@ -1,0 +1,84 @@
+"""Load a checkpoint with nothing but transformers and measure it against a reference.
+
+Run in a process of its own, which has never seen the model in memory:
+``python -m slm_plugin.export.reload FOLDER REFERENCE.safetensors`` prints one JSON object, either
+the figures or ``{"error": "one sentence"}``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from slm_plugin.export.parity import Reference, departures, encode, logit_difference
+from slm_plugin.models.fingerprint import fingerprint
+
+
+def measure(folder: Path, reference_file: Path) -> dict[str, Any]:
+    """Figures of the checkpoint in a folder; ``error`` alone when it does not load.
+
+    Args:
+        folder: A checkpoint.
+        reference_file: What `slm_plugin.export.checkpoint.write_reference` wrote.
+    """
+    from transformers import AutoModelForCausalLM
+
+    expected, facts = Reference.read(reference_file)
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    misfit = unfit_weights(loading)
+    if misfit:
+        return {"error": misfit}
+    tolerance = float(facts["tolerance"])
+    figures: dict[str, Any] = {
+        "logits": logit_difference(model, expected),
+        "with_cache": departures(model, expected, use_cache=True, tolerance=tolerance),
+        "without_cache": departures(model, expected, use_cache=False, tolerance=tolerance),
+        "parameters": sum(p.numel() for p in model.parameters()) - int(facts["parameters"]),
+        "weights": int(fingerprint(model).weights != facts["weights"]),
+    }
+    if "sentences" in facts:
+        figures["sentences"] = misread_sentences(folder, json.loads(facts["sentences"]))
+    return figures
+
+
+def unfit_weights(loading: dict[str, Any]) -> str:
+    """One sentence on weights that the config does not account for; empty when all fit."""
+    said = []
+    for key, trouble in (
+        ("mismatched_keys", "do not have the shape that config.json asks for"),
+        ("missing_keys", "are missing"),
+        ("unexpected_keys", "belong to nothing that config.json describes"),
+    ):
+        # transformers 5 gives each mismatched weight together with its two shapes.
+        names = sorted(key if isinstance(key, str) else key[0] for key in loading[key])
+        if names:
+            said.append(f"{len(names)} weights {trouble}, first {names[0]}")
+    return "; ".join(said)
+
+
+def misread_sentences(folder: Path, ids: list[list[int]]) -> int:
+    """Sentences that the checkpoint's tokenizer encodes otherwise than the one in memory."""
+    from transformers import AutoTokenizer
+
+    found = encode(AutoTokenizer.from_pretrained(folder))
+    return sum(mine != theirs for mine, theirs in zip(found, ids, strict=True))
+
+
+def main(arguments: list[str]) -> None:
+    """Print the figures as JSON, and nothing else, on standard output."""
+    folder, reference_file = (Path(argument) for argument in arguments)
+    with redirect_stdout(sys.stderr):
+        try:
+            figures = measure(folder, reference_file)
+        except Exception as error:
+            figures = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    sys.stdout.write(json.dumps(figures) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,148 @@
+"""What is there to use: components with their options, a model's parts, installed packages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from slm_plugin.errors import SlmError
+from slm_plugin.extras import found_version, missing
+from slm_plugin.models.view import ATTENTION_PROJECTIONS, DecoderView, projections
+from slm_plugin.registry import evaluators, exporters, pruners, recoveries
+from slm_plugin.versions import bounds, extra_rows, installed_versions, wanted
+
+
+def components() -> list[dict[str, Any]]:
+    """Every pruner, recovery, evaluator and exporter, with its options and what it needs."""
+    found = []
+    for registry in (pruners, recoveries, evaluators, exporters):
+        for name in registry.names():
+            row: dict[str, Any] = {"kind": registry.kind, "name": name}
+            try:
+                cls: Any = registry.get(name)
+            except SlmError as error:
+                found.append({**row, "summary": str(error), "options": [], "ready": False})
+                continue
+            row["summary"] = (cls.__doc__ or "").strip().splitlines()[0]
+            row["targets"] = list(getattr(cls, "targets", ()))
+            row["extra"] = cls.extra
+            row["ready"] = cls.extra is None or not missing(cls.extra)
+            row["options"] = [
+                {
+                    "name": option,
+                    "default": None if field.is_required() else repr(field.default),
+                    "description": field.description or "",
+                }
+                for option, field in cls.Options.model_fields.items()
+            ]
+            found.append(row)
+    return found
+
+
+def component_table(found: list[dict[str, Any]]) -> Table:
+    """Components as a table, one option a line."""
+    table = Table(title="What a recipe can use", show_lines=True)
+    for column in ("kind", "name", "what it does", "options (default)"):
+        table.add_column(column, overflow="fold")
+    for row in found:
+        needs = "" if row["ready"] else f"\nneeds slm-plugin[{row.get('extra')}]"
+        targets = f"\ntarget: {', '.join(row['targets'])}" if row.get("targets") else ""
+        options = "\n".join(
+            f"{o['name']} ({'required' if o['default'] is None else o['default']}): "
+            f"{o['description']}"
+            for o in row["options"]
+        )
+        table.add_row(row["kind"], row["name"], row["summary"] + targets + needs, options)
+    return table
+
+
+def inspection(view: DecoderView) -> dict[str, Any]:
+    """A model's dimensions, its parameters by part, and the units that can be pruned."""
+    dims = view.dimensions()
+    layer = projections(view.layers[0])
+    attention = sum(p.numel() for n in ATTENTION_PROJECTIONS for p in layer[n].parameters())
+    mlp = sum(
+        p.numel() for n in layer if n not in ATTENTION_PROJECTIONS for p in layer[n].parameters()
+    )
+    embeddings = view.embedding.weight.numel()
+    head = 0 if dims.tied_embeddings else sum(p.numel() for p in view.head.parameters())
+    parts = {
+        "embedding": embeddings,
+        "head": head,
+        "attention": attention * dims.layers,
+        "mlp": mlp * dims.layers,
+    }
+    parts["norms"] = dims.parameters - sum(parts.values())
+    return {
+        "dimensions": dims.model_dump(),
+        "parameters": parts,
+        "units": {
+            "layer": {"count": dims.layers, "parameters": dims.layer_parameters},
+            "mlp_channel in every layer": {
+                "count": dims.intermediate_size,
+                "parameters": dims.channel_parameters * dims.layers,
+            },
+            "kv_group in every layer": {
+                "count": dims.kv_heads,
+                "parameters": dims.kv_group_parameters * dims.layers,
+            },
+        },
+    }
+
+
+def inspection_table(name: str, found: dict[str, Any]) -> Table:
+    """An inspection as one table."""
+    total = found["dimensions"]["parameters"]
+    table = Table(title=f"{name}: {found['dimensions']['architecture']}, {total:,} parameters")
+    for column, right in (("what", False), ("count", True), ("parameters", True), ("share", True)):
+        table.add_column(column, justify="right" if right else "left")
+    for part, scalars in found["parameters"].items():
+        table.add_row(part, "", f"{scalars:,}", f"{scalars / total:.2%}")
+    table.add_section()
+    for unit, row in found["units"].items():
+        scalars = row["parameters"]
+        table.add_row(f"one {unit}", str(row["count"]), f"{scalars:,}", f"{scalars / total:.3%}")
+    table.add_section()
+    for field in ("hidden_size", "attention_heads", "kv_heads", "head_dim", "vocab_size"):
+        table.add_row(field, str(found["dimensions"][field]), "", "")
+    table.add_row("tied embeddings", str(found["dimensions"]["tied_embeddings"]), "", "")
+    return table
+
+
+def doctor_report() -> dict[str, Any]:
+    """Versions found and wanted; ``problems`` lists what is there and out of bounds."""
+    problems = []
+    for requirement in wanted():
+        found = found_version(requirement.name)
+        needed = requirement.marker is None or "extra" not in str(requirement.marker)
+        if found is None:
+            if needed:
+                problems.append(f"{requirement.name} is missing")
+        elif not requirement.specifier.contains(found, prereleases=True):
+            problems.append(f"{requirement.name} {found} is not {requirement.specifier}")
+    core = [
+        {"package": r.name, "found": found_version(r.name) or "", "wanted": bounds(r.name)}
+        for r in wanted()
+        if r.marker is None or "extra" not in str(r.marker)
+    ]
+    return {
+        "versions": installed_versions(),
+        "core": core,
+        "extras": extra_rows(),
+        "problems": sorted(set(problems)),
+    }
+
+
+def doctor_table(found: dict[str, Any]) -> Table:
+    """The doctor's report as one table."""
+    table = Table(title="Installed packages", caption="\n".join(found["problems"]) or "all is well")
+    for column in ("package", "found", "wanted", "extra", "for"):
+        table.add_column(column)
+    for row in found["core"]:
+        table.add_row(row["package"], row["found"] or "missing", row["wanted"], "", "core")
+    table.add_section()
+    for row in found["extras"]:
+        install = row["found"] or f"pip install 'slm-plugin[{row['extra']}]'"
+        table.add_row(row["package"], install, row["wanted"], row["extra"], row["for"])
+    return table

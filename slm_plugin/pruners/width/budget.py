@@ -1,0 +1,158 @@
+"""From a target to the number of MLP channels and KV groups that every layer loses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from slm_plugin.errors import TargetError
+from slm_plugin.models.view import Dimensions
+from slm_plugin.pruners.portability import splits_evenly
+from slm_plugin.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What every layer loses."""
+
+    channels: int
+    kv_groups: int
+
+
+def uniform_cut(
+    target: Target,
+    original: Dimensions,
+    current: Dimensions,
+    *,
+    kv_groups: int | Literal["auto"],
+    multiple_of: int,
+) -> Cut:
+    """The cut that comes nearest to a target.
+
+    KV groups go first; MLP channels take the rest, rounded to the nearest count that leaves a
+    multiple of ``multiple_of`` (or all of them). ``auto`` takes the same share of KV groups as
+    of the prunable parameters, rounded down to a count that every reader of checkpoints accepts;
+    more only when the MLP cannot carry the rest.
+
+    Args:
+        target: A ratio or a number of parameters.
+        original: The model as it was loaded.
+        current: The model as the stage finds it.
+        kv_groups: KV groups to take from every layer.
+        multiple_of: What the intermediate size that remains is a multiple of.
+
+    Raises:
+        TargetError: The target is out of reach; the hint says what is reachable.
+    """
+    wanted = target.parameters_to_remove(original.parameters, current.parameters)
+    if wanted <= 0:
+        raise TargetError(
+            f"the target ({target.describe()}) removes nothing: the model has "
+            f"{current.parameters:,} parameters",
+            hint="ask for fewer",
+        )
+    if multiple_of >= current.intermediate_size:
+        raise TargetError(
+            f"multiple_of {multiple_of} leaves no size to cut the MLP to: it has "
+            f"{current.intermediate_size} channels",
+            hint="choose a smaller multiple_of",
+        )
+    counts = _kv_counts(kv_groups, wanted, current)
+    cuts = (_cut(wanted, count, current, multiple_of) for count in counts)
+    cut = next((cut for cut in cuts if cut is not None), None)
+    reach = _Reach(target, original, current, multiple_of)
+    if cut is None:
+        raise reach.too_far(wanted, counts[-1])
+    if cut == Cut(0, 0):
+        raise reach.too_little()
+    return cut
+
+
+def _kv_counts(asked: int | Literal["auto"], wanted: int, current: Dimensions) -> tuple[int, ...]:
+    """Numbers of KV groups to try, the preferred one first."""
+    if asked != "auto":
+        if asked >= current.kv_heads:
+            raise TargetError(
+                f"kv_groups {asked} leaves no KV group: every layer has {current.kv_heads}",
+                hint=f"at most {current.kv_heads - 1} can go",
+            )
+        return (asked,)
+    share = wanted / _prunable(current)
+    legal = [
+        count
+        for count in range(current.kv_heads)
+        if count == 0 or splits_evenly(current.without_units(kv_groups=count))
+    ]
+    first = max(count for count in legal if count <= share * current.kv_heads)
+    return tuple(count for count in legal if count >= first)
+
+
+def _prunable(current: Dimensions) -> int:
+    return current.layers * (
+        current.intermediate_size * current.channel_parameters
+        + current.kv_heads * current.kv_group_parameters
+    )
+
+
+def _sizes(current: Dimensions, multiple_of: int) -> list[int]:
+    """Intermediate sizes that may remain, largest first."""
+    whole = range(multiple_of, current.intermediate_size, multiple_of)
+    return [current.intermediate_size, *reversed(whole)]
+
+
+def _cut(wanted: int, kv_groups: int, current: Dimensions, multiple_of: int) -> Cut | None:
+    """The nearest cut with so many KV groups; None when it is more than half a step away."""
+    rest = wanted / current.layers - kv_groups * current.kv_group_parameters
+    ideal = current.intermediate_size - rest / current.channel_parameters
+    sizes = _sizes(current, multiple_of)
+    slack = multiple_of / 2
+    if not sizes[-1] - slack <= ideal <= sizes[0] + slack:
+        return None
+    nearest = min(sizes, key=lambda size: abs(size - ideal))
+    return Cut(current.intermediate_size - nearest, kv_groups)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """Says what is reachable when a target is not."""
+
+    target: Target
+    original: Dimensions
+    current: Dimensions
+    multiple_of: int
+
+    def too_far(self, wanted: int, kv_groups: int) -> TargetError:
+        """More than the MLP can carry, or less than the KV groups alone take."""
+        groups = kv_groups * self.current.kv_group_parameters
+        if groups * self.current.layers > wanted:
+            return TargetError(
+                f"kv_groups {kv_groups} alone removes {self._amount(groups)}, more than the "
+                f"target ({self.target.describe()})",
+                hint="remove fewer KV groups or ask for more",
+            )
+        channels = self.current.intermediate_size - _sizes(self.current, self.multiple_of)[-1]
+        most = groups + channels * self.current.channel_parameters
+        return TargetError(
+            f"the target ({self.target.describe()}) is out of reach of width pruning",
+            hint=f"with {kv_groups} of {self.current.kv_heads} KV groups removed at most "
+            f"{self._amount(most)}",
+        )
+
+    def too_little(self) -> TargetError:
+        """Less than half of the smallest step."""
+        first, second = _sizes(self.current, self.multiple_of)[:2]
+        step = (first - second) * self.current.channel_parameters
+        return TargetError(
+            f"the target ({self.target.describe()}) is less than half of the smallest step",
+            hint=f"one step is {self._amount(step)}: ask for that or more, or choose a smaller "
+            "multiple_of",
+        )
+
+    def _amount(self, per_layer: int) -> str:
+        whole = per_layer * self.current.layers
+        of_current = self.target.of == "current"
+        base = self.current.parameters if of_current else self.original.parameters
+        # Rounded down, so that the ratio named is one that can be had.
+        ratio = math.floor(whole / base * 1000) / 1000
+        return f"ratio {ratio:.3f} ({self.current.parameters - whole:,} parameters left)"

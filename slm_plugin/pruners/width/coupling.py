@@ -1,0 +1,118 @@
+"""An independent opinion on the groups: what torch-pruning finds by tracing the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from slm_plugin.errors import UnsupportedModelError
+from slm_plugin.models.view import DecoderView, Dimensions, projections
+from slm_plugin.pruners.width.gradients import only_trainable
+from slm_plugin.pruners.width.groups import Members, channel_members, kv_group_members
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TRACED_TOKENS = 4
+
+
+def check_coupling(view: DecoderView) -> None:
+    """Compare our groups with those of torch-pruning's dependency graph.
+
+    All layers share their shapes, so the first and the last stand for all. MLP groups are always
+    compared, attention groups only when every query head has its own key/value head: with two
+    query heads a key/value head, torch-pruning 1.6.1 follows the rotary embedding's concatenation
+    for ever, and with three or more it does not couple keys with queries. Only linear maps are
+    compared: the per-head norms of Qwen3 are shared by all heads and stay, though torch-pruning
+    lists them.
+
+    Raises:
+        UnsupportedModelError: torch-pruning couples other rows or columns than we do.
+    """
+    import torch_pruning
+
+    dimensions = view.dimensions()
+    with _undisturbed(view.model):
+        graph = torch_pruning.DependencyGraph().build_dependency(
+            view.model,
+            # A dictionary: positional inputs are unpacked along the batch at first.
+            example_inputs={
+                "input_ids": torch.zeros(
+                    (1, TRACED_TOKENS), dtype=torch.long, device=view.model.device
+                ),
+                "use_cache": False,
+            },
+            output_transform=lambda output: output.logits,
+            unwrapped_parameters=[(norm, 0) for norm in _norm_weights(view.model)],
+        )
+        for index in sorted({0, len(view.layers) - 1}):
+            for root, expected in _expected_groups(dimensions):
+                found = _traced_group(graph, projections(view.layers[index]), root, expected[root])
+                _require_equal(found, expected, f"layer {index}")
+        # Nodes refer to one another and hold every parameter: pruned ones must become free.
+        for node in graph.module2node.values():
+            vars(node).clear()
+
+
+def _expected_groups(dimensions: Dimensions) -> Iterator[tuple[str, Members]]:
+    """Roots to ask for, each with the group that we would remove."""
+    last = dimensions.intermediate_size - 1
+    yield "gate_proj", channel_members(sorted({0, last}))
+    if dimensions.queries_per_group == 1:
+        yield "q_proj", kv_group_members((dimensions.kv_heads - 1,), dimensions)
+
+
+def _traced_group(
+    graph: Any, modules: dict[str, nn.Linear], root: str, indices: tuple[int, ...]
+) -> Members:
+    import torch_pruning
+
+    names = {module: name for name, module in modules.items()}
+    handler = torch_pruning.prune_linear_out_channels
+    group = graph.get_pruning_group(modules[root], handler, list(indices))
+    return {
+        names.get(dep.target.module, dep.target.name): tuple(sorted(found))
+        for dep, found in group
+        if isinstance(dep.target.module, nn.Linear)
+    }
+
+
+def _require_equal(found: Members, expected: Members, place: str) -> None:
+    if found == expected:
+        return
+    differing = sorted(n for n in found | expected if found.get(n) != expected.get(n))
+    raise UnsupportedModelError(
+        f"torch-pruning couples {', '.join(differing)} of {place} differently from what "
+        "transformers' own layers do",
+        hint="the model's forward pass was changed; prune the unchanged architecture",
+    )
+
+
+def _norm_weights(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Parameters of no layer type that torch-pruning knows; unless named, it warns of them."""
+    known = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.Embedding)
+        for parameter in module.parameters()
+    }
+    return [parameter for parameter in model.parameters() if id(parameter) not in known]
+
+
+@contextmanager
+def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
+    """Trace in evaluation mode with gradients, and leave flags and hooks as found."""
+    found = [(m, m.training, set(m._forward_hooks)) for m in model.modules()]
+    try:
+        with only_trainable(model, model.parameters()):
+            yield
+    finally:
+        for module, training, hooks in found:
+            module.training = training
+            # torch-pruning leaves its own behind when the forward pass fails.
+            for added in set(module._forward_hooks) - hooks:
+                del module._forward_hooks[added]

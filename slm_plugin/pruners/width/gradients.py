@@ -1,0 +1,89 @@
+"""Gradients of the calibration loss, taken without a trace on the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from slm_plugin.errors import NumericalError
+from slm_plugin.models.view import DecoderView, projections
+
+
+@contextmanager
+def only_trainable(model: nn.Module, parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Let autograd follow some parameters and no others.
+
+    ``requires_grad`` and ``.grad`` of all parameters are as found when the block ends.
+    """
+    wanted = {id(parameter) for parameter in parameters}
+    found = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    try:
+        for parameter, _, _ in found:
+            parameter.grad = None
+            parameter.requires_grad_(id(parameter) in wanted)
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter, flag, grad in found:
+            parameter.requires_grad_(flag)
+            parameter.grad = grad
+
+
+def loss_gradients(view: DecoderView, batches: Iterable[Tensor]) -> list[dict[str, Tensor]]:
+    """Gradient of the mean next-token cross entropy over all batches.
+
+    Each weight's gradient moves into its float32 sum as soon as it exists, so that one set of
+    gradients is held and half precision does not swallow small terms.
+
+    Args:
+        view: The model.
+        batches: Token ids, each ``(samples, length)`` with the same length.
+
+    Returns:
+        For every layer, by projection, the gradient of the weight in the weight's shape, float32.
+
+    Raises:
+        NumericalError: The loss is NaN or infinite.
+    """
+    weights = [{n: m.weight for n, m in projections(layer).items()} for layer in view.layers]
+    flat = [weight for layer in weights for weight in layer.values()]
+    sums = {id(weight): torch.zeros_like(weight, dtype=torch.float32) for weight in flat}
+    samples = 0
+    with only_trainable(view.model, flat):
+        hooks = [
+            weight.register_post_accumulate_grad_hook(_move_into(sums[id(weight)]))  # type: ignore[no-untyped-call]
+            for weight in flat
+        ]
+        try:
+            for tokens in batches:
+                # The model shifts labels itself: position t is asked for token t+1.
+                loss = view.model(input_ids=tokens, labels=tokens, use_cache=False).loss
+                _require_finite(loss)
+                (loss * len(tokens)).backward()
+                samples += len(tokens)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    for total in sums.values():
+        total /= samples
+    return [{name: sums[id(weight)] for name, weight in layer.items()} for layer in weights]
+
+
+def _move_into(total: Tensor) -> Callable[[Tensor], None]:
+    def move(weight: Tensor) -> None:
+        if weight.grad is not None:
+            total.add_(weight.grad)
+        weight.grad = None
+
+    return move
+
+
+def _require_finite(loss: Tensor) -> None:
+    if not torch.isfinite(loss):
+        raise NumericalError(
+            f"the calibration loss is {loss.item():g}",
+            hint="load the model in float32 or bfloat16 and give samples of 2 tokens or more",
+        )

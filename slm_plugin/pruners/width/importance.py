@@ -1,0 +1,106 @@
+"""How much every MLP channel and KV group matters, by weight magnitude or by Taylor expansion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from slm_plugin.errors import NumericalError
+from slm_plugin.models.view import (
+    ATTENTION_PROJECTIONS,
+    MLP_PROJECTIONS,
+    DecoderView,
+    Dimensions,
+    projections,
+)
+from slm_plugin.pruners.plan import UnitScores
+from slm_plugin.pruners.width.gradients import loss_gradients
+from slm_plugin.pruners.width.groups import axis, kv_group_members
+
+Norm = Literal[1, 2]
+SIGNIFICANT_DIGITS = 6
+
+
+def magnitude(view: DecoderView, norm: Norm = 2) -> tuple[UnitScores, ...]:
+    """Score units by the sum of ``|w|**norm`` over all weights that go with them, biases aside.
+
+    Needs no data, and says nothing about how strongly a unit is used.
+
+    Raises:
+        NumericalError: A weight is NaN or infinite.
+
+    Source: Li et al. 2017 (arXiv 1608.08710), section 3.1, over the coupled group of Fang et al.
+        2023 (arXiv 2301.12900), section 3.3.
+    """
+    saliences = (
+        {name: linear.weight.detach().float().abs().pow(norm) for name, linear in modules.items()}
+        for modules in map(projections, view.layers)
+    )
+    return tuple(_score_layers(saliences, view.dimensions()))
+
+
+def taylor(view: DecoderView, batches: Iterable[Tensor]) -> tuple[UnitScores, ...]:
+    """Score units by the sum of ``|w * dL/dw|`` over all weights that go with them.
+
+    To first order that bounds what removing the unit does to the loss: each term is the change
+    when one weight becomes zero. The gradient is that of the mean loss over all samples, so
+    contributions of different samples may cancel before the absolute value is taken.
+
+    Args:
+        view: The model, in evaluation mode.
+        batches: Calibration token ids, each ``(samples, length)``.
+
+    Raises:
+        NumericalError: The loss or a score is NaN or infinite.
+
+    Source: Ma et al. 2023, LLM-Pruner (arXiv 2305.11627), section 3.2, element-wise importance
+        of first order (``param_first`` of the released code).
+    """
+    gradients = loss_gradients(view, batches)
+    saliences = (
+        {name: (linear.weight.detach() * gradient[name]).abs() for name, linear in modules.items()}
+        for modules, gradient in zip(map(projections, view.layers), gradients, strict=True)
+    )
+    return tuple(_score_layers(saliences, view.dimensions()))
+
+
+def kept(scores: Sequence[float], removed: int) -> tuple[int, ...]:
+    """Units that stay when the lowest go; among equal scores the lowest index goes first."""
+    order = sorted(range(len(scores)), key=scores.__getitem__)
+    return tuple(sorted(order[removed:]))
+
+
+def _score_layers(
+    saliences: Iterable[Mapping[str, Tensor]], dimensions: Dimensions
+) -> Iterator[UnitScores]:
+    for layer, salience in enumerate(saliences):
+        lines = {name: _per_line(name, value) for name, value in salience.items()}
+        channels = torch.stack([lines[name] for name in MLP_PROJECTIONS]).sum(0)
+        groups = torch.stack(
+            [_group_sum(lines, group, dimensions) for group in range(dimensions.kv_heads)]
+        )
+        yield UnitScores(layer=layer, unit="mlp_channel", scores=_rounded(channels, layer))
+        yield UnitScores(layer=layer, unit="kv_group", scores=_rounded(groups, layer))
+
+
+def _per_line(projection: str, salience: Tensor) -> Tensor:
+    """Sum over the axis that units do not occupy: one value a row, or a column of readers."""
+    return salience.float().sum(1 - axis(projection))
+
+
+def _group_sum(lines: Mapping[str, Tensor], group: int, dimensions: Dimensions) -> Tensor:
+    members = kv_group_members((group,), dimensions)
+    return torch.stack([lines[n][list(members[n])].sum() for n in ATTENTION_PROJECTIONS]).sum()
+
+
+def _rounded(scores: Tensor, layer: int) -> tuple[float, ...]:
+    """Scores as a plan holds them; short enough to read, and free of the last bits' noise."""
+    if not torch.isfinite(scores).all():
+        raise NumericalError(
+            f"layer {layer} has scores that are NaN or infinite",
+            hint="check the model's weights, or load it in float32",
+        )
+    return tuple(float(f"{score:.{SIGNIFICANT_DIGITS}g}") for score in scores.tolist())

@@ -1,0 +1,162 @@
+"""Uniform structured width pruning of MLP channels and KV groups with torch-pruning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from typing_extensions import Self
+
+from slm_plugin.extras import require
+from slm_plugin.models.view import Dimensions
+from slm_plugin.pruners.base import Options, Pruner
+from slm_plugin.pruners.plan import KeepChannels, KeepHeads, PruningPlan, UnitScores
+from slm_plugin.pruners.portability import portability, refuse_unloadable
+from slm_plugin.pruners.width.budget import Cut, uniform_cut
+from slm_plugin.pruners.width.coupling import check_coupling
+from slm_plugin.pruners.width.importance import Norm, kept, magnitude, taylor
+from slm_plugin.registry import register_pruner
+from slm_plugin.session import Session
+from slm_plugin.target import Target
+
+
+class TorchPruningOptions(Options):
+    """What to score by, and how the cut is shared between MLP and attention."""
+
+    importance: Annotated[
+        Literal["magnitude", "taylor"],
+        Field(description="taylor reads the calibration set, magnitude only the weights"),
+    ] = "taylor"
+    norm: Annotated[
+        Norm, Field(description="power of the weights that magnitude sums up; not for taylor")
+    ] = 2
+    kv_groups: Annotated[
+        Annotated[int, Field(ge=0, strict=True)] | Literal["auto"],
+        Field(
+            description="KV groups to remove from every layer, each with its query heads; auto "
+            "removes the same share of them as of the prunable parameters, rounded down"
+        ),
+    ] = "auto"
+    multiple_of: Annotated[
+        int, Field(ge=1, description="the intermediate size that stays is a multiple of this")
+    ] = 8
+
+    @model_validator(mode="after")
+    def _norm_is_for_magnitude(self) -> Self:
+        if self.importance == "taylor" and "norm" in self.model_fields_set:
+            raise ValueError("`norm` is for importance: magnitude; taylor has none")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_idle_norm(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Options that were written out can be read again."""
+        values: dict[str, Any] = serialize(self)
+        if self.importance == "taylor":
+            values.pop("norm", None)
+        return values
+
+
+@register_pruner("torch_pruning")
+class TorchPruning(Pruner):
+    """Take the same number of MLP channels and KV groups from every layer.
+
+    Each layer ranks its own units, so that the result has uniform layers and loads with stock
+    classes. Groups are ours and are checked against torch-pruning's dependency graph; surgery
+    slices with torch-pruning's primitives.
+    """
+
+    kind: ClassVar[Literal["depth", "width"]] = "width"
+    targets: ClassVar[tuple[str, ...]] = ("ratio", "parameters")
+    extra: ClassVar[str | None] = "width"
+    Options = TorchPruningOptions
+
+    def __init__(self, options: TorchPruningOptions, target: Target) -> None:
+        super().__init__(options, target)
+        self.options: TorchPruningOptions = options
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Magnitudes are read off the weights; only Taylor scores need text."""
+        return self.options.importance == "taylor"
+
+    def check_target(self, original: Dimensions, current: Dimensions) -> None:
+        """Refuse an impossible target before any work.
+
+        Raises:
+            TargetError: The target is out of reach; the hint says what is reachable.
+        """
+        self._cut(original, current)
+
+    def plan(self, session: Session) -> PruningPlan:
+        """Score all units, choose what stays, and leave the model as it is.
+
+        Raises:
+            TargetError: The target is out of reach; the hint says what is reachable.
+            UnsupportedModelError: torch-pruning couples the projections differently.
+            CalibrationError: Taylor importance without a calibration set.
+            NumericalError: The loss or a score is NaN or infinite.
+        """
+        require("width", "the pruner torch_pruning")
+        before = session.view.dimensions()
+        cut = self._cut(session.original, before)
+        after = before.without_units(cut.channels, cut.kv_groups)
+        warnings = portability(before, after, session.model.config)
+        check_coupling(session.view)
+        scores = self._score(session)
+        return PruningPlan(
+            pruner=self.name,
+            kind="width",
+            options=self.options.model_dump(mode="json"),
+            target=self.target,
+            fingerprint=session.fingerprint(),
+            before=before,
+            after=after,
+            operations=tuple(op for layer in scores for op in _operations(layer, cut)),
+            scores=scores,
+            notes=_notes(self.target, session.original, before, after),
+            warnings=warnings,
+        )
+
+    def _cut(self, original: Dimensions, current: Dimensions) -> Cut:
+        cut = uniform_cut(
+            self.target,
+            original,
+            current,
+            kv_groups=self.options.kv_groups,
+            multiple_of=self.options.multiple_of,
+        )
+        refuse_unloadable(current, current.without_units(cut.channels, cut.kv_groups))
+        return cut
+
+    def _score(self, session: Session) -> tuple[UnitScores, ...]:
+        if self.options.importance == "taylor":
+            return taylor(session.view, session.batches())
+        return magnitude(session.view, self.options.norm)
+
+
+def _operations(units: UnitScores, cut: Cut) -> list[KeepChannels | KeepHeads]:
+    if units.unit == "mlp_channel" and cut.channels:
+        return [KeepChannels(layer=units.layer, indices=kept(units.scores, cut.channels))]
+    if units.unit == "kv_group" and cut.kv_groups:
+        return [KeepHeads(layer=units.layer, kv_groups=kept(units.scores, cut.kv_groups))]
+    return []
+
+
+def _notes(
+    target: Target, original: Dimensions, before: Dimensions, after: Dimensions
+) -> tuple[str, ...]:
+    """What the target became."""
+    wanted = target.parameters_to_remove(original.parameters, before.parameters)
+    removed = before.parameters - after.parameters
+    return (
+        f"every layer keeps {after.intermediate_size:,} of {before.intermediate_size:,} MLP "
+        f"channels and {after.kv_heads} of {before.kv_heads} KV groups",
+        f"target {target.describe()}: {wanted:,} parameters asked for, {removed:,} removed, "
+        f"{after.parameters:,} left; {removed / original.parameters:.2%} of the original and "
+        f"{removed / before.parameters:.2%} of the current parameters",
+    )

@@ -1,0 +1,79 @@
+"""Check one part of a recipe against its schema and collect what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from slm_plugin.errors import SlmError
+from slm_plugin.extras import require
+from slm_plugin.recipe.document import Place, Problem
+from slm_plugin.registry import Registry, nearest
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validated(model: type[M], data: Any, place: Place, problems: list[Problem]) -> M | None:
+    """Validate strictly: a quoted number is no number, ``true`` is not 1."""
+    try:
+        return model.model_validate_json(json.dumps(data, default=str), strict=True)
+    except (TypeError, ValueError) as error:
+        if not isinstance(error, ValidationError):
+            problems.append(Problem(place, f"cannot be read: {error}"))
+            return None
+        for one in error.errors():
+            path = tuple(one["loc"])
+            problems.append(Problem((*place, *path), _message(model, path, dict(one))))
+        return None
+
+
+def known_class(
+    registry: Registry[Any], name: Any, place: Place, problems: list[Problem]
+) -> Any | None:
+    """The class of a name, or a problem that says which names there are."""
+    try:
+        return registry.get(str(name))
+    except SlmError as error:
+        problems.append(Problem(place, str(error)))
+        return None
+
+
+def check_extra(component: Any, place: Place, problems: list[Problem]) -> None:
+    """Note when the optional packages of a component are missing."""
+    if component.extra is None:
+        return
+    try:
+        require(component.extra, f"'{component.name}'")
+    except SlmError as error:
+        problems.append(Problem(place, str(error)))
+
+
+def _message(model: type[BaseModel], path: Place, error: dict[str, Any]) -> str:
+    kind, text = error["type"], str(error["msg"]).removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        known = list(_fields(model, path[:-1]))
+        guess = nearest(str(path[-1]), known)
+        hint = f"did you mean '{guess}'?" if guess else f"known: {', '.join(known) or 'none'}"
+        return f"unknown key '{path[-1]}'; {hint}"
+    if kind == "missing":
+        return f"the key '{path[-1]}' is missing"
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        return "should be a mapping of keys to values"
+    found = error.get("input")
+    shown = "" if isinstance(found, dict | list) or kind == "value_error" else f", not {found!r}"
+    return text.removeprefix("Input ") + shown
+
+
+def _fields(model: type[BaseModel], path: Place) -> Iterator[str]:
+    """Keys that are known at a place inside a model."""
+    for part in path:
+        field = model.model_fields.get(str(part))
+        inner = [] if field is None else [field.annotation, *get_args(field.annotation)]
+        found = next((t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)), None)
+        if found is None:
+            return
+        model = found
+    yield from model.model_fields

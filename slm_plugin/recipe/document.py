@@ -1,0 +1,114 @@
+"""The recipe as a YAML document: data, the place of every value, overrides, mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+Place = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake in a recipe: where it is and what is wrong."""
+
+    path: Place
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A YAML document as plain data, with line and column (from 1) of every key and item."""
+
+    data: Any
+    places: dict[Place, tuple[int, int]]
+    problems: tuple[Problem, ...]
+
+    def place(self, path: Place) -> tuple[int, int] | None:
+        """Line and column of a value or of the nearest enclosing one that is written."""
+        for end in range(len(path), -1, -1):
+            if path[:end] in self.places:
+                return self.places[path[:end]]
+        return None
+
+
+def read_yaml(text: str) -> Located:
+    """Parse one YAML document safely.
+
+    Raises:
+        yaml.YAMLError: The text is not YAML; the error's ``problem_mark`` says where.
+    """
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    if node is None:
+        return Located({}, {(): (1, 1)}, ())
+    places: dict[Place, tuple[int, int]] = {}
+    problems = tuple(_walk(node, (), places, set()))
+    return Located(yaml.safe_load(text), places, problems)
+
+
+def _walk(
+    node: yaml.Node, path: Place, places: dict[Place, tuple[int, int]], above: set[int]
+) -> Iterator[Problem]:
+    places.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
+    if id(node) in above:
+        yield Problem(path, "an alias that contains itself")
+        return
+    above = above | {id(node)}
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            name = str(key.value)
+            if name in seen:
+                yield Problem((*path, name), f"the key '{name}' is given twice")
+            seen.add(name)
+            places[(*path, name)] = (key.start_mark.line + 1, key.start_mark.column + 1)
+            yield from _walk(value, (*path, name), places, above)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _walk(item, (*path, index), places, above)
+
+
+def override(data: Any, setting: str) -> Iterator[Problem]:
+    """Put one ``path.to.key=value`` into the data; the value is YAML."""
+    path, equals, text = setting.partition("=")
+    parts = path.strip().split(".")
+    where: Place = (f"--set {setting}",)
+    if not equals or not all(parts):
+        yield Problem(where, "is not of the form path.to.key=value")
+        return
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        yield Problem(where, f"the value '{text}' is not YAML")
+        return
+    at = data
+    for part in parts[:-1]:
+        if isinstance(at, list) and part.isdigit() and int(part) < len(at):
+            at = at[int(part)]
+        elif isinstance(at, dict):
+            if not isinstance(at.get(part), dict | list):
+                at[part] = {}
+            at = at[part]
+        else:
+            yield Problem(where, f"the recipe has no '{part}' there")
+            return
+    last = parts[-1]
+    if isinstance(at, list) and last.isdigit() and int(last) < len(at):
+        at[int(last)] = value
+    elif isinstance(at, dict):
+        at[last] = value
+    else:
+        yield Problem(where, f"the recipe has no '{last}' there")
+
+
+def line(origin: str, located: Located, problem: Problem) -> str:
+    """A problem as the line that a user reads, with file, line and column."""
+    path = ".".join(str(part) for part in problem.path)
+    if path.startswith("--set"):
+        return f"{path}: {problem.message}"
+    place = located.place(problem.path)
+    mark = f":{place[0]}:{place[1]}" if place else ""
+    return f"{origin}{mark}: {path + ': ' if path else ''}{problem.message}"

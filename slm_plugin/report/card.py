@@ -1,0 +1,102 @@
+"""The model card: a README.md for the Hub that says what was done, measured and not measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from slm_plugin.pruners.plan import PruningPlan
+from slm_plugin.report import comparison, markdown, quantities
+from slm_plugin.report.record import RunReport
+from slm_plugin.report.usage import recipe_yaml, snippets
+
+# The Hub's rule for repository ids, with the owner that a base model always has.
+_HUB_ID = re.compile(r"(?!.*(?:--|\.\.))(?=.{3,96}$)\w[\w.-]*\b/\w[\w.-]*\b", re.ASCII)
+_LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
+
+
+def render_card(report: RunReport, plans: Mapping[str, PruningPlan]) -> str:
+    """The run as a model card in Markdown with YAML front matter.
+
+    Args:
+        report: The run.
+        plans: The plans of the run by file, as `StageRecord.plan` names them.
+    """
+    # Everything that an expression puts out is escaped, unless it is Markdown by type.
+    environment = Environment(
+        loader=PackageLoader("slm_plugin.report"),
+        autoescape=False,
+        finalize=markdown.escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "code": markdown.code,
+        "fence": markdown.fence,
+        "quantity": quantities.quantity,
+        "size": quantities.size,
+        "brief": quantities.brief,
+    }
+    rows = comparison.compare(report)
+    text = environment.get_template("model_card.md.j2").render(
+        front_matter=markdown.Markdown(
+            yaml.safe_dump(front_matter(report), sort_keys=False, allow_unicode=True)
+        ),
+        report=report,
+        base=hub_id(report.model),
+        summary=comparison.summary(report),
+        removed=comparison.removed(report.before, report.after),
+        rows=rows,
+        protocols=list(dict.fromkeys(row.protocol for row in rows)),
+        states=comparison.ordered_states(report),
+        sizes=[size for size in comparison.sizes(report) if size.change != "unchanged"],
+        figure=figure,
+        ratio=quantities.ratio,
+        recovered=[stage for stage in report.stages if stage.kind == "recovery"],
+        warnings=[text for _, text in comparison.warnings(report, plans)],
+        plans=plans,
+        snippets=snippets(report),
+        recipe=markdown.fence(recipe_yaml(report), "yaml"),
+    )
+    return text.rstrip() + "\n"
+
+
+def front_matter(report: RunReport) -> dict[str, Any]:
+    """The card's metadata, as the Hub names them."""
+    kinds = dict.fromkeys(f"{s.kind}-pruning" for s in report.stages if s.kind != "recovery")
+    fields: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["pruning", *kinds, "slm-plugin"],
+    }
+    base = hub_id(report.model)
+    if base is not None:
+        fields["base_model"] = base
+    if report.license:
+        known = _LICENSE_ID.fullmatch(report.license.lower())
+        fields["license"] = known[0] if known else "other"
+        if not known:
+            fields["license_name"] = report.license
+    return fields
+
+
+def hub_id(model: str) -> str | None:
+    """The model's name when it looks like ``owner/name`` on the Hub and is no local folder."""
+    looks = _HUB_ID.fullmatch(model) and not model.endswith((".git", ".gguf"))
+    return model if looks and not Path(model).exists() else None
+
+
+def figure(row: comparison.Comparison, position: int) -> str:
+    """The value of a row in one state, with its standard error."""
+    taken = row.measured[position]
+    if taken is None:
+        return "\N{EN DASH}"
+    value = quantities.quantity(taken.value, row.unit, row.decimals)
+    error = f" ± {quantities.number(taken.stderr, row.decimals)}" if taken.stderr else ""
+    return value + error

@@ -1,0 +1,51 @@
+"""What the operations of a plan come to, worked out once for pictures and words."""
+
+from __future__ import annotations
+
+from slm_plugin.pruners.plan import (
+    DropLayers,
+    KeepChannels,
+    KeepHeads,
+    MergeLayers,
+    PruningPlan,
+    Trial,
+)
+
+
+def destinations(plan: PruningPlan) -> list[int | None]:
+    """Index in the result of every original layer; None for a layer that is dropped."""
+    dropped = {i for op in plan.operations if isinstance(op, DropLayers) for i in op.indices}
+    into = list(range(plan.before.layers))
+    for op in plan.operations:
+        if isinstance(op, MergeLayers):
+            into[op.first : op.last + 1] = [op.first] * (op.last - op.first + 1)
+    survivors = sorted({home for home in into if home not in dropped})
+    place = {home: position for position, home in enumerate(survivors)}
+    return [place.get(home) for home in into]
+
+
+def kept_channels(plan: PruningPlan) -> dict[int, tuple[int, ...]]:
+    """MLP channels that stay, for every layer that loses some."""
+    return {op.layer: op.indices for op in plan.operations if isinstance(op, KeepChannels)}
+
+
+def kept_groups(plan: PruningPlan) -> dict[int, tuple[int, ...]]:
+    """KV groups that stay, for every layer that loses some."""
+    return {op.layer: op.kv_groups for op in plan.operations if isinstance(op, KeepHeads)}
+
+
+def final_trials(plan: PruningPlan) -> set[int]:
+    """Positions of the trials whose windows the plan merges: the last accepted one of each."""
+    windows = {(op.first, op.last) for op in plan.operations if isinstance(op, MergeLayers)}
+    last = {
+        (trial.first, trial.last): position
+        for position, trial in enumerate(plan.trials)
+        if trial.accepted
+    }
+    return {position for window, position in last.items() if window in windows}
+
+
+def layers_left(plan: PruningPlan, trial: Trial) -> int:
+    """Layers of the model that a trial evaluated."""
+    merged = [*trial.committed, (trial.first, trial.last)]
+    return plan.before.layers - sum(last - first for first, last in merged)

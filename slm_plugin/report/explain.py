@@ -1,0 +1,132 @@
+"""A plan in words and a table: what it will do when it is applied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from slm_plugin.pruners.plan import DropLayers, MergeLayers, PruningPlan
+from slm_plugin.report import comparison, quantities
+from slm_plugin.report.consequences import (
+    destinations,
+    final_trials,
+    kept_channels,
+    kept_groups,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A plan explained; prints itself on a rich console.
+
+    Attributes:
+        text: Paragraphs of plain text.
+        tables: What happens to the layers, and to the units inside them.
+    """
+
+    text: str
+    tables: tuple[Table, ...]
+
+    def __rich__(self) -> Group:
+        return Group(Text(self.text), *self.tables)
+
+
+def explain(plan: PruningPlan) -> Explanation:
+    """Say what a plan will do, in words and in a table of every operation."""
+    parts = [_origin(plan), _effect(plan)]
+    if plan.trials:
+        parts.append(_search(plan))
+    for heading, lines in (("Notes", plan.notes), ("Warnings", plan.warnings)):
+        if lines:
+            parts.append("\n".join([f"{heading}:", *(f"  - {line}" for line in lines)]))
+    tables = [table for table in (_layer_table(plan), _unit_table(plan)) if table.row_count]
+    return Explanation("\n\n".join(parts) + "\n", tuple(tables))
+
+
+def _origin(plan: PruningPlan) -> str:
+    options = ", ".join(f"{name} {value}" for name, value in plan.options.items())
+    chosen = f" with {options}" if options else ""
+    return (
+        f"A {plan.kind} plan by {plan.pruner}{chosen}.\n"
+        f"Made for: {plan.fingerprint.architecture}, {plan.fingerprint.dtype}, "
+        f"weights {plan.fingerprint.weights[:19]}; no other model takes it.\n"
+        f"Target: {plan.target.describe()}."
+    )
+
+
+def _effect(plan: PruningPlan) -> str:
+    before, after = plan.before, plan.after
+    lines = [
+        f"In all, {comparison.removed(before, after)}.",
+        f"Layers:         {before.layers} -> {after.layers}",
+        f"Parameters:     {before.parameters:,} -> {after.parameters:,} "
+        f"(ratio {after.parameters / before.parameters:.3f})",
+    ]
+    if before.intermediate_size != after.intermediate_size:
+        lines.append(f"MLP channels:   {before.intermediate_size} -> {after.intermediate_size}")
+    if before.kv_heads != after.kv_heads:
+        lines.append(
+            f"Heads:          {before.attention_heads} -> {after.attention_heads} query, "
+            f"{before.kv_heads} -> {after.kv_heads} key/value"
+        )
+    return "\n".join(lines)
+
+
+def _search(plan: PruningPlan) -> str:
+    accepted = sum(trial.accepted for trial in plan.trials)
+    threshold = f", threshold {plan.threshold:g}" if plan.threshold is not None else ""
+    values = [trial.similarity for trial in plan.trials]
+    further = f" {len(plan.explored):,} more on the way to it." if plan.explored else ""
+    return (
+        f"Search: {quantities.plural(len(plan.trials), 'trial')}, {accepted} accepted"
+        f"{threshold}; similarities {min(values):.4f} to {max(values):.4f}.{further}"
+    )
+
+
+def _layer_table(plan: PruningPlan) -> Table:
+    table = Table(title="Layers", title_justify="left")
+    for heading in ("operation", "layers", "becomes", "layers removed", "similarity"):
+        table.add_column(heading, justify="left" if heading == "operation" else "right")
+    homes = destinations(plan)
+    similarity = {
+        (plan.trials[i].first, plan.trials[i].last): f"{plan.trials[i].similarity:.4f}"
+        for i in final_trials(plan)
+    }
+    for op in plan.operations:
+        if isinstance(op, MergeLayers):
+            span = quantities.spans(range(op.first, op.last + 1))
+            home = homes[op.first] if op.first < len(homes) else None
+            found = similarity.get((op.first, op.last), "")
+            table.add_row(
+                Text(f"merge, rule {op.rule}"),
+                span,
+                f"layer {home}",
+                str(op.last - op.first),
+                found,
+            )
+        elif isinstance(op, DropLayers):
+            gone = quantities.spans(op.indices)
+            table.add_row(Text("drop"), gone, "", str(len(op.indices)), "")
+    return table
+
+
+def _unit_table(plan: PruningPlan) -> Table:
+    channels, groups = kept_channels(plan), kept_groups(plan)
+    before = plan.before
+    table = Table(title="What the layers keep", title_justify="left")
+    for heading in ("layer", "MLP channels", "KV groups", "query heads"):
+        table.add_column(heading, justify="right")
+    for layer in sorted({*channels, *groups}):
+        wide = len(channels.get(layer, range(before.intermediate_size)))
+        stay = groups.get(layer, tuple(range(before.kv_heads)))
+        heads = len(stay) * before.queries_per_group
+        table.add_row(
+            str(layer),
+            f"{wide:,} of {before.intermediate_size:,}",
+            f"{quantities.spans(stay)} of {before.kv_heads}",
+            f"{heads} of {before.attention_heads}",
+        )
+    return table

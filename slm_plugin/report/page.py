@@ -1,0 +1,164 @@
+"""The report as one self-contained HTML page: no script, no request to anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from slm_plugin.errors import MissingExtraError
+from slm_plugin.models.view import Dimensions
+from slm_plugin.pruners.plan import PruningPlan
+from slm_plugin.report import comparison, pictures, quantities
+from slm_plugin.report.record import RunReport, StageRecord
+from slm_plugin.report.usage import recipe_yaml, snippets
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture with its words; ``notice`` stands in its place when it cannot be drawn."""
+
+    title: str
+    caption: str
+    svg: Markup
+    notice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StageView:
+    """A stage with everything that the page says about it."""
+
+    record: StageRecord
+    before: Dimensions
+    plan: PruningPlan | None
+    options: Mapping[str, object]
+    pictures: tuple[Picture, ...]
+    notes: tuple[str, ...]
+
+
+def render_page(report: RunReport, plans: Mapping[str, PruningPlan]) -> str:
+    """The whole run as an HTML page.
+
+    Args:
+        report: The run.
+        plans: The plans of the run by file, as `StageRecord.plan` names them.
+
+    Returns:
+        HTML. Where matplotlib is missing the page says so in the place of every picture.
+    """
+    environment = Environment(
+        loader=PackageLoader("slm_plugin.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": quantities.number,
+        "quantity": quantities.quantity,
+        "brief": quantities.brief,
+        "size": quantities.size,
+        "count": quantities.count,
+        "duration": quantities.duration,
+        "ratio": quantities.ratio,
+    }
+    rows = comparison.compare(report)
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        summary=comparison.summary(report),
+        rows=rows,
+        headline=[row for row in rows if row.ratio is not None][:2],
+        states=comparison.ordered_states(report),
+        chart=picture(
+            "Before and after",
+            "Every figure that was taken by the same protocol in the first and the last state. "
+            "Whiskers are one standard error.",
+            lambda: pictures.before_after(report),
+        ),
+        sizes=comparison.sizes(report),
+        size_states=comparison.size_states(report),
+        removed=comparison.removed(report.before, report.after),
+        change=quantities.change,
+        stages=stage_views(report, plans),
+        warnings=comparison.warnings(report, plans),
+        snippets=snippets(report),
+        recipe=recipe_yaml(report),
+    )
+
+
+def stage_views(report: RunReport, plans: Mapping[str, PruningPlan]) -> list[StageView]:
+    """The stages in order, each with the model that it found, its plan and its pictures."""
+    views = []
+    before = report.before
+    for record in report.stages:
+        plan = plans.get(record.plan) if record.plan else None
+        said = (plan.notes if plan else ()) + (record.recovery.notes if record.recovery else ())
+        notes = tuple(note for note in said if note not in record.summary)
+        options: Mapping[str, object] = plan.options if plan else {}
+        if record.recovery is not None:
+            options = record.recovery.options
+        drawn = stage_pictures(record, plan)
+        views.append(StageView(record, before, plan, options, drawn, notes))
+        before = record.after
+    return views
+
+
+def stage_pictures(record: StageRecord, plan: PruningPlan | None) -> tuple[Picture, ...]:
+    """The pictures that a stage has something to show in."""
+    name = f"stage-{record.number}"
+    drawn: list[Picture | None] = []
+    if plan is not None:
+        drawn += _depth(plan, name) if plan.kind == "depth" else _width(plan, name)
+    recovery = record.recovery
+    if recovery is not None:
+        drawn.append(
+            picture(
+                "Loss while recovering",
+                "Training loss of every step.",
+                lambda: pictures.losses(recovery, f"{name}-losses"),
+            )
+        )
+    return tuple(one for one in drawn if one is not None)
+
+
+def _depth(plan: PruningPlan, name: str) -> list[Picture | None]:
+    return [
+        picture(
+            "Which layer went where",
+            "Lines lead from every layer before the stage to the one that holds it after.",
+            lambda: pictures.fates(plan, f"{name}-fates"),
+        ),
+        picture(
+            "The walk of the window",
+            "Every row is one trial, in order: the layers that it would merge into one, and how "
+            "similar the model stays.",
+            lambda: pictures.walk(plan, f"{name}-walk"),
+        ),
+        picture(
+            "The cost of merging",
+            "Similarity of every trial, and the layers that the model would have left.",
+            lambda: pictures.similarities(plan, f"{name}-similarities"),
+        ),
+    ]
+
+
+def _width(plan: PruningPlan, name: str) -> list[Picture | None]:
+    return [
+        picture(
+            "What every layer keeps",
+            "Units with the lowest scores go. Dots and crosses are medians, lines reach from the "
+            "lowest to the highest score of the layer.",
+            lambda: pictures.widths(plan, f"{name}-widths"),
+        )
+    ]
+
+
+def picture(title: str, caption: str, draw: Callable[[], str]) -> Picture | None:
+    """Draw, or say which extra would draw; None when there is nothing to show."""
+    try:
+        svg = draw()
+    except MissingExtraError as error:
+        return Picture(title, caption, Markup(""), f"{error.message}: {error.hint}")
+    return Picture(title, caption, Markup(svg)) if svg else None

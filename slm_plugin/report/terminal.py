@@ -1,0 +1,62 @@
+"""The one table that a run prints at its end."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from slm_plugin.report import comparison, quantities
+from slm_plugin.report.record import RunReport
+
+_STYLES = {"better": "green", "worse": "red"}
+
+
+def summary_table(report: RunReport) -> Table:
+    """Sizes and measurements before and after, with ratios.
+
+    A protocol stands under its figure's name, cut where the line ends: the page has it whole.
+    """
+    table = Table(title=Text(report.title), title_justify="left", caption_justify="left")
+    table.caption = Text(comparison.summary(report))
+    table.add_column("")
+    for heading in ("before", "after", "difference", "ratio"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, before, after in (
+        ("layers", report.before.layers, report.after.layers),
+        ("parameters", report.before.parameters, report.after.parameters),
+    ):
+        table.add_row(
+            Text(name),
+            f"{before:,}",
+            f"{after:,}",
+            quantities.number(after - before, 0, signed=True),
+            quantities.ratio(after / before),
+        )
+    table.add_section()
+    for row in comparison.compare(report):
+        table.add_row(*_cells(row))
+    return table
+
+
+def _cells(row: comparison.Comparison) -> list[Text]:
+    sized = row.unit in quantities.BYTE_UNITS
+    unit = f" ({row.unit})" if row.unit and not sized else ""
+    name = Text(f"{row.name}{unit}", style="bold", no_wrap=True, overflow="ellipsis")
+    name.append(f"\n{row.protocol}", style="not bold dim")
+
+    def shown(value: float | None, *, signed: bool = False) -> str:
+        if value is None:
+            return "\N{EN DASH}"
+        return quantities.quantity(value, row.unit if sized else "", row.decimals, signed=signed)
+
+    before = row.before.value if row.before else None
+    after = row.after.value if row.after else None
+    ratio = "\N{EN DASH}" if row.ratio is None else quantities.ratio(row.ratio)
+    style = _STYLES.get(row.verdict or "", "")
+    return [
+        name,
+        Text(shown(before)),
+        Text(shown(after)),
+        Text(shown(row.difference, signed=True), style=style),
+        Text(ratio, style=style),
+    ]

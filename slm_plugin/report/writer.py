@@ -1,0 +1,47 @@
+"""Write a run's record, page and model card into its output folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from slm_plugin.files import write_text
+from slm_plugin.pruners.plan import PruningPlan
+from slm_plugin.report.card import render_card
+from slm_plugin.report.page import render_page
+from slm_plugin.report.record import RunReport
+
+
+def write_report(report: RunReport, plans: Mapping[str, PruningPlan], folder: Path) -> None:
+    """Write ``report.json``, ``report.html`` and ``README.md``; each appears whole or not at all.
+
+    Args:
+        report: The run.
+        plans: The plans of the run by file, as `StageRecord.plan` names them.
+        folder: The run's output folder.
+
+    Raises:
+        OutputError: A file cannot be written.
+    """
+    write_text(folder / "report.json", to_json(report))
+    write_text(folder / "report.html", render_page(report, plans))
+    write_text(folder / "README.md", render_card(report, plans))
+
+
+def to_json(report: RunReport) -> str:
+    """The record as JSON with sorted keys: equal reports give equal bytes."""
+    fields = _finite(report.model_dump(mode="json"))
+    return json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: object) -> object:
+    """JSON has no infinity: a perplexity that overflowed becomes a string that reads back."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,86 @@
+"""Carry out depth operations: merge or drop decoder layers and keep the model a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from slm_plugin.errors import PlanError
+from slm_plugin.models.view import DecoderView, layer_lists
+from slm_plugin.pruners.depth.merge_rules import merged_layer
+from slm_plugin.pruners.plan import DropLayers, MergeLayers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def apply_layers(model: PreTrainedModel, operations: Sequence[MergeLayers | DropLayers]) -> None:
+    """Merge and drop layers in place.
+
+    A merged layer stands at the place of its run's lowest layer and keeps that layer's kind of
+    attention. Layer indices, ``num_hidden_layers`` and every per-layer list of the config follow,
+    so that the KV cache and a stock reload work.
+
+    Raises:
+        PlanError: Operations overlap, or name layers that the model does not have.
+    """
+    view = DecoderView.of(model)
+    layers = list(view.layers)
+    replaced = _replacements(operations, len(layers))
+    kept: list[int] = []
+    result: list[nn.Module] = []
+    for index, layer in enumerate(layers):
+        operation = replaced.get(index)
+        if operation is None:
+            result.append(layer)
+        elif isinstance(operation, MergeLayers) and index == operation.first:
+            run = layers[operation.first : operation.last + 1]
+            result.append(merged_layer(operation.rule, run))
+        else:
+            continue
+        kept.append(index)
+    if not result:
+        raise PlanError("the plan removes every layer of the model")
+    _cut_config(view, kept)
+    for position, layer in enumerate(result):
+        _renumber(layer, position)
+    view.decoder.layers = nn.ModuleList(result)
+
+
+def _replacements(
+    operations: Sequence[MergeLayers | DropLayers], count: int
+) -> dict[int, MergeLayers | DropLayers]:
+    """The operation that takes each layer, by index."""
+    replaced: dict[int, MergeLayers | DropLayers] = {}
+    for operation in operations:
+        if isinstance(operation, MergeLayers):
+            indices: Sequence[int] = range(operation.first, operation.last + 1)
+        else:
+            indices = operation.indices
+        for index in indices:
+            if index >= count:
+                raise PlanError(f"the plan names layer {index}; the model has {count} layers")
+            if index in replaced:
+                raise PlanError(f"two operations of the plan take layer {index}")
+            replaced[index] = operation
+    return replaced
+
+
+def _cut_config(view: DecoderView, kept: Sequence[int]) -> None:
+    """Give every per-layer list of the config the kept layers' entries."""
+    for name, values in list(layer_lists(view.config)):
+        setattr(view.config, name, [values[index] for index in kept])
+    view.config.num_hidden_layers = len(kept)
+    # Qwen: layers from here up would slide their window; it may not lie above the top.
+    top = getattr(view.config, "max_window_layers", None)
+    if top is not None:
+        view.config.max_window_layers = sum(1 for index in kept if index < top)
+
+
+def _renumber(layer: nn.Module, position: int) -> None:
+    """Write a layer's new index wherever its modules keep the old one: the KV cache goes by it."""
+    for module in layer.modules():
+        if hasattr(module, "layer_idx"):
+            module.__dict__["layer_idx"] = position

@@ -1,0 +1,108 @@
+"""Footprint: closed forms, and a peak that follows what is allocated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from slm_plugin.errors import UserError
+from slm_plugin.evaluation import footprint
+from slm_plugin.evaluation.footprint import (
+    Footprint,
+    FootprintOptions,
+    cache_bytes_per_token,
+    peak_memory,
+    weight_bytes,
+)
+from slm_plugin.evaluation.prefill import prefill
+from slm_plugin.models.view import DecoderView
+from slm_plugin.session import Session
+from tests.conftest import make_model, random_tokens
+
+HIDDEN, MLP, LAYERS, QUERIES, GROUPS, HEAD, VOCABULARY = 32, 48, 6, 4, 2, 8, 128
+LAYER = 2 * HIDDEN * HEAD * (QUERIES + GROUPS) + 3 * HIDDEN * MLP + 2 * HIDDEN
+CPU = torch.device("cpu")
+needs_proc = pytest.mark.skipif(
+    not footprint.RESET.exists(), reason="the resident set's peak is a matter of Linux"
+)
+
+
+def measure(session: Session, **options: object) -> dict[str, float]:
+    """Values of a footprint evaluator by name."""
+    evaluator = Footprint(FootprintOptions.model_validate(options))
+    return {found.name: found.value for found in evaluator.measure(session)}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_counts_are_closed_forms(tied: bool) -> None:
+    """Parameters and weight bytes follow from the sizes, with tied embeddings once."""
+    found = measure(Session(make_model(tie_word_embeddings=tied)), tokens=8)
+    expected = LAYERS * LAYER + HIDDEN + VOCABULARY * HIDDEN * (1 if tied else 2)
+    assert found["parameters"] == expected
+    assert found["weights"] * 1e6 == pytest.approx(4 * expected)
+
+
+def test_half_precision_halves_the_bytes() -> None:
+    """Bytes follow the number format, parameters do not."""
+    model = make_model()
+    sizes, whole = DecoderView.of(model).dimensions(), weight_bytes(model)
+    assert weight_bytes(model.to(torch.bfloat16)) == whole / 2
+    assert cache_bytes_per_token(sizes, torch.bfloat16) == 2 * LAYERS * GROUPS * HEAD * 2
+
+
+def test_cache_bytes_are_those_of_a_real_cache(family: str) -> None:
+    """A filled cache holds exactly the bytes per token that are reported."""
+    model = make_model(family)
+    with torch.inference_mode():
+        cache = prefill(model, random_tokens(3, 10)).past_key_values
+    held = sum(
+        tensor.numel() * tensor.element_size()
+        for layer in cache.layers
+        for tensor in (layer.keys, layer.values)
+    )
+    found = measure(Session(model), tokens=8)
+    assert held == 3 * 10 * found["KV cache per token"]
+
+
+@needs_proc
+def test_peak_contains_what_the_work_touches() -> None:
+    """64 MB that live only while the work runs raise the peak by that much."""
+
+    def work(size: int) -> int:
+        found = peak_memory(CPU, lambda: torch.ones(size, dtype=torch.uint8))
+        assert found is not None
+        return found[1]
+
+    little = work(1)
+    much = work(64 * 2**20)
+    assert 60 * 2**20 < much - little < 80 * 2**20
+    assert work(1) < much - 50 * 2**20
+
+
+@needs_proc
+def test_peak_is_measured(session: Session) -> None:
+    """The peak of a tiny model is at least the interpreter and PyTorch, in megabytes."""
+    assert 50 < measure(session, tokens=8)["peak memory"] < 50_000
+
+
+def test_unmeasurable_peak_is_left_out(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a way to reset the peak the other figures stand alone."""
+    monkeypatch.setattr(footprint, "RESET", tmp_path / "no" / "clear_refs")
+    assert list(measure(session, tokens=8)) == ["parameters", "weights", "KV cache per token"]
+
+
+def test_all_figures_are_better_low(session: Session) -> None:
+    """Less is better throughout, and units are named."""
+    found = Footprint(FootprintOptions(tokens=8)).measure(session)
+    assert {m.better for m in found} == {"lower"}
+    assert [m.unit for m in found][:3] == ["", "MB", "bytes"]
+
+
+def test_prompt_beyond_the_positions_is_refused(session: Session) -> None:
+    """The peak's prompt has to fit the model."""
+    with pytest.raises(UserError, match="needs 257 positions"):
+        measure(session, tokens=257)

@@ -1,0 +1,1 @@
+"""Slow, straight transcriptions of published loops, to compare the package with."""

@@ -1,0 +1,209 @@
+"""Sliding Layer Merging against the transcription of the released loop, and its properties."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from slm_plugin.errors import NumericalError, TargetError, UnsupportedModelError
+from slm_plugin.pruners.depth.slm import MergeTrials, SlidingLayerMerging, SlmOptions
+from slm_plugin.pruners.plan import PruningPlan
+from slm_plugin.session import Session
+from slm_plugin.surgery import apply
+from slm_plugin.target import Target
+from tests.conftest import make_model, random_tokens
+from tests.oracles.slm_released import final_hidden, merge, released_loop
+
+
+def session_of(model: PreTrainedModel, **changes: int) -> Session:
+    """A session on random tokens."""
+    return Session(model, calibration=random_tokens(), **changes)  # type: ignore[arg-type]
+
+
+def plan(model: PreTrainedModel, target: Target, **options: object) -> PruningPlan:
+    """Plan on random tokens."""
+    return SlidingLayerMerging(SlmOptions(**options), target).plan(session_of(model))  # type: ignore[arg-type]
+
+
+def make_identity(model: PreTrainedModel, indices: list[int]) -> None:
+    """Make layers pass their input through unchanged, bit by bit."""
+    with torch.no_grad():
+        for index in indices:
+            layer = model.model.layers[index]
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+
+
+@pytest.mark.parametrize("threshold", [-1.1, 0.1, 0.3, 0.5, 0.8, 1.01])
+@pytest.mark.parametrize("flush_tail", [False, True])
+def test_released_rules_repeat_the_released_loop(
+    family: str, threshold: float, flush_tail: bool
+) -> None:
+    """Same trials in the same order, same similarities, same windows as the transcription."""
+    model = make_model(family, num_hidden_layers=8)
+    expected = released_loop(model, random_tokens(), threshold, flush_tail=flush_tail)
+    found = plan(model, Target(threshold=threshold), flush_tail=flush_tail, trial_after_commit=True)
+    assert [(t.first, t.last) for t in found.trials] == [t[:2] for t in expected.trials]
+    for trial, (_, _, similarity) in zip(found.trials, expected.trials, strict=True):
+        assert trial.similarity == pytest.approx(similarity, abs=1e-5)
+    assert [(op.first, op.last) for op in found.operations] == expected.windows
+    assert found.after.layers == expected.layers
+
+
+def test_a_trial_equals_a_full_forward_of_a_merged_copy(family: str) -> None:
+    """The similarity from cached inputs is that of the whole merged model, commits included."""
+    model = make_model(family, num_hidden_layers=8)
+    tokens = random_tokens()
+    merged = merge(merge(model, 5, 6), 2, 4)
+    cosines = [
+        torch.nn.functional.cosine_similarity(
+            final_hidden(model, sample).flatten(), final_hidden(merged, sample).flatten(), dim=0
+        )
+        for sample in tokens
+    ]
+    trials = MergeTrials(session_of(model), "telescoped", lambda: None)
+    found = trials.similarity(2, 4, ((5, 6),))
+    assert found == pytest.approx(float(torch.stack(cosines).mean()), abs=1e-5)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 16, 40, 10_000])
+def test_batches_do_not_change_similarities(batch_tokens: int) -> None:
+    """A sample's similarity does not depend on the samples that it shares a batch with."""
+    model = make_model(num_hidden_layers=8)
+    found = MergeTrials(session_of(model, batch_tokens=batch_tokens), "mean", lambda: None)
+    one = MergeTrials(session_of(model, batch_tokens=16), "mean", lambda: None)
+    assert found.similarity(2, 4, ()) == pytest.approx(one.similarity(2, 4, ()), abs=1e-6)
+
+
+def test_planted_identity_layers_merge_and_logits_stay() -> None:
+    """Layers 3..6 do nothing and gains are 1: the run (3, 7) merges and logits do not change."""
+    model = make_model(num_hidden_layers=10)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "layernorm" in name:
+                parameter.fill_(1.0)
+    make_identity(model, [3, 4, 5, 6])
+    tokens = random_tokens()
+    before = model(tokens).logits
+    session = session_of(model)
+    found = SlidingLayerMerging(SlmOptions(), Target(threshold=0.9999)).plan(session)
+    assert [(op.first, op.last) for op in found.operations] == [(3, 7)]
+    apply(found, session)
+    assert len(model.model.layers) == 6
+    torch.testing.assert_close(model(tokens).logits, before, atol=1e-5, rtol=1e-5)
+
+
+def test_merging_is_deletion_when_gains_are_equal() -> None:
+    """With all norm gains 1, telescoped equals deleting all layers of the run but the top."""
+    for gains_are_one in (True, False):
+        model = make_model()
+        if gains_are_one:
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if "layernorm" in name:
+                        parameter.fill_(1.0)
+        tokens = random_tokens()
+        deleted = make_model()
+        deleted.load_state_dict(model.state_dict())
+        deleted.model.layers = torch.nn.ModuleList(
+            layer for i, layer in enumerate(deleted.model.layers) if i not in (1, 2)
+        )
+        merged = merge(model, 1, 3)
+        same = torch.allclose(merged(tokens).logits, deleted(tokens).logits, atol=1e-5)
+        assert same == gains_are_one
+
+
+def test_planning_leaves_the_model_as_it_is(family: str) -> None:
+    """No bit, no gradient flag and no layer changes while trials run, whatever the rule."""
+    model = make_model(family)
+    layers = list(model.model.layers)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    flags = [p.requires_grad for p in model.parameters()]
+    for rule in ("telescoped", "rdsc", "mean", "keep_low", "keep_high", "ema(0.5)"):
+        plan(model, Target(threshold=0.2), merge_rule=rule)
+    assert list(model.model.layers) == layers
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    assert [p.requires_grad for p in model.parameters()] == flags
+
+
+@pytest.mark.parametrize("removed", [1, 2, 3, 4, 5, 6])
+def test_layers_removed_is_met_exactly(family: str, removed: int) -> None:
+    """The plan has precisely that many layers fewer, and says how many parameters that is."""
+    model = make_model(family, num_hidden_layers=8)
+    session = session_of(model)
+    found = SlidingLayerMerging(SlmOptions(), Target(layers_removed=removed)).plan(session)
+    assert found.layers_removed == removed
+    apply(found, session)
+    assert len(model.model.layers) == 8 - removed
+    assert sum(p.numel() for p in model.parameters()) == found.after.parameters
+
+
+def test_ratio_becomes_the_nearest_number_of_layers() -> None:
+    """A ratio of 2.4 layers removes two, and the note states the share that this is."""
+    model = make_model(num_hidden_layers=8)
+    dims = session_of(model).original
+    share = dims.layer_parameters / dims.parameters
+    found = plan(model, Target(ratio=2.4 * share))
+    assert found.layers_removed == 2
+    assert f"{2 * share:.2%}" in found.notes[0]
+
+
+def test_a_plan_lists_each_trial_once() -> None:
+    """Trials of the decision and those of other thresholds are disjoint and all there."""
+    found = plan(make_model(num_hidden_layers=8), Target(layers_removed=2))
+    windows = [(t.first, t.last, t.committed) for t in (*found.trials, *found.explored)]
+    assert len(windows) == len(set(windows))
+    assert f"{len(windows)} distinct trials" in found.notes[1]
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "words"),
+    [
+        (Target(layers_removed=8), {}, "the model has 8"),
+        (Target(layers_removed=7), {}, "at most 6 of 8"),
+        (Target(layers_removed=4), {"protect_first": 3}, "at most 3 of 8"),
+        (Target(ratio=0.001), {}, "less than half a layer"),
+        (Target(parameters=10**9), {}, "less than half a layer"),
+    ],
+)
+def test_impossible_targets_say_what_is_possible(
+    target: Target, options: dict[str, object], words: str
+) -> None:
+    """Too much, too little, or more than protection allows: one sentence with the limit."""
+    with pytest.raises(TargetError, match=words):
+        plan(make_model(num_hidden_layers=8), target, **options)
+
+
+def test_without_flush_a_size_out_of_reach_is_an_error() -> None:
+    """The released loop cannot merge down to two layers; the error names the option."""
+    with pytest.raises(TargetError, match="flush_tail"):
+        plan(make_model(), Target(layers_removed=4), flush_tail=False)
+
+
+def test_nan_is_an_error() -> None:
+    """A trial whose hidden state overflows stops the search instead of losing a comparison."""
+    model = make_model()
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight.fill_(float("nan"))
+    with pytest.raises(NumericalError, match="NaN"):
+        plan(model, Target(threshold=0.5))
+
+
+def test_layers_of_different_kinds_are_refused() -> None:
+    """Sliding-window and full-attention layers are not merged silently."""
+    model = make_model(
+        "qwen2",
+        use_sliding_window=True,
+        sliding_window=8,
+        max_window_layers=3,
+        layer_types=["full_attention"] * 3 + ["sliding_attention"] * 3,
+    )
+    with pytest.raises(UnsupportedModelError, match="different kinds"):
+        plan(model, Target(threshold=0.5))
+
+
+def test_the_same_search_gives_the_same_bytes() -> None:
+    """Two plans of the same model, tokens and options are equal as files."""
+    target = Target(layers_removed=2)
+    assert plan(make_model(), target).to_json() == plan(make_model(), target).to_json()

@@ -1,0 +1,1 @@
+"""Tests of the report: pictures, page, model card, terminal table and files."""

@@ -1,0 +1,36 @@
+"""The sample run, and its page drawn once for all tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from slm_plugin import extras
+from slm_plugin.pruners.plan import PruningPlan
+from slm_plugin.report.page import render_page
+from slm_plugin.report.record import RunReport
+from tests.report import samples
+
+
+@pytest.fixture(scope="session")
+def report() -> RunReport:
+    """The sample run."""
+    return samples.make_report()
+
+
+@pytest.fixture(scope="session")
+def plans() -> dict[str, PruningPlan]:
+    """The plans of the sample run."""
+    return samples.plans()
+
+
+@pytest.fixture(scope="session")
+def page(report: RunReport, plans: dict[str, PruningPlan]) -> str:
+    """The page of the sample run, with pictures."""
+    pytest.importorskip("matplotlib")
+    return render_page(report, plans)
+
+
+@pytest.fixture
+def no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation without the extra `report`."""
+    monkeypatch.setattr(extras, "missing", lambda extra: ("matplotlib",))

@@ -1,0 +1,67 @@
+"""What the operations of a plan come to."""
+
+from __future__ import annotations
+
+import random
+
+from slm_plugin.pruners.plan import DropLayers, MergeLayers, Operation, Trial
+from slm_plugin.report import consequences
+from tests.report import samples
+
+
+def by_surgery(layers: int, operations: list[Operation]) -> list[int | None]:
+    """Where layers end up, by cutting a list of the original layers that each place holds."""
+    model = [[layer] for layer in range(layers)]
+    for op in operations:
+        if isinstance(op, MergeLayers):
+            held = [place for place in model if op.first <= place[0] <= op.last]
+            start = model.index(held[0])
+            model[start : start + len(held)] = [[layer for place in held for layer in place]]
+    gone = {i for op in operations if isinstance(op, DropLayers) for i in op.indices}
+    model = [place for place in model if not gone & set(place)]
+    homes = {layer: home for home, place in enumerate(model) for layer in place}
+    return [homes.get(layer) for layer in range(layers)]
+
+
+def test_destinations_agree_with_cutting_a_list() -> None:
+    """Merges and drops in any order send every layer where surgery on a list sends it."""
+    dice = random.Random(5)
+    for _ in range(50):
+        cuts = sorted(dice.sample(range(30), 6))
+        operations: list[Operation] = [
+            MergeLayers(first=cuts[0], last=cuts[1]),
+            MergeLayers(first=cuts[2], last=cuts[3]),
+            DropLayers(indices=tuple(cuts[4:])),
+        ]
+        dice.shuffle(operations)
+        plan = samples.depth_plan(operations=tuple(operations))
+        assert consequences.destinations(plan) == by_surgery(30, operations)
+
+
+def test_final_trials_are_those_whose_windows_are_merged() -> None:
+    """Growing windows were accepted on the way; only the last of each is the plan's."""
+    plan = samples.depth_plan()
+    final = [plan.trials[i] for i in sorted(consequences.final_trials(plan))]
+    assert sorted((t.first, t.last) for t in final) == [(17, 18), (24, 26)]
+    assert all(trial.accepted for trial in final)
+    assert sum(trial.accepted for trial in plan.trials) == 3
+
+
+def test_layers_left_counts_merged_windows_and_the_trial_itself() -> None:
+    """A window of n layers removes n - 1, a window of one layer none."""
+    plan = samples.depth_plan()
+    trial = Trial(first=9, last=11, committed=((20, 23),), similarity=0.9, accepted=True)
+    assert consequences.layers_left(plan, trial) == 30 - 2 - 3
+    alone = Trial(first=9, last=9, similarity=1.0, accepted=True)
+    assert consequences.layers_left(plan, alone) == 30
+
+
+def test_kept_units_are_read_by_layer() -> None:
+    """Every layer of the sample keeps 1360 channels and 2 KV groups."""
+    plan = samples.width_plan()
+    assert {k: len(v) for k, v in consequences.kept_channels(plan).items()} == dict.fromkeys(
+        range(27), 1360
+    )
+    assert {k: len(v) for k, v in consequences.kept_groups(plan).items()} == dict.fromkeys(
+        range(27), 2
+    )

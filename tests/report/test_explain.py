@@ -1,0 +1,86 @@
+"""A plan in words."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from slm_plugin.pruners.plan import KeepChannels, PruningPlan
+from slm_plugin.report.explain import explain
+from tests.report import samples
+
+
+def printed(plan: PruningPlan) -> str:
+    """The explanation as the command prints it."""
+    out = io.StringIO()
+    Console(width=140, file=out).print(explain(plan))
+    return samples.typed(out.getvalue())
+
+
+def rows(text: str) -> list[list[str]]:
+    """Cells of all table rows."""
+    return [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in text.splitlines()
+        if line.startswith("│")
+    ]
+
+
+def test_every_merge_and_drop_is_told() -> None:
+    """Windows with what they become, and dropped layers, in the order of the plan."""
+    assert rows(printed(samples.dropping_plan())) == [
+        ["merge, rule telescoped", "4-6", "layer 4", "2", ""],
+        ["drop", "9, 20", "", "2", ""],
+    ]
+    assert rows(printed(samples.depth_plan())) == [
+        ["merge, rule telescoped", "24-26", "layer 23", "2", "0.9311"],
+        ["merge, rule telescoped", "17-18", "layer 17", "1", "0.9158"],
+    ]
+
+
+def test_every_layer_with_what_it_keeps_is_told() -> None:
+    """Channels by number, KV groups by name, query heads by number."""
+    plan = samples.width_plan()
+    found = rows(printed(plan))
+    assert [row[0] for row in found] == [str(layer) for layer in range(27)]
+    assert {(row[1], row[3]) for row in found} == {("1,360 of 1,536", "6 of 9")}
+    assert {row[2] for row in found} <= {"0-1 of 3", "0, 2 of 3", "1-2 of 3"}
+
+
+def test_layers_that_lose_only_channels_keep_all_heads() -> None:
+    """What no operation names stays whole."""
+    operations = (KeepChannels(layer=3, indices=(0, 5)),)
+    plan = samples.width_plan().model_copy(update={"operations": operations})
+    assert rows(printed(plan)) == [["3", "2 of 1,536", "0-2 of 3", "9 of 9"]]
+
+
+def test_the_effect_is_said_in_layers_and_parameters() -> None:
+    """Before, after and ratio, with target, search, threshold, notes and warnings."""
+    text = printed(samples.depth_plan())
+    for said in (
+        "A depth plan by slm with merge_rule telescoped, criterion flat_cosine.",
+        "Target: threshold 0.9.",
+        "In all, 3 layers and 7.9% of the parameters removed.",
+        "30 -> 27",
+        "134,515,008 -> 123,894,720 (ratio 0.921)",
+        "27 trials, 3 accepted, threshold 0.9; similarities 0.6546 to 0.9756.",
+        "the top layer takes no part in the walk",
+        "a similarity above 0.9 says little about perplexity on this model",
+        "sha256:aaaaaaaaaaaa",
+    ):
+        assert said in text
+    assert "9 -> 6 query, 3 -> 2 key/value" in printed(samples.width_plan())
+
+
+def test_a_plan_that_does_nothing_is_explained() -> None:
+    """No operation, no table."""
+    plan = samples.depth_plan(operations=(), after=samples.ORIGINAL)
+    assert explain(plan).tables == ()
+    assert "In all, 0 layers and 0.0% of the parameters removed." in printed(plan)
+
+
+def test_markup_in_a_plan_is_text() -> None:
+    """Square brackets of a hand-edited plan reach the terminal as they are."""
+    plan = samples.depth_plan(pruner="[red]x[/red]", notes=("[/nope]",))
+    assert "[red]x[/red]" in printed(plan) and "[/nope]" in printed(plan)

@@ -1,0 +1,49 @@
+"""The table at the end of a run."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from slm_plugin.report.record import RunReport
+from slm_plugin.report.terminal import summary_table
+from tests.report import samples
+
+
+def printed(report: RunReport, width: int = 140) -> str:
+    """The table as a terminal of some width shows it."""
+    out = io.StringIO()
+    Console(width=width, file=out).print(summary_table(report))
+    return samples.typed(out.getvalue())
+
+
+def test_the_table_compares_sizes_and_figures(report: RunReport) -> None:
+    """Layers, parameters and every figure stand with before, after, difference and ratio."""
+    lines = {line.strip("│ ").split("│")[0].strip(): line for line in printed(report).splitlines()}
+    cells = {name: [c.strip() for c in line.split("│")[2:6]] for name, line in lines.items()}
+    assert cells["layers"] == ["30", "27", "-3", "x0.900"]
+    assert cells["parameters"] == ["134,515,008", "107,720,640", "-26,794,368", "x0.801"]
+    assert cells["perplexity wikitext2 2048"] == ["33.91", "61.72", "+27.81", "x1.820"]
+    assert cells["prefill time (ms)"] == ["61.42", "53.55", "-7.87", "x0.872"]
+    assert cells["weights"] == ["538.1 MB", "430.9 MB", "-107.2 MB", "x0.801"]
+
+
+def test_the_table_fits_a_narrow_terminal(report: RunReport) -> None:
+    """At 80 columns no line is broken and no number cut."""
+    text = printed(report, 80)
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "-26,794,368" in text and "x1.820" in text
+
+
+def test_markup_in_names_is_text() -> None:
+    """Square brackets of a title or a name reach the terminal as they are."""
+    report, _ = samples.nasty("[red]x[/red] [/nope]")
+    assert "[red]x[/red] [/nope]" in printed(report)
+
+
+def test_a_run_without_an_after_has_dashes() -> None:
+    """A run that only measured shows what it has."""
+    report = samples.make_report(states=samples.make_report().states[:1])
+    line = next(line for line in printed(report).splitlines() if "perplexity" in line)
+    assert [c.strip() for c in line.split("│")[2:6]] == ["33.91", "-", "-", "-"]

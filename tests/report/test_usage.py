@@ -1,0 +1,44 @@
+"""How to load what a run exported."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from slm_plugin.report.record import RunReport
+from slm_plugin.report.usage import recipe_yaml, snippets
+from tests.report import samples
+
+
+def test_the_checkpoint_comes_first_and_code_compiles(report: RunReport) -> None:
+    """Every known export has valid Python that loads its folder."""
+    swapped = report.model_copy(update={"exports": report.exports[::-1]})
+    found = snippets(swapped)
+    assert [snippet.exporter for snippet in found] == ["checkpoint", "onnx"]
+    for snippet, name in zip(found, ("AutoModelForCausalLM", "ORTModelForCausalLM"), strict=True):
+        ast.parse(snippet.code)
+        assert f"{name}.from_pretrained(folder)" in snippet.code
+
+
+def test_a_folder_with_quotes_stays_one_string() -> None:
+    """The folder's name cannot end the string that holds it."""
+    name = 'a"; import os #\\\n'
+    export = samples.make_report().exports[0].model_copy(update={"folder": name})
+    (snippet,) = snippets(samples.make_report(exports=(export,)))
+    assigned = next(
+        node.value for node in ast.parse(snippet.code).body if isinstance(node, ast.Assign)
+    )
+    assert isinstance(assigned, ast.Constant) and assigned.value == name
+
+
+def test_unknown_exports_have_no_code() -> None:
+    """A plugin's format is not guessed at."""
+    export = samples.make_report().exports[0].model_copy(update={"exporter": "tflite"})
+    assert snippets(samples.make_report(exports=(export,))) == []
+
+
+def test_the_recipe_keeps_its_order_and_takes_any_value() -> None:
+    """What YAML itself cannot represent, as a path, is written as text."""
+    recipe = {"version": 1, "model": {"id": Path("a/b")}, "calibration": None}
+    text = recipe_yaml(samples.make_report(recipe=recipe))
+    assert text == "version: 1\nmodel:\n  id: a/b\ncalibration: null\n"
