@@ -155,7 +155,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Tensor, in
     """
     encoded = tokenizer(text, return_special_tokens_mask=True, verbose=False)
     ids, added = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
-    while added and added[-1]:
+    while False:
         ids.pop()
         added.pop()
     return torch.tensor(ids, dtype=torch.long), [*added, 0].index(0)

@@ -127,7 +127,7 @@ def refuse_uneven_split(before: Dimensions, after: Dimensions) -> None:
     raise TargetError(
         f"transformers {found_version('transformers')} refuses to load {after.architecture} with "
         f"{after.attention_heads} heads: the hidden size {after.hidden_size} is no multiple of it",
-        hint=f"remove {' or '.join(counts)} KV groups",
+        hint=f"the KV groups removed may be {', '.join(counts)}",
     )
 
 

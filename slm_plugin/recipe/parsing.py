@@ -36,12 +36,15 @@ class Frame(BaseModel):
         CalibrationSource | None, Field(description="data that strategies measure on")
     ] = None
     stages: Annotated[
-        tuple[dict[str, Any], ...], Field(description="what to do, in order: prune or recover")
+        tuple[Any, ...], Field(description="what to do, in order: prune or recover")
     ] = ()
     evaluate: Annotated[
-        tuple[dict[str, Any], ...], Field(description="what to measure before and after")
+        tuple[str | dict[str, Any] | None, ...],
+        Field(description="what to measure before and after"),
     ] = ()
-    export: Annotated[tuple[dict[str, Any], ...], Field(description="what to write")] = ()
+    export: Annotated[
+        tuple[str | dict[str, Any] | None, ...], Field(description="what to write")
+    ] = ()
     output: Annotated[str, Field(min_length=1, description="folder for everything written")]
     seed: Annotated[int, Field(ge=0, lt=2**32, description="seed of everything random")] = 1234
 

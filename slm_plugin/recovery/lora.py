@@ -109,9 +109,7 @@ class LoraRecovery(Recovery):
             optimizer,
             [
                 torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (rises + 1), total_iters=rises),
-                torch.optim.lr_scheduler.CosineAnnealingLR(
-                    optimizer, max(1, len(batches) - rises)
-                ),
+                torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, len(batches) - rises)),
             ],
             milestones=[rises],
         )

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import yaml
 
+from slm_plugin.export.base import ExportRecord
+from slm_plugin.models.view import Dimensions
 from slm_plugin.report.record import RunReport
 
 _CLASSES = {
@@ -27,10 +29,7 @@ def snippets(report: RunReport) -> list[Snippet]:
     """Code for every export that transformers or Optimum can load, the checkpoint first."""
     known = [record for record in report.exports if record.exporter in _CLASSES]
     known.sort(key=lambda record: list(_CLASSES).index(record.exporter))
-    return [
-        Snippet(record.exporter, _code(*_CLASSES[record.exporter], record.folder))
-        for record in known
-    ]
+    return [Snippet(record.exporter, _code(record, report.after)) for record in known]
 
 
 def recipe_yaml(report: RunReport) -> str:
@@ -39,18 +38,25 @@ def recipe_yaml(report: RunReport) -> str:
     return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
 
 
-def _code(module: str, name: str, folder: str) -> str:
-    imports = (
+def _code(export: ExportRecord, model: Dimensions) -> str:
+    module, name = _CLASSES[export.exporter]
+    lines = [
         f"from transformers import {name}, AutoTokenizer"
         if module == "transformers"
-        else f"from {module} import {name}\nfrom transformers import AutoTokenizer"
-    )
-    return f"""{imports}
-
-# Inside the output folder of the run, or the Hub id under which you publish it.
-folder = {json.dumps(folder, ensure_ascii=False)}
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = {name}.from_pretrained(folder)
-inputs = tokenizer("The capital of France is", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))
-"""
+        else f"from {module} import {name}\nfrom transformers import AutoTokenizer",
+        "",
+        "# Inside the output folder of the run, or the Hub id under which you publish it.",
+        f"folder = {json.dumps(export.folder, ensure_ascii=False)}",
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        f"model = {name}.from_pretrained(folder)",
+    ]
+    if module != "transformers" and model.hidden_size != model.attention_heads * model.head_dim:
+        lines += [
+            "# optimum-onnx 0.1 guesses the head size of a model with pruned heads wrong.",
+            "model.embed_size_per_head = model.config.head_dim",
+        ]
+    lines += [
+        'tokens = tokenizer("The capital of France is", return_tensors="pt").input_ids',
+        "print(tokenizer.decode(model.generate(tokens, max_new_tokens=20)[0]))",
+    ]
+    return "\n".join(lines) + "\n"

@@ -71,7 +71,7 @@ def test_uneven_heads_of_llama_are_refused_under_transformers_5(release: str) ->
     """What this installation could not load is refused, with the counts that it could."""
     with pytest.raises(TargetError, match=f"transformers {release} refuses") as refused:
         _judge(_dimensions(), _dimensions(attention_heads=3, kv_heads=3))
-    assert refused.value.hint == "remove 0 or 2 or 3 KV groups"
+    assert refused.value.hint == "the KV groups removed may be 0, 2, 3"
 
 
 @pytest.mark.parametrize("release", ["4.57.6"], indirect=True)

@@ -43,8 +43,15 @@ def test_final_trials_are_those_whose_windows_are_merged() -> None:
     plan = samples.depth_plan()
     final = [plan.trials[i] for i in sorted(consequences.final_trials(plan))]
     assert sorted((t.first, t.last) for t in final) == [(17, 18), (24, 26)]
-    assert all(trial.accepted for trial in final)
     assert sum(trial.accepted for trial in plan.trials) == 3
+
+
+def test_a_rejected_repetition_is_not_the_final_trial() -> None:
+    """A window that was merged and evaluated again later belongs to the trial that accepted it."""
+    plan = samples.depth_plan()
+    again = Trial(first=24, last=26, similarity=0.1, accepted=False)
+    longer = plan.model_copy(update={"trials": (*plan.trials, again)})
+    assert consequences.final_trials(longer) == consequences.final_trials(plan)
 
 
 def test_layers_left_counts_merged_windows_and_the_trial_itself() -> None:

@@ -30,8 +30,12 @@ def test_the_table_compares_sizes_and_figures(report: RunReport) -> None:
 
 
 def test_the_table_fits_a_narrow_terminal(report: RunReport) -> None:
-    """At 80 columns no line is broken and no number cut."""
+    """At 80 columns every figure takes two lines, its name and its protocol; no number is cut."""
     text = printed(report, 80)
+    inside = [
+        line for line in text.splitlines() if line.startswith("\N{BOX DRAWINGS LIGHT VERTICAL}")
+    ]
+    assert len(inside) == 2 + 2 * len(report.states[0].measurements)
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "-26,794,368" in text and "x1.820" in text
 

@@ -31,6 +31,16 @@ def test_a_folder_with_quotes_stays_one_string() -> None:
     assert isinstance(assigned, ast.Constant) and assigned.value == name
 
 
+def test_pruned_heads_are_told_to_optimum_and_only_then() -> None:
+    """The sample's 6 heads of 64 are not its hidden size of 576; the original's 9 are."""
+    pruned, whole = (
+        {snippet.exporter: snippet.code for snippet in snippets(samples.make_report(after=after))}
+        for after in (samples.NARROW, samples.SHALLOW)
+    )
+    assert "embed_size_per_head" in pruned["onnx"]
+    assert "embed_size_per_head" not in pruned["checkpoint"] + whole["onnx"]
+
+
 def test_unknown_exports_have_no_code() -> None:
     """A plugin's format is not guessed at."""
     export = samples.make_report().exports[0].model_copy(update={"exporter": "tflite"})

@@ -74,6 +74,10 @@ def test_no_other_cut_comes_nearer(ratio: float, kv_groups: int, multiple_of: in
         with pytest.raises(TargetError, match="alone removes"):
             _cut(Target(ratio=ratio), SMOLLM2, kv_groups, multiple_of)
         return
+    if best == wanted:
+        with pytest.raises(TargetError, match="less than half"):
+            _cut(Target(ratio=ratio), SMOLLM2, kv_groups, multiple_of)
+        return
     cut = _cut(Target(ratio=ratio), SMOLLM2, kv_groups, multiple_of)
     assert cut in allowed
     assert abs(_removed(SMOLLM2, cut) - wanted) == best

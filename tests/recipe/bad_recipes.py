@@ -1,0 +1,91 @@
+# ruff: noqa: E501 - a table reads better in one line a row
+"""Recipes with one mistake each, and the line that a user must read.
+
+Each entry changes the good recipe by replacing one text with another. ``{file}`` stands for the
+recipe's path; the line must be the whole complaint or begin it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+GOOD = """\
+version: 1
+model: {id: smollm2-135m, dtype: float32}
+calibration: {source: builtin, samples: 4, length: 32}
+stages:
+  - prune: slm
+    target: {layers_removed: 2}
+    merge_rule: telescoped
+  - prune: torch_pruning
+    target: {ratio: 0.1}
+evaluate:
+  - perplexity: {source: builtin, length: 64}
+export:
+  - checkpoint: {}
+output: OUTPUT
+"""
+
+
+class Bad(NamedTuple):
+    """One mistake: what to replace by what, and the beginning of the message."""
+
+    name: str
+    old: str
+    new: str
+    message: str
+
+
+BAD = [
+    Bad("not yaml", "model: {id", "model: {id: [", "{file}:2:"),
+    Bad("a list", GOOD, "- version: 1\n", "{file}:1:1: a recipe is a mapping"),
+    Bad("empty", GOOD, "", "{file}:1:1: version: the key 'version' is missing"),
+    Bad("only text", GOOD, "hello\n", "{file}:1:1: a recipe is a mapping"),
+    Bad("tab", "version: 1", "\tversion: 1", "{file}:1:1: not YAML"),
+    Bad("version", "version: 1", "version: 2", "{file}:1:1: version: should be 1, not 2"),
+    Bad("quoted version", "version: 1", "version: '1'", "{file}:1:1: version: should be 1, not '1'"),
+    Bad("no model", "model:", "modle:", "{file}:1:1: model: the key 'model' is missing"),
+    Bad("top key", "stages:", "stage:", "{file}:4:1: stage: unknown key 'stage'; did you mean 'stages'?"),
+    Bad("twice", "output: OUTPUT", "output: OUTPUT\noutput: x", "{file}:15:1: output: the key 'output' is given twice"),
+    Bad("no output", "output: OUTPUT\n", "", "{file}:1:1: output: the key 'output' is missing"),
+    Bad("model key", "dtype: float32", "dtyp: float32", "{file}:2:27: model.dtyp: unknown key 'dtyp'; did you mean 'dtype'?"),
+    Bad("dtype", "float32", "float8", "{file}:2:27: model.dtype: should be 'auto', 'float32', 'bfloat16' or 'float16', not 'float8'"),
+    Bad("device", "dtype: float32", "device: gpu", "{file}:2:27: model.device: "),
+    Bad("model is text", "{id: smollm2-135m, dtype: float32}", "smollm2-135m", "{file}:2:1: model: should be a mapping of keys to values"),
+    Bad("samples", "samples: 4", "samples: 0", "{file}:3:32: calibration.samples: should be greater than or equal to 1, not 0"),
+    Bad("samples text", "samples: 4", "samples: four", "{file}:3:32: calibration.samples: should be a valid integer, not 'four'"),
+    Bad("samples yes", "samples: 4", "samples: yes", "{file}:3:32: calibration.samples: should be a valid integer, not True"),
+    Bad("calibration file", "source: builtin, samples", "source: nowhere.txt, samples", "{file}:3:15: calibration.source: there is no file nowhere.txt"),
+    Bad("sampling", "length: 32}", "sampling: cut}", "{file}:3:44: calibration.sampling: should be 'crop' or 'pack', not 'cut'"),
+    Bad("calibration needed", "calibration: {source: builtin, samples: 4, length: 32}\n", "", "{file}:4:5: stages.0: 'slm' needs calibration data"),
+    Bad("stage kind", "- prune: slm", "- prone: slm", "{file}:5:5: stages.0: a stage has exactly one of prune: and recover:; did you mean 'prune:'?"),
+    Bad("stage is text", "  - prune: slm\n    target: {layers_removed: 2}\n    merge_rule: telescoped\n", "  - slm\n", "{file}:5:5: stages.0: a stage is a mapping"),
+    Bad("two verbs", "    merge_rule: telescoped", "    recover: lora", "{file}:5:5: stages.0: a stage has exactly one of"),
+    Bad("pruner", "prune: slm", "prune: sml", "{file}:5:5: stages.0.prune: no pruner is called 'sml' (did you mean 'slm'?)"),
+    Bad("recovery", "prune: torch_pruning\n    target: {ratio: 0.1}", "recover: lore", "{file}:8:5: stages.1.recover: no recovery is called 'lore' (did you mean 'lora'?)"),
+    Bad("option", "merge_rule:", "merge_rul:", "{file}:7:5: stages.0.merge_rul: unknown key 'merge_rul'; did you mean 'merge_rule'?"),
+    Bad("merge rule", "telescoped", "average", "{file}:7:5: stages.0.merge_rule: no merge rule is called 'average'"),
+    Bad("no target", "    target: {layers_removed: 2}\n", "", "{file}:5:5: stages.0: the key 'target' is missing"),
+    Bad("two targets", "{layers_removed: 2}", "{layers_removed: 2, ratio: 0.1}", "{file}:6:5: stages.0.target: give exactly one of"),
+    Bad("empty target", "{layers_removed: 2}", "{}", "{file}:6:5: stages.0.target: give exactly one of"),
+    Bad("no layers", "{layers_removed: 2}", "{layers_removed: 0}", "{file}:6:14: stages.0.target.layers_removed: should be greater than or equal to 1, not 0"),
+    Bad("ratio above one", "{layers_removed: 2}", "{ratio: 1.5}", "{file}:6:14: stages.0.target.ratio: should be less than 1, not 1.5"),
+    Bad("ratio in percent", "{layers_removed: 2}", "{ratio: 20%}", "{file}:6:14: stages.0.target.ratio: should be a valid number, not '20%'"),
+    Bad("negative ratio", "{layers_removed: 2}", "{ratio: -0.1}", "{file}:6:14: stages.0.target.ratio: should be greater than 0, not -0.1"),
+    Bad("parameters", "{layers_removed: 2}", "{parameters: many}", "{file}:6:14: stages.0.target.parameters: should be a valid integer"),
+    Bad("idle of", "{layers_removed: 2}", "{layers_removed: 2, of: current}", "{file}:6:5: stages.0.target: `of` only says"),
+    Bad("target kind", "target: {ratio: 0.1}", "target: {layers_removed: 1}", "{file}:9:14: stages.1.target.layers_removed: torch_pruning takes no target of kind"),
+    Bad("ratios", "{layers_removed: 2}", "{ratio: 0.95}", "{file}:4:1: stages: the ratios add up to 105%"),
+    Bad("importance", "target: {ratio: 0.1}", "target: {ratio: 0.1}\n    importance: tailor", "{file}:10:5: stages.1.importance: should be 'magnitude' or 'taylor', not 'tailor'"),
+    Bad("idle norm", "target: {ratio: 0.1}", "target: {ratio: 0.1}\n    norm: 1", "{file}:8:5: stages.1: `norm` is for importance: magnitude"),
+    Bad("evaluator", "perplexity:", "perplexty:", "{file}:11:5: evaluate.0.perplexty: no evaluator is called 'perplexty' (did you mean 'perplexity'?)"),
+    Bad("evaluator option", "length: 64", "lenght: 64", "{file}:11:35: evaluate.0.perplexity.lenght: unknown key 'lenght'; did you mean 'length'?"),
+    Bad("evaluation file", "perplexity: {source: builtin", "perplexity: {source: gone.txt", "{file}:11:5: evaluate.0.perplexity: "),
+    Bad("two evaluators in one", "- perplexity: {source: builtin, length: 64}", "- {perplexity: {}, latency: {}}", "{file}:11:5: evaluate.0: an entry names one evaluator"),
+    Bad("exporter", "checkpoint:", "checkpiont:", "{file}:13:5: export.0.checkpiont: no exporter is called 'checkpiont' (did you mean 'checkpoint'?)"),
+    Bad("exporter option", "checkpoint: {}", "checkpoint: {shards: 3}", "{file}:13:18: export.0.checkpoint.shards: unknown key 'shards'"),
+    Bad("stages is a mapping", "  - prune: slm\n    target: {layers_removed: 2}\n    merge_rule: telescoped\n  - prune: torch_pruning\n    target: {ratio: 0.1}\n", "  prune: slm\n", "{file}:4:1: stages: should be a valid "),
+    Bad("seed", "output: OUTPUT", "output: OUTPUT\nseed: -1", "{file}:15:1: seed: should be greater than or equal to 0, not -1"),
+    Bad("python tag", "id: smollm2-135m", "id: !!python/object/apply:os.system [ls]", "{file}:2:13: not YAML: could not determine a constructor"),
+    Bad("own alias", "calibration: {", "calibration: &a {source: *a, ", "{file}:"),
+]  # fmt: skip

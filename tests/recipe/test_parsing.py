@@ -1,0 +1,141 @@
+"""Recipes: what is accepted, and how every mistake is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from slm_plugin.errors import RecipeError
+from slm_plugin.pruners.depth.slm import SlmOptions
+from slm_plugin.recipe import Recipe
+from tests.recipe.bad_recipes import BAD, GOOD, Bad
+
+
+def test_a_good_recipe_becomes_ready_components() -> None:
+    """Stages, evaluators and exporters are made in order, with their options and defaults."""
+    recipe = Recipe.parse(GOOD, name="good")
+    assert [stage.name for stage in recipe.stages] == ["slm", "torch_pruning"]
+    assert isinstance(recipe.stages[0].options, SlmOptions)
+    assert recipe.stages[0].options.protect_last == 1
+    assert [evaluator.name for evaluator in recipe.evaluators] == ["perplexity"]
+    assert [exporter.name for exporter in recipe.exporters] == ["checkpoint"]
+    assert (recipe.name, recipe.output, recipe.seed) == ("good", Path("OUTPUT"), 1234)
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
+def test_each_mistake_is_told_in_one_line(bad: Bad, tmp_path: Path) -> None:
+    """The first line of the complaint names file, line, column, key and remedy."""
+    assert bad.old in GOOD
+    file = tmp_path / "recipe.yaml"
+    file.write_text(GOOD.replace(bad.old, bad.new), encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        Recipe.read(file)
+    lines = caught.value.message.splitlines()
+    expected = bad.message.replace("{file}", str(file))
+    assert any(line.startswith(expected) for line in lines), "\n".join(lines)
+    assert all(line.startswith(str(file)) for line in lines)
+    assert caught.value.exit_code == 2
+
+
+def test_all_mistakes_of_a_file_are_told_together() -> None:
+    """Four mistakes in four places give four lines, in one reading."""
+    text = GOOD
+    for old, new in (
+        ("dtype: float32", "dtype: float8"),
+        ("merge_rule:", "merg_rule:"),
+        ("perplexity:", "perplexty:"),
+        ("checkpoint: {}", "checkpoint: {shards: 3}"),
+    ):
+        text = text.replace(old, new)
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(text)
+    told = caught.value.message
+    assert len(told.splitlines()) == 4
+    for place in ("2:27", "7:5", "11:5", "13:18"):
+        assert f"recipe:{place}:" in told
+
+
+def test_overrides_reach_every_level() -> None:
+    """--set replaces, adds and parses values as YAML."""
+    recipe = Recipe.parse(
+        GOOD,
+        overrides=[
+            "stages.0.target={ratio: 0.2}",
+            "stages.1.importance=magnitude",
+            "model.dtype=bfloat16",
+            "output=elsewhere",
+        ],
+    )
+    assert recipe.stages[0].target.ratio == 0.2
+    assert recipe.stages[1].options.importance == "magnitude"
+    assert recipe.model.dtype == "bfloat16"
+    assert recipe.output == Path("elsewhere")
+    assert recipe.data["output"] == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("stages.7.target.ratio=0.2", "has no '7' there"),
+        ("output", "not of the form"),
+        ("=3", "not of the form"),
+        ("seed=[", "is not YAML"),
+        ("stages.0.target.ratio=0.2", "give exactly one of"),
+        ("version.x.y=1", "should be 1"),
+    ],
+)
+def test_bad_overrides_are_told(setting: str, words: str) -> None:
+    """An override that leads nowhere or breaks the recipe is one line too."""
+    with pytest.raises(RecipeError, match=words):
+        Recipe.parse(GOOD, overrides=[setting])
+
+
+def test_a_bare_name_is_an_entry_without_options() -> None:
+    """``- checkpoint`` means ``- checkpoint: {}``, and null options mean none."""
+    text = GOOD.replace("- checkpoint: {}", "- checkpoint").replace(
+        "- perplexity: {source: builtin, length: 64}", "- perplexity:"
+    )
+    recipe = Recipe.parse(text)
+    assert [exporter.name for exporter in recipe.exporters] == ["checkpoint"]
+    assert [evaluator.name for evaluator in recipe.evaluators] == ["perplexity"]
+
+
+def test_a_recipe_that_reads_only_weights_needs_no_calibration() -> None:
+    """Magnitude importance runs without a calibration section."""
+    text = GOOD.replace("calibration: {source: builtin, samples: 4, length: 32}\n", "")
+    text = text.replace(
+        "prune: slm\n    target: {layers_removed: 2}\n    merge_rule: telescoped",
+        "prune: torch_pruning\n    target: {ratio: 0.1}\n    importance: magnitude",
+    )
+    text = text.replace("  - prune: torch_pruning\n    target: {ratio: 0.1}\nevaluate", "evaluate")
+    assert Recipe.parse(text).calibration is None
+
+
+def test_missing_extras_are_told_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage whose packages are not installed is refused with the install command."""
+    from slm_plugin import extras
+
+    found = extras.found_version
+    monkeypatch.setattr(
+        extras, "found_version", lambda name: None if name == "torch-pruning" else found(name)
+    )
+    with pytest.raises(RecipeError, match=r"stages.1.prune: .*slm-plugin\[width\]"):
+        Recipe.parse(GOOD)
+
+
+def test_an_unreadable_file_is_one_line(tmp_path: Path) -> None:
+    """A recipe that is not there, is a folder or is not text says so."""
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    for path in (tmp_path / "none.yaml", tmp_path, tmp_path / "binary.yaml"):
+        with pytest.raises(RecipeError, match="cannot read the recipe"):
+            Recipe.read(path)
+
+
+def test_every_shipped_recipe_is_valid() -> None:
+    """The recipes of this repository pass their own check."""
+    folder = Path(__file__).resolve().parents[2] / "recipes"
+    recipes = sorted(folder.glob("*.yaml"))
+    assert len(recipes) >= 4
+    for recipe in recipes:
+        assert Recipe.read(recipe).stages or "onnx" in recipe.read_text(encoding="utf-8")
