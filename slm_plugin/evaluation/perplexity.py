@@ -155,7 +155,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Tensor, in
     """
     encoded = tokenizer(text, return_special_tokens_mask=True, verbose=False)
     ids, added = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
-    while False:
+    while added and added[-1]:
         ids.pop()
         added.pop()
     return torch.tensor(ids, dtype=torch.long), [*added, 0].index(0)
@@ -191,7 +191,7 @@ def negative_log_likelihood(view: DecoderView, pieces: Tensor) -> float:
     for batch in track(batches, "perplexity", total=len(batches)):
         tokens = batch.to(view.model.device)
         hidden = view.decoder(input_ids=tokens, use_cache=False).last_hidden_state
-        total += _head_loss(view, hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        total += _head_loss(view, hidden[:, 1:].flatten(0, 1), tokens[:, 1:].flatten())
         if not math.isfinite(total):
             raise NumericalError(
                 "the model produces NaN or infinity on the perplexity text",

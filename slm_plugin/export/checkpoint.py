@@ -21,7 +21,16 @@ from safetensors import SafetensorError
 from slm_plugin.errors import OutputError, VerificationError
 from slm_plugin.evaluation.quiet import guest
 from slm_plugin.export.base import Check, Exporter, ExporterOptions, ExportRecord
-from slm_plugin.export.parity import TOLERANCES, encode, prove, reference, size_bytes
+from slm_plugin.export.parity import (
+    DIFFERENCE,
+    GENERATION,
+    ONE_PASS,
+    TOLERANCES,
+    encode,
+    prove,
+    reference,
+    size_bytes,
+)
 from slm_plugin.export.portable_json import mend_config, mend_tokenizer_config
 from slm_plugin.files import whole_folder
 from slm_plugin.registry import register_exporter
@@ -32,9 +41,9 @@ if TYPE_CHECKING:
     from slm_plugin.session import Session
 
 FIGURES = {
-    "logits": ("largest logit difference", "logits"),
-    "with_cache": ("other greedy continuations, with cache", "prompts"),
-    "without_cache": ("other greedy continuations, without cache", "prompts"),
+    "logits": (DIFFERENCE, "logits"),
+    "with_cache": (GENERATION, "prompts"),
+    "without_cache": (ONE_PASS, "prompts"),
     "parameters": ("difference in parameters", "parameters"),
     "weights": ("other SHA-256 of all weights", "hashes"),
     "sentences": ("sentences encoded otherwise", "sentences"),

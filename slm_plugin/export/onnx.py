@@ -18,7 +18,15 @@ from slm_plugin.evaluation.quiet import guest
 from slm_plugin.export.base import Check, Exporter, ExporterOptions, ExportRecord
 from slm_plugin.export.checkpoint import save_checkpoint
 from slm_plugin.export.ort_heads import load_ort_model, require_onnx
-from slm_plugin.export.parity import departures, logit_difference, prove, reference, size_bytes
+from slm_plugin.export.parity import (
+    DIFFERENCE,
+    GENERATION,
+    ONE_PASS,
+    departure,
+    prove,
+    reference,
+    size_bytes,
+)
 from slm_plugin.files import whole_folder
 from slm_plugin.progress import say
 from slm_plugin.registry import register_exporter
@@ -123,21 +131,11 @@ def verify_onnx(session: Session, folder: Path, *, tolerance: float = 1e-3) -> t
     """
     expected = reference(session, full_precision=True)
     with _quiet_optimum():
-        model = load_ort_model(folder)
-        cached = bool(model.can_use_cache)
-        difference = logit_difference(model, expected)
-        departed = departures(model, expected, use_cache=cached, tolerance=tolerance)
-    with_or_without = "with" if cached else "without"
+        found = departure(load_ort_model(folder), expected, tolerance)
     checks = [
-        Check(
-            name="largest logit difference", value=difference, tolerance=tolerance, unit="logits"
-        ),
-        Check(
-            name=f"other greedy continuations, {with_or_without} cache",
-            value=departed,
-            tolerance=0,
-            unit="prompts",
-        ),
+        Check(name=DIFFERENCE, value=found.logits, tolerance=tolerance, unit="logits"),
+        Check(name=GENERATION, value=found.with_cache, tolerance=0, unit="prompts"),
+        Check(name=ONE_PASS, value=found.without_cache, tolerance=0, unit="prompts"),
     ]
     return prove("the ONNX model", checks)
 

@@ -32,6 +32,10 @@ NEW_TOKENS = 16
 # Reading the same bytes back on the same machine gives the same logits; these shares of the
 # largest logit leave room for another device and another order of summation.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# Names of the checks that every exporter makes.
+DIFFERENCE = "largest logit difference"
+GENERATION = "greedy continuations that differ"
+ONE_PASS = "greedy continuations that differ without a cache"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,7 @@ def reference(session: Session, *, full_precision: bool = False) -> Reference:
     if full_precision and model.dtype != torch.float32:
         model = copy.deepcopy(model).float()
     asked = prompts(session)
-    continuations = tuple(continue_greedily(model, prompt, use_cache=True) for prompt in asked)
+    continuations = tuple(continue_greedily(model, prompt) for prompt in asked)
     whole = tuple(torch.cat(pair, dim=1) for pair in zip(asked, continuations, strict=True))
     return Reference(asked, continuations, tuple(logits_of(model, ids) for ids in whole))
 
@@ -113,16 +117,20 @@ def reference(session: Session, *, full_precision: bool = False) -> Reference:
 def logits_of(model: Any, ids: Tensor) -> Tensor:
     """Logits ``(1, tokens, vocabulary)`` of ids ``(1, tokens)`` in one pass, float32 on the CPU."""
     ids = ids.to(model.device)
-    logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-    return logits.float().cpu().clone()
+    output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    logits: Tensor = output.logits.float().cpu()
+    return logits.clone()
 
 
-def continue_greedily(model: Any, prompt: Tensor, *, use_cache: bool) -> Tensor:
-    """The NEW_TOKENS most likely next tokens by the model's own ``generate``, ``(1, new)``."""
+def continue_greedily(model: Any, prompt: Tensor) -> Tensor:
+    """The NEW_TOKENS most likely next tokens by the model's own ``generate``, ``(1, new)``.
+
+    With a cache where the model has one.
+    """
     from transformers import GenerationConfig
 
     ids = prompt.to(model.device)
-    greedy = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, use_cache=use_cache)
+    greedy = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False)
     with _plain_generation(model):
         tokens: Tensor = model.generate(
             ids, attention_mask=torch.ones_like(ids), generation_config=greedy
@@ -130,31 +138,52 @@ def continue_greedily(model: Any, prompt: Tensor, *, use_cache: bool) -> Tensor:
     return tokens[:, ids.shape[1] :].cpu()
 
 
-def logit_difference(model: Any, expected: Reference) -> float:
-    """Largest absolute difference of logits over all prompts; NaN when either side has NaN."""
-    differences = []
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """How far a model is from a reference.
+
+    Attributes:
+        logits: Largest absolute difference of a logit; NaN when either side has NaN.
+        with_cache: Prompts that ``generate`` continues otherwise.
+        without_cache: Prompts on which the most likely tokens of one pass are others. A pass
+            over the continuation shows what greedy decoding without a cache would choose.
+    """
+
+    logits: float
+    with_cache: int
+    without_cache: int
+
+
+def departure(model: Any, expected: Reference, tolerance: float) -> Departure:
+    """Measure a model against a reference.
+
+    A greedy token that differs does not count when the reference's own logits hold the two
+    tokens for equal within twice the tolerance: rounding may pick either.
+
+    Args:
+        model: A transformers or an ONNX Runtime model.
+        expected: What the model in memory computes.
+        tolerance: Largest allowed difference of a logit.
+    """
+    differences, with_cache, without_cache = [], 0, 0
     for prompt, continuation, logits in _cases(expected):
         found = logits_of(model, torch.cat([prompt, continuation], dim=1))
         differences.append((found - logits).abs().max())
-    return float(torch.stack(differences).max())
+        steps = slice(prompt.shape[1] - 1, -1)
+        case = continuation[0], logits[0, steps], 2 * tolerance
+        with_cache += _goes_elsewhere(continue_greedily(model, prompt)[0], *case)
+        without_cache += _goes_elsewhere(found[0, steps].argmax(-1), *case)
+    return Departure(float(torch.stack(differences).max()), with_cache, without_cache)
 
 
-def departures(model: Any, expected: Reference, *, use_cache: bool, tolerance: float) -> int:
-    """Prompts whose greedy continuation is another one.
-
-    A first token that differs does not count when the reference's own logits hold the two
-    tokens for equal within twice the tolerance: rounding may pick either.
-    """
-    count = 0
-    for prompt, continuation, logits in _cases(expected):
-        found = continue_greedily(model, prompt, use_cache=use_cache)
-        different = (found != continuation)[0].nonzero()
-        if len(different):
-            place = int(different[0])
-            step = logits[0, prompt.shape[1] + place - 1]
-            preference = step[continuation[0, place]] - step[found[0, place]]
-            count += not abs(float(preference)) <= 2 * tolerance
-    return count
+def _goes_elsewhere(found: Tensor, expected: Tensor, logits: Tensor, tie: float) -> bool:
+    """Whether the first token that differs, of ``(new,)``, was clearly not the one to choose."""
+    different = (found != expected).nonzero()
+    if not len(different):
+        return False
+    step = int(different[0])
+    preference = logits[step, expected[step]] - logits[step, found[step]]
+    return not abs(float(preference)) <= tie
 
 
 def prove(what: str, checks: Sequence[Check]) -> tuple[Check, ...]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from slm_plugin.export.parity import Reference, departures, encode, logit_difference
+from slm_plugin.export.parity import Reference, departure, encode
 from slm_plugin.models.fingerprint import fingerprint
 
 
@@ -33,11 +34,8 @@ def measure(folder: Path, reference_file: Path) -> dict[str, Any]:
     misfit = unfit_weights(loading)
     if misfit:
         return {"error": misfit}
-    tolerance = float(facts["tolerance"])
     figures: dict[str, Any] = {
-        "logits": logit_difference(model, expected),
-        "with_cache": departures(model, expected, use_cache=True, tolerance=tolerance),
-        "without_cache": departures(model, expected, use_cache=False, tolerance=tolerance),
+        **asdict(departure(model, expected, float(facts["tolerance"]))),
         "parameters": sum(p.numel() for p in model.parameters()) - int(facts["parameters"]),
         "weights": int(fingerprint(model).weights != facts["weights"]),
     }
