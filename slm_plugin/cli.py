@@ -105,7 +105,7 @@ def apply(
     from pydantic import ValidationError
 
     from slm_plugin.errors import UserError
-    from slm_plugin.export.checkpoint import Checkpoint
+    from slm_plugin.export.checkpoint import CheckpointExporter
     from slm_plugin.files import check_free, whole_folder
     from slm_plugin.models.loading import ModelSource, load
     from slm_plugin.pruners.plan import PruningPlan
@@ -122,7 +122,7 @@ def apply(
     session = Session(network, tokenizer, source=model)
     carry_out(made, session)
     with whole_folder(output, overwrite=overwrite) as scratch:
-        record = Checkpoint(Checkpoint.Options()).export(session, scratch)
+        record = CheckpointExporter(CheckpointExporter.Options()).export(session, scratch)
         made.write(scratch / "plan.json")
     typer.echo(f"{output / record.folder}")
 

@@ -51,7 +51,7 @@ def items(texts: Sequence[str] | None = None) -> list[Item]:
         for index, (context, true) in enumerate(circle):
             following = [circle[(index + step) % len(circle)][1] for step in range(1, CHOICES)]
             gold = places[index]
-            found.append(Item(context, (*following[:gold], true, *following[gold:]), gold))
+            found.append(Item(context, (true, *following), gold))
     return found
 
 

@@ -191,7 +191,7 @@ def negative_log_likelihood(view: DecoderView, pieces: Tensor) -> float:
     for batch in track(batches, "perplexity", total=len(batches)):
         tokens = batch.to(view.model.device)
         hidden = view.decoder(input_ids=tokens, use_cache=False).last_hidden_state
-        total += _head_loss(view, hidden[:, 1:].flatten(0, 1), tokens[:, 1:].flatten())
+        total += _head_loss(view, hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
         if not math.isfinite(total):
             raise NumericalError(
                 "the model produces NaN or infinity on the perplexity text",

@@ -1,0 +1,1 @@
+"""A third-party plugin in an environment of its own."""
