@@ -34,36 +34,42 @@ faulthandler.dump_traceback_later({seconds}, exit=True)
 group = graph.get_pruning_group(attention.{root}, tp.prune_linear_out_channels, list(range(8)))
 faulthandler.cancel_dump_traceback_later()
 names = {{module: name for name, module in attention.named_children()}}
-print(*sorted(names[d.target.module] for d, _ in group if d.target.module in names))
+for dependency, lines in group:
+    if dependency.target.module in names:
+        print(names[dependency.target.module], *sorted({{line // 8 for line in lines}}))
 """
 
 
-def _group(root: str, kv_heads: int) -> list[str]:
-    """Projections that torch-pruning couples with the first head of one; [] when it hangs."""
+def _group(root: str, kv_heads: int) -> dict[str, list[int]]:
+    """Heads that torch-pruning couples with a projection's first one; empty when it hangs."""
     script = SCRIPT.format(root=root, kv_heads=kv_heads, seconds=SECONDS)
     run = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False
     )
-    lines = run.stdout.splitlines()
-    assert lines[:1] == ["traced"], run.stderr
-    assert len(lines) == 2 or "Timeout" in run.stderr, run.stderr
-    return lines[1].split() if len(lines) == 2 else []
+    traced, *found = run.stdout.splitlines() or [""]
+    assert traced == "traced", run.stderr
+    assert found or "Timeout" in run.stderr, run.stderr
+    groups = (line.split() for line in found)
+    return {name: [int(head) for head in heads] for name, *heads in groups}
 
 
 def test_one_query_head_a_key_head_is_coupled_rightly() -> None:
-    """Without grouping all four projections belong together."""
-    assert _group("q_proj", kv_heads=4) == ["k_proj", "o_proj", "q_proj", "v_proj"]
+    """Without grouping the same head of all four projections belongs together."""
+    group = _group("q_proj", kv_heads=4)
+    assert group == {name: [0] for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
 
 
 @pytest.mark.parametrize("root", ["q_proj", "k_proj"])
 def test_two_query_heads_a_key_head_never_end(root: str) -> None:
     """With two query heads a key head the search for the group does not terminate."""
-    assert _group(root, kv_heads=2) == []
+    assert _group(root, kv_heads=2) == {}
 
 
 def test_four_query_heads_a_key_head_are_not_coupled() -> None:
-    """With more query heads a key head, keys are taken to stand alone."""
-    assert _group("k_proj", kv_heads=1) == ["k_proj"]
+    """With more query heads a key head, it is not coupled with all of them."""
+    group = _group("k_proj", kv_heads=1)
+    assert group["k_proj"] == [0]
+    assert group.get("q_proj", []) != [0, 1, 2, 3]
 
 
 def test_module_misstates_its_version() -> None:

@@ -14,6 +14,8 @@ NAME = "builtin_continuation"
 VERSION = 1.0
 SPLITS = (1 / 3, 2 / 3)
 CHOICES = 4
+# Longer contexts make the questions easier and the run slower: every choice reads its own.
+CONTEXT_WORDS = 40
 CONTINUATION_WORDS = 25
 SHUFFLE_SEED = 1234
 _ENDS_SENTENCE = re.compile(r'[.!?]"?$')
@@ -32,10 +34,10 @@ class Item:
 def items(texts: Sequence[str] | None = None) -> list[Item]:
     """Make the questions, the same ones in the same order every time.
 
-    A passage is split at the sentence boundary nearest to a third and to two thirds of it, and its
-    next words compete with those at the same split of three other passages. In a shuffled circle
-    each text competes against the next three, so that every continuation is on offer exactly four
-    times and is right once: a model that ignores the context gains nothing by preferring some.
+    A passage is split at the sentence boundary nearest to a third and to two thirds of it. The
+    words that follow compete with those at the same split of three other passages, behind the last
+    few sentences before the split. In a shuffled circle each passage meets the next three, so that
+    every continuation is on offer four times and is right once: liking some of them gains nothing.
 
     Args:
         texts: Passages; the built-in evaluation passages by default.
@@ -51,20 +53,21 @@ def items(texts: Sequence[str] | None = None) -> list[Item]:
         for index, (context, true) in enumerate(circle):
             following = [circle[(index + step) % len(circle)][1] for step in range(1, CHOICES)]
             gold = places[index]
-            found.append(Item(context, (true, *following), gold))
+            found.append(Item(context, (*following[:gold], true, *following[gold:]), gold))
     return found
 
 
 def _split(text: str, share: float) -> tuple[str, str]:
     """Context and continuation at the sentence boundary nearest to a share of the text."""
     words = text.split()
-    boundaries = [
+    starts = [
         index
         for index in range(1, len(words) - CONTINUATION_WORDS + 1)
         if _ENDS_SENTENCE.search(words[index - 1]) and _STARTS_SENTENCE.match(words[index])
     ]
-    middle = min(boundaries, key=lambda index: abs(index - share * len(words)))
-    return " ".join(words[:middle]), " ".join(words[middle : middle + CONTINUATION_WORDS])
+    middle = min(starts, key=lambda index: abs(index - share * len(words)))
+    first = max([0, *(index for index in starts if middle - index >= CONTEXT_WORDS)])
+    return " ".join(words[first:middle]), " ".join(words[middle : middle + CONTINUATION_WORDS])
 
 
 def task_config() -> dict[str, Any]:

@@ -69,7 +69,7 @@ def render_page(report: RunReport, plans: Mapping[str, PruningPlan]) -> str:
         report=report,
         summary=comparison.summary(report),
         rows=rows,
-        headline=[row for row in rows if row.ratio is not None][:2],
+        headline=[r for r in rows if r.ratio is not None and r.name != "parameters"][:2],
         states=comparison.ordered_states(report),
         chart=picture(
             "Before and after",

@@ -59,7 +59,8 @@ def size(octets: float) -> str:
     power = 0
     while octets >= 1000 and power < len(_SIZES) - 1:
         octets, power = octets / 1000, power + 1
-    return f"{octets:.{1 if power else 0}f} {_SIZES[power]}"
+    decimals = 0 if not power else 2 if octets < 10 else 1
+    return f"{octets:.{decimals}f} {_SIZES[power]}"
 
 
 def count(parameters: int) -> str:

@@ -34,7 +34,8 @@ def summary_table(report: RunReport) -> Table:
         )
     table.add_section()
     for row in comparison.compare(report):
-        table.add_row(*_cells(row))
+        if row.name != "parameters":
+            table.add_row(*_cells(row))
     return table
 
 

@@ -8,7 +8,7 @@ from slm_plugin import extras
 from slm_plugin.pruners.plan import PruningPlan
 from slm_plugin.report.page import render_page
 from slm_plugin.report.record import RunReport
-from tests.report import samples
+from tests.report import sample_plans, samples
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def report() -> RunReport:
 @pytest.fixture(scope="session")
 def plans() -> dict[str, PruningPlan]:
     """The plans of the sample run."""
-    return samples.plans()
+    return sample_plans.plans()
 
 
 @pytest.fixture(scope="session")

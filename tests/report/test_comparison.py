@@ -10,7 +10,7 @@ import pytest
 from slm_plugin.evaluation.base import Measurement
 from slm_plugin.report import comparison
 from slm_plugin.report.record import RunReport, StateRecord
-from tests.report import samples
+from tests.report import sample_plans, samples
 from tests.report.samples import typed
 
 
@@ -113,10 +113,10 @@ def test_the_summary_is_one_sentence_for_every_kind_of_run(report: RunReport) ->
         "HuggingFaceTB/SmolLM2-135M-Instruct went from 30 to 27 layers and from 134.5 M to "
         "107.7 M parameters (19.9% fewer), in 3 stages and 3 min 24 s."
     )
-    narrow = samples.ORIGINAL.without_units(channels=176)
+    narrow = sample_plans.ORIGINAL.without_units(channels=176)
     assert "kept its 30 layers and went from 134.5 M" in comparison.summary(
         samples.make_report(after=narrow)
     )
     assert "kept its 30 layers and 134.5 M parameters, in 3 stages" in comparison.summary(
-        samples.make_report(after=samples.ORIGINAL)
+        samples.make_report(after=sample_plans.ORIGINAL)
     )

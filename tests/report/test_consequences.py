@@ -6,7 +6,7 @@ import random
 
 from slm_plugin.pruners.plan import DropLayers, MergeLayers, Operation, Trial
 from slm_plugin.report import consequences
-from tests.report import samples
+from tests.report import sample_plans
 
 
 def by_surgery(layers: int, operations: list[Operation]) -> list[int | None]:
@@ -34,13 +34,13 @@ def test_destinations_agree_with_cutting_a_list() -> None:
             DropLayers(indices=tuple(cuts[4:])),
         ]
         dice.shuffle(operations)
-        plan = samples.depth_plan(operations=tuple(operations))
+        plan = sample_plans.depth_plan(operations=tuple(operations))
         assert consequences.destinations(plan) == by_surgery(30, operations)
 
 
 def test_final_trials_are_those_whose_windows_are_merged() -> None:
     """Growing windows were accepted on the way; only the last of each is the plan's."""
-    plan = samples.depth_plan()
+    plan = sample_plans.depth_plan()
     final = [plan.trials[i] for i in sorted(consequences.final_trials(plan))]
     assert sorted((t.first, t.last) for t in final) == [(17, 18), (24, 26)]
     assert sum(trial.accepted for trial in plan.trials) == 3
@@ -48,7 +48,7 @@ def test_final_trials_are_those_whose_windows_are_merged() -> None:
 
 def test_a_rejected_repetition_is_not_the_final_trial() -> None:
     """A window that was merged and evaluated again later belongs to the trial that accepted it."""
-    plan = samples.depth_plan()
+    plan = sample_plans.depth_plan()
     again = Trial(first=24, last=26, similarity=0.1, accepted=False)
     longer = plan.model_copy(update={"trials": (*plan.trials, again)})
     assert consequences.final_trials(longer) == consequences.final_trials(plan)
@@ -56,7 +56,7 @@ def test_a_rejected_repetition_is_not_the_final_trial() -> None:
 
 def test_layers_left_counts_merged_windows_and_the_trial_itself() -> None:
     """A window of n layers removes n - 1, a window of one layer none."""
-    plan = samples.depth_plan()
+    plan = sample_plans.depth_plan()
     trial = Trial(first=9, last=11, committed=((20, 23),), similarity=0.9, accepted=True)
     assert consequences.layers_left(plan, trial) == 30 - 2 - 3
     alone = Trial(first=9, last=9, similarity=1.0, accepted=True)
@@ -65,7 +65,7 @@ def test_layers_left_counts_merged_windows_and_the_trial_itself() -> None:
 
 def test_kept_units_are_read_by_layer() -> None:
     """Every layer of the sample keeps 1360 channels and 2 KV groups."""
-    plan = samples.width_plan()
+    plan = sample_plans.width_plan()
     assert {k: len(v) for k, v in consequences.kept_channels(plan).items()} == dict.fromkeys(
         range(27), 1360
     )

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from slm_plugin.pruners.plan import KeepChannels, PruningPlan
 from slm_plugin.report.explain import explain
-from tests.report import samples
+from tests.report import sample_plans, samples
 
 
 def printed(plan: PruningPlan) -> str:
@@ -29,11 +29,11 @@ def rows(text: str) -> list[list[str]]:
 
 def test_every_merge_and_drop_is_told() -> None:
     """Windows with what they become, and dropped layers, in the order of the plan."""
-    assert rows(printed(samples.dropping_plan())) == [
+    assert rows(printed(sample_plans.dropping_plan())) == [
         ["merge, rule telescoped", "4-6", "layer 4", "2", ""],
         ["drop", "9, 20", "", "2", ""],
     ]
-    assert rows(printed(samples.depth_plan())) == [
+    assert rows(printed(sample_plans.depth_plan())) == [
         ["merge, rule telescoped", "24-26", "layer 23", "2", "0.9311"],
         ["merge, rule telescoped", "17-18", "layer 17", "1", "0.9158"],
     ]
@@ -41,7 +41,7 @@ def test_every_merge_and_drop_is_told() -> None:
 
 def test_every_layer_with_what_it_keeps_is_told() -> None:
     """Channels by number, KV groups by name, query heads by number."""
-    plan = samples.width_plan()
+    plan = sample_plans.width_plan()
     found = rows(printed(plan))
     assert [row[0] for row in found] == [str(layer) for layer in range(27)]
     assert {(row[1], row[3]) for row in found} == {("1,360 of 1,536", "6 of 9")}
@@ -51,13 +51,13 @@ def test_every_layer_with_what_it_keeps_is_told() -> None:
 def test_layers_that_lose_only_channels_keep_all_heads() -> None:
     """What no operation names stays whole."""
     operations = (KeepChannels(layer=3, indices=(0, 5)),)
-    plan = samples.width_plan().model_copy(update={"operations": operations})
+    plan = sample_plans.width_plan().model_copy(update={"operations": operations})
     assert rows(printed(plan)) == [["3", "2 of 1,536", "0-2 of 3", "9 of 9"]]
 
 
 def test_the_effect_is_said_in_layers_and_parameters() -> None:
     """Before, after and ratio, with target, search, threshold, notes and warnings."""
-    text = printed(samples.depth_plan())
+    text = printed(sample_plans.depth_plan())
     for said in (
         "A depth plan by slm with merge_rule telescoped, criterion flat_cosine.",
         "Target: threshold 0.9.",
@@ -70,17 +70,17 @@ def test_the_effect_is_said_in_layers_and_parameters() -> None:
         "sha256:aaaaaaaaaaaa",
     ):
         assert said in text
-    assert "9 -> 6 query, 3 -> 2 key/value" in printed(samples.width_plan())
+    assert "9 -> 6 query, 3 -> 2 key/value" in printed(sample_plans.width_plan())
 
 
 def test_a_plan_that_does_nothing_is_explained() -> None:
     """No operation, no table."""
-    plan = samples.depth_plan(operations=(), after=samples.ORIGINAL)
+    plan = sample_plans.depth_plan(operations=(), after=sample_plans.ORIGINAL)
     assert explain(plan).tables == ()
     assert "In all, 0 layers and 0.0% of the parameters removed." in printed(plan)
 
 
 def test_markup_in_a_plan_is_text() -> None:
     """Square brackets of a hand-edited plan reach the terminal as they are."""
-    plan = samples.depth_plan(pruner="[red]x[/red]", notes=("[/nope]",))
+    plan = sample_plans.depth_plan(pruner="[red]x[/red]", notes=("[/nope]",))
     assert "[red]x[/red]" in printed(plan) and "[/nope]" in printed(plan)

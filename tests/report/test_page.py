@@ -12,7 +12,7 @@ from slm_plugin.pruners.plan import PruningPlan
 from slm_plugin.report import comparison, quantities
 from slm_plugin.report.page import render_page
 from slm_plugin.report.record import RunReport
-from tests.report import samples
+from tests.report import sample_plans, samples
 from tests.report.samples import typed
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -165,7 +165,12 @@ def test_without_matplotlib_the_page_says_which_extra_draws(
 def test_a_bare_run_has_a_page_too() -> None:
     """No stages, no measurements, no exports, no calibration, no licence."""
     bare = samples.make_report(
-        stages=(), states=(), exports=(), calibration=None, license=None, after=samples.ORIGINAL
+        stages=(),
+        states=(),
+        exports=(),
+        calibration=None,
+        license=None,
+        after=sample_plans.ORIGINAL,
     )
     text = read(render_page(bare, {})).text
     assert "Nothing was measured" in text and "Nothing was exported" in text

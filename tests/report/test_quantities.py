@@ -52,7 +52,14 @@ def test_a_small_number_never_reads_as_zero() -> None:
 
 @pytest.mark.parametrize(
     ("octets", "expected"),
-    [(0, "0 B"), (999, "999 B"), (23_040, "23.0 kB"), (538_060_032, "538.1 MB"), (2e12, "2.0 TB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (23_040, "23.0 kB"),
+        (538_060_032, "538.1 MB"),
+        (2_048, "2.05 kB"),
+        (2e12, "2.00 TB"),
+    ],
 )
 def test_sizes_have_decimal_prefixes(octets: float, expected: str) -> None:
     """A kilobyte is a thousand bytes."""

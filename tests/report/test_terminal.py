@@ -51,3 +51,15 @@ def test_a_run_without_an_after_has_dashes() -> None:
     report = samples.make_report(states=samples.make_report().states[:1])
     line = next(line for line in printed(report).splitlines() if "perplexity" in line)
     assert [c.strip() for c in line.split("│")[2:6]] == ["33.91", "-", "-", "-"]
+
+
+def test_a_size_that_was_measured_too_stands_once() -> None:
+    """The footprint's parameter count would repeat a line of the table."""
+    report = samples.make_report()
+    states = []
+    for state in report.states:
+        counted = state.measurements[0].model_copy(update={"name": "parameters", "value": 9.0})
+        states.append(state.model_copy(update={"measurements": (*state.measurements, counted)}))
+    text = printed(report.model_copy(update={"states": tuple(states)}))
+    lines = [line for line in text.splitlines() if line[2:].startswith("parameters  ")]
+    assert len(lines) == 1 and "134,515,008" in lines[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from slm_plugin.report.record import RunReport
 from slm_plugin.report.usage import recipe_yaml, snippets
-from tests.report import samples
+from tests.report import sample_plans, samples
 
 
 def test_the_checkpoint_comes_first_and_code_compiles(report: RunReport) -> None:
@@ -35,7 +35,7 @@ def test_pruned_heads_are_told_to_optimum_and_only_then() -> None:
     """The sample's 6 heads of 64 are not its hidden size of 576; the original's 9 are."""
     pruned, whole = (
         {snippet.exporter: snippet.code for snippet in snippets(samples.make_report(after=after))}
-        for after in (samples.NARROW, samples.SHALLOW)
+        for after in (sample_plans.NARROW, sample_plans.SHALLOW)
     )
     assert "embed_size_per_head" in pruned["onnx"]
     assert "embed_size_per_head" not in pruned["checkpoint"] + whole["onnx"]

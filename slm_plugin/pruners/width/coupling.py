@@ -26,9 +26,9 @@ def check_coupling(view: DecoderView) -> None:
     All layers share their shapes, so the first and the last stand for all. MLP groups are always
     compared, attention groups only when every query head has its own key/value head: with two
     query heads a key/value head, torch-pruning 1.6.1 follows the rotary embedding's concatenation
-    for ever, and with three or more it does not couple keys with queries. Only linear maps are
-    compared: the per-head norms of Qwen3 are shared by all heads and stay, though torch-pruning
-    lists them.
+    for ever, and with more it couples a key head with none of its query heads or with the one in
+    the same position. Only linear maps are compared: the norms of Qwen3's queries and keys are
+    shared by all heads and stay, though torch-pruning lists them.
 
     Raises:
         UnsupportedModelError: torch-pruning couples other rows or columns than we do.

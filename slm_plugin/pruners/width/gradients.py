@@ -8,8 +8,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from slm_plugin.calibration.captures import split
 from slm_plugin.errors import NumericalError
 from slm_plugin.models.view import DecoderView, projections
+
+# A backward pass holds every layer's activations; a forward pass holds one layer's at a time.
+BACKWARD_TOKENS = 512
 
 
 @contextmanager
@@ -58,7 +62,7 @@ def loss_gradients(view: DecoderView, batches: Iterable[Tensor]) -> list[dict[st
             for weight in flat
         ]
         try:
-            for tokens in batches:
+            for tokens in _small(batches):
                 # The model shifts labels itself: position t is asked for token t+1.
                 loss = view.model(input_ids=tokens, labels=tokens, use_cache=False).loss
                 _require_finite(loss)
@@ -70,6 +74,11 @@ def loss_gradients(view: DecoderView, batches: Iterable[Tensor]) -> list[dict[st
     for total in sums.values():
         total /= samples
     return [{name: sums[id(weight)] for name, weight in layer.items()} for layer in weights]
+
+
+def _small(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    for tokens in batches:
+        yield from split(tokens, BACKWARD_TOKENS)
 
 
 def _move_into(total: Tensor) -> Callable[[Tensor], None]:

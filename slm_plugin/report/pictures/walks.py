@@ -119,7 +119,7 @@ def _similarity_column(axes: Axes, plan: PruningPlan, final: set[int]) -> None:
     if plan.threshold is not None:
         axes.axvline(plan.threshold, **_THRESHOLD)
         axes.annotate(
-            f"threshold {plan.threshold:g}",
+            f"threshold {plan.threshold:.4g}",
             (plan.threshold, 1.0),
             xytext=(0, 4),
             xycoords=("data", "axes fraction"),

@@ -12,16 +12,16 @@ import pytest
 from slm_plugin.errors import MissingExtraError
 from slm_plugin.report import pictures
 from slm_plugin.report.pictures import canvas
-from tests.report import samples
+from tests.report import sample_plans, samples
 from tests.report.pictures.drawing import parse, words
 
 pytest.importorskip("matplotlib")
 
 DRAWINGS: dict[str, Callable[[], str]] = {
-    "walk": lambda: pictures.walk(samples.depth_plan()),
-    "similarities": lambda: pictures.similarities(samples.depth_plan()),
-    "fates": lambda: pictures.fates(samples.dropping_plan()),
-    "widths": lambda: pictures.widths(samples.width_plan(5)),
+    "walk": lambda: pictures.walk(sample_plans.depth_plan()),
+    "similarities": lambda: pictures.similarities(sample_plans.depth_plan()),
+    "fates": lambda: pictures.fates(sample_plans.dropping_plan()),
+    "widths": lambda: pictures.widths(sample_plans.width_plan(5)),
     "before_after": lambda: pictures.before_after(samples.make_report()),
 }
 
@@ -65,7 +65,7 @@ def test_modules_import_without_matplotlib(name: str, monkeypatch: pytest.Monkey
 
 def test_names_keep_the_ids_of_pictures_apart() -> None:
     """Two pictures with names of their own share no id."""
-    pairs = [pictures.fates(samples.depth_plan(), name) for name in ("one", "two")]
+    pairs = [pictures.fates(sample_plans.depth_plan(), name) for name in ("one", "two")]
     ids = [{e.get("id") for e in parse(svg).iter() if e.get("id")} for svg in pairs]
     assert ids[0] and not ids[0] & ids[1]
 

@@ -7,7 +7,7 @@ import pytest
 from slm_plugin.pruners.plan import DropLayers
 from slm_plugin.report.consequences import destinations
 from slm_plugin.report.pictures import fates
-from tests.report import samples
+from tests.report import sample_plans
 from tests.report.pictures.drawing import SVG, by_id, parse, points, words
 
 pytest.importorskip("matplotlib")
@@ -15,13 +15,13 @@ pytest.importorskip("matplotlib")
 
 def test_every_original_layer_has_exactly_one_line() -> None:
     """Kept, merged or dropped: no layer is left out and none drawn twice."""
-    lines = by_id(fates(samples.dropping_plan()), r"fates-fate-\d+")
+    lines = by_id(fates(sample_plans.dropping_plan()), r"fates-fate-\d+")
     assert list(lines) == [f"fates-fate-{layer}" for layer in range(30)]
 
 
 def test_lines_lead_from_a_layer_to_its_home() -> None:
     """Each starts below the number of its layer and ends above that of its home, or in the air."""
-    plan = samples.dropping_plan()
+    plan = sample_plans.dropping_plan()
     svg = fates(plan)
     numbers = [t for t in parse(svg).iter(f"{SVG}text") if "".join(t.itertext()).isdigit()]
     height = {float(t.get("y", "nan")) for t in numbers}
@@ -50,14 +50,14 @@ def test_lines_lead_from_a_layer_to_its_home() -> None:
 
 def test_both_rows_are_numbered() -> None:
     """Thirty numbers above, as many as are left below."""
-    written = [text for text in words(fates(samples.dropping_plan())) if text.isdigit()]
+    written = [text for text in words(fates(sample_plans.dropping_plan())) if text.isdigit()]
     assert sorted(map(int, written)) == sorted([*range(30), *range(26)])
 
 
 def test_a_deep_model_is_numbered_sparsely() -> None:
     """At 80 layers every fifth number is written, and every line is still there."""
-    before = samples.ORIGINAL.model_copy(update={"layers": 80})
-    svg = fates(samples.depth_plan(before=before))
+    before = sample_plans.ORIGINAL.model_copy(update={"layers": 80})
+    svg = fates(sample_plans.depth_plan(before=before))
     numbers = [int(text) for text in words(svg) if text.isdigit()]
     assert numbers and all(number % 5 == 0 for number in numbers)
     assert len(by_id(svg, r"fates-fate-\d+")) == 80
@@ -65,5 +65,5 @@ def test_a_deep_model_is_numbered_sparsely() -> None:
 
 def test_a_plan_that_drops_everything_but_one_is_drawn() -> None:
     """The result may be a single layer."""
-    plan = samples.depth_plan(operations=(DropLayers(indices=tuple(range(1, 30))),))
+    plan = sample_plans.depth_plan(operations=(DropLayers(indices=tuple(range(1, 30))),))
     assert len(by_id(fates(plan), r"fates-fate-\d+")) == 30

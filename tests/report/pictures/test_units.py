@@ -10,7 +10,7 @@ import pytest
 from slm_plugin.pruners.plan import KeepChannels, KeepHeads
 from slm_plugin.report.pictures import canvas, widths
 from slm_plugin.report.pictures.units import Spread, spread
-from tests.report import samples
+from tests.report import sample_plans
 from tests.report.pictures.drawing import box, by_id, style, words
 
 pytest.importorskip("matplotlib")
@@ -19,7 +19,7 @@ pytest.importorskip("matplotlib")
 def test_bars_are_as_high_as_layers_are_wide() -> None:
     """A layer that keeps half the channels has half the bar of one that keeps all."""
     operations = (KeepChannels(layer=3, indices=tuple(range(768))),)
-    plan = samples.width_plan(5).model_copy(update={"operations": operations, "scores": ()})
+    plan = sample_plans.width_plan(5).model_copy(update={"operations": operations, "scores": ()})
     bars = by_id(widths(plan), r"widths-channels-\d+")
     assert list(bars) == [f"widths-channels-{layer}" for layer in range(5)]
     high = {layer: box(bar)[3] - box(bar)[1] for layer, bar in enumerate(bars.values())}
@@ -29,7 +29,7 @@ def test_bars_are_as_high_as_layers_are_wide() -> None:
 
 def test_cells_show_which_groups_stay() -> None:
     """One cell a layer and group: filled when the plan keeps it, hatched when not."""
-    plan = samples.width_plan(5)
+    plan = sample_plans.width_plan(5)
     cells = by_id(widths(plan), r"widths-group-\d+-\d+")
     assert len(cells) == 5 * 3
     kept = {
@@ -47,7 +47,7 @@ def test_cells_show_which_groups_stay() -> None:
 
 def test_panels_follow_what_the_plan_holds() -> None:
     """Channels only, groups only, without scores, and nothing at all."""
-    plan = samples.width_plan(5)
+    plan = sample_plans.width_plan(5)
     channels = tuple(op for op in plan.operations if isinstance(op, KeepChannels))
     groups = tuple(op for op in plan.operations if isinstance(op, KeepHeads))
 
@@ -68,7 +68,7 @@ def test_panels_follow_what_the_plan_holds() -> None:
 
 def test_the_key_is_always_there() -> None:
     """Kept and removed are explained, whatever the first panel is."""
-    plan = samples.width_plan(5)
+    plan = sample_plans.width_plan(5)
     groups = tuple(op for op in plan.operations if isinstance(op, KeepHeads))
     for operations in (plan.operations, groups):
         said = words(widths(plan.model_copy(update={"operations": operations})))
@@ -84,7 +84,7 @@ def test_spread_is_lowest_median_and_highest() -> None:
 
 def test_many_groups_are_counted_instead_of_drawn_one_by_one() -> None:
     """A model of 64 KV heads gets a bar a layer."""
-    plan = samples.width_plan(5)
+    plan = sample_plans.width_plan(5)
     before = plan.before.model_copy(update={"kv_heads": 64})
     operations = (KeepHeads(layer=0, kv_groups=tuple(range(32))),)
     svg = widths(plan.model_copy(update={"before": before, "operations": operations}))

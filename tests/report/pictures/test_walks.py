@@ -9,7 +9,7 @@ import pytest
 
 from slm_plugin.pruners.plan import PruningPlan, Trial
 from slm_plugin.report.pictures import canvas, similarities, walk
-from tests.report import samples
+from tests.report import sample_plans
 from tests.report.pictures.drawing import box, by_id, points, style, words
 
 pytest.importorskip("matplotlib")
@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib")
 
 def test_every_trial_is_exactly_one_bar_in_its_row() -> None:
     """Bars are numbered from 1, one below the other, evenly."""
-    plan = samples.depth_plan()
+    plan = sample_plans.depth_plan()
     bars = by_id(walk(plan), r"walk-trial-\d+")
     assert list(bars) == [f"walk-trial-{n}" for n in range(1, len(plan.trials) + 1)]
     middles = [(box(bar)[1] + box(bar)[3]) / 2 for bar in bars.values()]
@@ -28,7 +28,7 @@ def test_every_trial_is_exactly_one_bar_in_its_row() -> None:
 
 def test_a_bar_spans_its_layers() -> None:
     """On the scale of the axis, edges lie 0.4 of a layer beyond the first and the last layer."""
-    plan = samples.depth_plan()
+    plan = sample_plans.depth_plan()
     svg = walk(plan)
     ticks = {
         int("".join(tick.itertext()).strip()): points(tick)[-1][0]
@@ -44,7 +44,7 @@ def test_a_bar_spans_its_layers() -> None:
 
 def test_bars_tell_rejected_accepted_and_merged_apart() -> None:
     """Dark for the windows of the plan, light for those on the way, hatched for the rest."""
-    plan = samples.depth_plan()
+    plan = sample_plans.depth_plan()
     bars = list(by_id(walk(plan), r"walk-trial-\d+").values())
     merged = {(24, 26), (17, 18)}
     for trial, bar in zip(plan.trials, bars, strict=True):
@@ -59,7 +59,7 @@ def test_bars_tell_rejected_accepted_and_merged_apart() -> None:
 
 def test_similarities_are_written_beside_the_bars() -> None:
     """Each with four digits, in order, and the threshold above its line."""
-    plan = samples.depth_plan()
+    plan = sample_plans.depth_plan()
     svg = walk(plan)
     written = [text for text in words(svg) if len(text) == 6 and text.startswith("0.")]
     assert written == [f"{trial.similarity:.4f}" for trial in plan.trials]
@@ -69,7 +69,7 @@ def test_similarities_are_written_beside_the_bars() -> None:
 
 def test_points_stand_at_their_similarity() -> None:
     """Heights of all points are one linear function of the similarities."""
-    plan = samples.depth_plan()
+    plan = sample_plans.depth_plan()
     found = by_id(similarities(plan), r"similarities-trial-\d+")
     assert len(found) == len(plan.trials)
     heights = [marker(point)[1] for point in found.values()]
@@ -89,7 +89,7 @@ def marker(element: object) -> tuple[float, float]:
 
 def test_a_plan_without_trials_has_no_walk() -> None:
     """There is nothing to draw."""
-    plan = samples.dropping_plan()
+    plan = sample_plans.dropping_plan()
     assert walk(plan) == similarities(plan) == ""
 
 
@@ -99,7 +99,7 @@ def trials_of(*values: float) -> PruningPlan:
         Trial(first=n, last=n + 1, similarity=value, accepted=False)
         for n, value in enumerate(values)
     ]
-    return samples.depth_plan(trials=tuple(trials), operations=(), threshold=None)
+    return sample_plans.depth_plan(trials=tuple(trials), operations=(), threshold=None)
 
 
 @pytest.mark.parametrize("values", [(0.5,), (0.5, 0.5), (math.nan, 0.5), (math.nan,), (-3.0, -1.0)])
