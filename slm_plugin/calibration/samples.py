@@ -215,7 +215,7 @@ def _token_file(source: CalibrationSource) -> Tensor:
 def _only_tensor(path: Path) -> Tensor:
     from safetensors.torch import load_file
 
-    tensors = load_file(path)
+    tensors: dict[str, Tensor] = load_file(path)
     if "input_ids" in tensors:
         return tensors["input_ids"]
     if len(tensors) == 1:

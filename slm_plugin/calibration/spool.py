@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from typing_extensions import Buffer
 
 from slm_plugin.errors import OutputError
 
@@ -63,5 +62,4 @@ class Spool:
 
 def _bytes(tensor: Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor, shared."""
-    flat: Buffer = tensor.flatten().view(torch.uint8).numpy()
-    return memoryview(flat)
+    return tensor.flatten().view(torch.uint8).numpy().data

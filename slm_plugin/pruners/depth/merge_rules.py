@@ -55,7 +55,7 @@ def merge_weights(rule: str, weights: Sequence[Tensor]) -> Tensor:
     if rule == "keep_low":
         return weights[0]
     if rule == "mean":
-        return _accurate(lambda wide: torch.stack(wide).mean(0), weights)
+        return _accurate(lambda wide: torch.stack(list(wide)).mean(0), weights)
     if rule == "rdsc":
         return _accurate(lambda wide: sum(wide[1:], -(len(wide) - 2) * wide[0]), weights)
     match = _EMA.fullmatch(rule)
@@ -86,7 +86,7 @@ def merged_layer(rule: str, layers: Sequence[nn.Module]) -> nn.Module:
 
 def share_parameters(layer: nn.Module) -> nn.Module:
     """A second module tree over the same parameters, buffers and config."""
-    shared = [*layer.parameters(), *layer.buffers()]
+    shared: list[object] = [*layer.parameters(), *layer.buffers()]
     shared += [module.config for module in layer.modules() if hasattr(module, "config")]
     return copy.deepcopy(layer, {id(thing): thing for thing in shared})
 

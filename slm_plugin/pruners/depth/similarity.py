@@ -27,7 +27,7 @@ def flat_cosine(reference: Tensor, hidden: Tensor) -> Tensor:
     x = reference.flatten(1).double()
     y = hidden.flatten(1).double()
     lengths = torch.linalg.vector_norm(x, dim=1) * torch.linalg.vector_norm(y, dim=1)
-    cosine = (x * y).sum(1) / lengths
+    cosine: Tensor = (x * y).sum(1) / lengths
     if torch.isnan(cosine).any():
         raise NumericalError(
             "the similarity of a trial is NaN",
