@@ -124,6 +124,8 @@ def prepare(recipe: Recipe) -> Session:
     for stage in recipe.stages:
         if isinstance(stage, Pruner):
             stage.check_target(session.original, session.original)
+    for evaluator in recipe.evaluators:
+        evaluator.fit(session)
     if recipe.calibration is not None:
         with _timed(f"calibration from {recipe.calibration.source}"):
             session.calibration = draw(recipe.calibration, model, tokenizer, recipe.seed)

@@ -294,6 +294,7 @@ def test_the_command_line_runs_plans_explains_and_applies(
         (["run", "RECIPE", "--set", "stages.0.target.layers_removed=9"], "the model has 8"),
         (["run", "RECIPE", "--set", "output=/proc/nowhere/out"], "cannot write"),
         (["validate", "RECIPE", "--set", "stages.0.target.ratio=2"], "give exactly one of"),
+        (["run", "RECIPE", "--set", "evaluate=[{footprint: {tokens: 999}}]"], "the model has 256"),
         (["explain", "nowhere.json"], "cannot read the plan nowhere.json"),
         (["inspect", "./nowhere"], "there is no folder nowhere"),
         (["run"], "Missing argument"),

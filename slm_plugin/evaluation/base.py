@@ -54,6 +54,13 @@ class Evaluator(ABC):
     def check(self) -> None:  # noqa: B027 - most evaluators have nothing to refuse
         """Refuse what cannot work (a missing file, an unknown task) before any model is loaded."""
 
+    def fit(self, session: Session) -> None:  # noqa: B027 - most models have room for most
+        """Refuse a model that the measurement does not fit, before any stage runs.
+
+        Raises:
+            UserError: The model has too few positions, say.
+        """
+
     @abstractmethod
     def measure(self, session: Session) -> list[Measurement]:
         """Measure the model in its present state."""

@@ -45,6 +45,14 @@ class Footprint(Evaluator):
     Options = FootprintOptions
     options: FootprintOptions
 
+    def fit(self, session: Session) -> None:
+        """Make sure that the model has room for the prompt.
+
+        Raises:
+            UserError: It has not.
+        """
+        check_room(session.model, self.options.tokens, "footprint")
+
     def measure(self, session: Session) -> list[Measurement]:
         """Count, and run one prefill.
 
@@ -52,7 +60,7 @@ class Footprint(Evaluator):
             UserError: The prompt exceeds the model's positions.
         """
         model, sizes = session.model, session.view.dimensions()
-        check_room(model, self.options.tokens, "footprint")
+        self.fit(session)
         counted = "tied weights counted once"
         measurements = [
             _lower("parameters", sizes.parameters, "", counted),

@@ -47,6 +47,14 @@ class Latency(Evaluator):
     Options = LatencyOptions
     options: LatencyOptions
 
+    def fit(self, session: Session) -> None:
+        """Make sure that the model has room for prompt and answer.
+
+        Raises:
+            UserError: It has not.
+        """
+        check_room(session.model, self.options.prompt_tokens + self.options.new_tokens, "latency")
+
     def measure(self, session: Session) -> list[Measurement]:
         """Time prefill and decode.
 
@@ -54,7 +62,7 @@ class Latency(Evaluator):
             UserError: Prompt and new tokens exceed the model's positions.
         """
         options, model = self.options, session.model
-        check_room(model, options.prompt_tokens + options.new_tokens, "latency")
+        self.fit(session)
         prompt = random_prompt(session, options.batch_size, options.prompt_tokens)
         runs = [
             time_run(model, prompt, options.new_tokens)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
+import random
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
+import torch
 from pydantic import Field
 
 from slm_plugin.errors import UserError
@@ -14,7 +17,7 @@ from slm_plugin.evaluation.base import Evaluator, EvaluatorOptions, Measurement
 from slm_plugin.evaluation.lm_eval_scores import scores
 from slm_plugin.evaluation.lm_eval_tasks import LoadedTasks, load_tasks
 from slm_plugin.evaluation.quiet import guest
-from slm_plugin.extras import require
+from slm_plugin.extras import found_version, require
 from slm_plugin.registry import register_evaluator
 
 if TYPE_CHECKING:
@@ -99,6 +102,7 @@ class LmEval(Evaluator):
         with guest("lm_eval", logging.ERROR):
             from lm_eval.models.huggingface import HFLM
 
+            loaded.set_shots(options.num_fewshot, seed)
             # lm-eval gives a tokenizer without padding token one: a copy keeps the session's as is.
             model = HFLM(
                 pretrained=session.model,
@@ -110,23 +114,28 @@ class LmEval(Evaluator):
         return scores(results, loaded.names)
 
     def _run(self, model: Any, loaded: LoadedTasks, seed: int) -> dict[str, Any]:
-        from lm_eval import simple_evaluate
+        """Evaluate, and note what `simple_evaluate` would note of the run.
 
+        `simple_evaluate` itself asks git and pip about the machine, which takes seconds each time
+        and lets git complain on standard error.
+        """
+        from lm_eval import evaluate
+
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
         try:
-            results: dict[str, Any] = simple_evaluate(
-                model,
-                tasks=list(loaded.roots),
-                task_manager=loaded.manager,
-                num_fewshot=self.options.num_fewshot,
+            results: dict[str, Any] = evaluate(
+                lm=model,
+                task_dict=loaded.found,
                 limit=self.options.limit,
-                batch_size=self.options.batch_size,
                 bootstrap_iters=BOOTSTRAP_DRAWS,
                 log_samples=False,
-                random_seed=seed,
-                numpy_random_seed=seed,
-                torch_random_seed=seed,
-                fewshot_random_seed=seed,
             )
         except ValueError as error:
             raise UserError(f"lm-eval cannot run these tasks: {error}") from error
-        return results
+        return {
+            **results,
+            "lm_eval_version": found_version("lm-eval"),
+            "config": {"limit": self.options.limit, "fewshot_seed": seed},
+        }

@@ -17,7 +17,7 @@ def scores(results: Mapping[str, Any], names: Sequence[str]) -> list[Measurement
     ``acc_norm`` if it has one of them, else every metric that it has.
 
     Args:
-        results: What ``lm_eval.simple_evaluate`` returns.
+        results: In the form that ``lm_eval.simple_evaluate`` returns.
         names: Tasks and groups, in the order of the recipe.
     """
     return [

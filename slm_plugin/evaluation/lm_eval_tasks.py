@@ -18,14 +18,27 @@ class LoadedTasks:
     """Tasks with their data.
 
     Attributes:
-        manager: lm-eval's task manager, which knows every name.
-        roots: lm-eval's ``Task`` and ``Group`` objects, in the order of the recipe.
-        names: Their names; kept, since lm-eval draws a random number whenever a task is asked.
+        found: What lm-eval's task manager makes of them, as ``lm_eval.evaluate`` takes it.
+        names: Tasks and groups in the order of the recipe, the members of a tag in its place.
     """
 
-    manager: Any
-    roots: tuple[Any, ...]
+    found: dict[str, Any]
     names: tuple[str, ...]
+
+    def set_shots(self, shots: int | None, seed: int) -> None:
+        """Fix the number of few-shot examples, and how they are drawn.
+
+        As in lm-eval's command, a task that insists on none keeps to that.
+
+        Args:
+            shots: Examples per question; None leaves each task its own number.
+            seed: Seed of the draw.
+        """
+        for task in self.found["tasks"].values():
+            own = task.get_config("num_fewshot")
+            if own is None or (shots is not None and own != 0):
+                task.set_config(key="num_fewshot", value=shots or 0)
+            task.set_fewshot_seed(seed=seed)
 
 
 def load_tasks(names: Sequence[str], include_path: str | None) -> LoadedTasks:
@@ -43,16 +56,15 @@ def load_tasks(names: Sequence[str], include_path: str | None) -> LoadedTasks:
     manager = _manager(names, include_path)
     roots: list[Any] = []
     for name in dict.fromkeys(names):
-        loaded = _load(manager, name)
-        roots.extend(loaded if isinstance(loaded, list) else [loaded])
+        roots += _load(manager, name)
     try:
-        manager.load(list(roots))
+        found = manager.load(roots)
     except ValueError as error:
         raise UserError(
             f"lm_eval cannot run these tasks together: {_first_line(error)}",
             hint="name a task once, alone or through its group",
         ) from error
-    return LoadedTasks(manager, tuple(roots), tuple(map(_name, roots)))
+    return LoadedTasks(found, tuple(map(_name, roots)))
 
 
 def _manager(names: Sequence[str], include_path: str | None) -> Any:
@@ -100,23 +112,20 @@ def _members(config: dict[str, Any]) -> Iterator[str]:
             yield member["group"]
 
 
-def _load(manager: Any, name: str) -> Any:
-    """One task or group, or the list of tasks of a tag.
+def _load(manager: Any, name: str) -> list[Any]:
+    """lm-eval's task or group of a name, or the tasks of a tag.
 
     Whatever a task's own code or data source raises ends up here, hence the broad catch.
     """
     try:
-        if name == builtin_task.NAME:
-            found = manager.load(builtin_task.task_config())
-        else:
-            found = manager.load(name)
+        spec = builtin_task.task_config() if name == builtin_task.NAME else name
+        found = manager.load(spec)
     except Exception as error:
         raise UserError(
             f"lm-eval cannot load '{name}': {_first_line(error)}",
             hint="see the task's own documentation; stock tasks fetch their data from the Hub",
         ) from error
-    groups = found["groups"]
-    return groups[name] if name in groups else list(found["tasks"].values())
+    return [found["groups"][name]] if name in found["groups"] else [*found["tasks"].values()]
 
 
 def _name(root: Any) -> str:

@@ -103,6 +103,14 @@ class Perplexity(Evaluator):
         else:
             require("data", f"the text source '{self.options.source}'")
 
+    def fit(self, session: Session) -> None:
+        """Make sure that the model has room for one piece.
+
+        Raises:
+            UserError: It has not.
+        """
+        check_room(session.model, self.options.length, "a piece of the perplexity text")
+
     def measure(self, session: Session) -> list[Measurement]:
         """Score the text.
 
@@ -111,7 +119,7 @@ class Perplexity(Evaluator):
             NumericalError: The model produces NaN or infinity.
             UserError: A piece is longer than the model's positions.
         """
-        check_room(session.model, self.options.length, "a piece of the perplexity text")
+        self.fit(session)
         if session.tokenizer is None:
             raise CalibrationError(
                 "perplexity needs a tokenizer and the session has none",

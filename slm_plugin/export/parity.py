@@ -28,7 +28,7 @@ SENTENCES = (
 )
 SENTENCE_LENGTHS = (3, 12, 48)
 RANDOM_LENGTHS = (1, 24)
-NEW_TOKENS = 16
+NEW_TOKENS = 8
 # Reading the same bytes back on the same machine gives the same logits; these shares of the
 # largest logit leave room for another device and another order of summation.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -79,6 +79,22 @@ class Reference:
             return cls(**fields), stored.metadata()
 
 
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """How far a model is from a reference.
+
+    Attributes:
+        logits: Largest absolute difference of a logit; NaN when either side has NaN.
+        with_cache: Prompts that ``generate`` continues otherwise.
+        without_cache: Prompts on which the most likely tokens of one pass are others. A pass
+            over the continuation shows what greedy decoding without a cache would choose.
+    """
+
+    logits: float
+    with_cache: int
+    without_cache: int
+
+
 def prompts(session: Session) -> tuple[Tensor, ...]:
     """Prompts of several lengths: sentences through the tokenizer, and seeded random ids.
 
@@ -86,15 +102,15 @@ def prompts(session: Session) -> tuple[Tensor, ...]:
     """
     vocabulary = session.view.embedding.num_embeddings
     generator = torch.Generator().manual_seed(session.seed)
-    lengths = RANDOM_LENGTHS if session.tokenizer else (*SENTENCE_LENGTHS, *RANDOM_LENGTHS)
-    drawn = [torch.randint(vocabulary, (1, n), generator=generator) for n in lengths]
-    written = [torch.tensor([ids]) for ids in encode(session.tokenizer) if ids]
-    return tuple(written + drawn)
+    written = encode(session.tokenizer) if session.tokenizer is not None else []
+    lengths = (*RANDOM_LENGTHS, *(() if written else SENTENCE_LENGTHS))
+    drawn = [torch.randint(vocabulary, (1, length), generator=generator) for length in lengths]
+    return (*(torch.tensor([ids]) for ids in written if ids), *drawn)
 
 
 def encode(tokenizer: Any) -> list[list[int]]:
-    """Token ids of the sentences; none without a tokenizer."""
-    return [tokenizer(sentence)["input_ids"] for sentence in SENTENCES] if tokenizer else []
+    """Token ids of the sentences."""
+    return [tokenizer(sentence)["input_ids"] for sentence in SENTENCES]
 
 
 def reference(session: Session, *, full_precision: bool = False) -> Reference:
@@ -119,39 +135,24 @@ def logits_of(model: Any, ids: Tensor) -> Tensor:
     ids = ids.to(model.device)
     output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     logits: Tensor = output.logits.float().cpu()
-    return logits.clone()
+    return logits
 
 
 def continue_greedily(model: Any, prompt: Tensor) -> Tensor:
     """The NEW_TOKENS most likely next tokens by the model's own ``generate``, ``(1, new)``.
 
-    With a cache where the model has one.
+    With a cache, unless the model is an ONNX graph without one.
     """
     from transformers import GenerationConfig
 
     ids = prompt.to(model.device)
-    greedy = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False)
+    cached = getattr(model, "can_use_cache", True)
+    greedy = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, use_cache=cached)
     with _plain_generation(model):
         tokens: Tensor = model.generate(
             ids, attention_mask=torch.ones_like(ids), generation_config=greedy
         )
     return tokens[:, ids.shape[1] :].cpu()
-
-
-@dataclass(frozen=True, slots=True)
-class Departure:
-    """How far a model is from a reference.
-
-    Attributes:
-        logits: Largest absolute difference of a logit; NaN when either side has NaN.
-        with_cache: Prompts that ``generate`` continues otherwise.
-        without_cache: Prompts on which the most likely tokens of one pass are others. A pass
-            over the continuation shows what greedy decoding without a cache would choose.
-    """
-
-    logits: float
-    with_cache: int
-    without_cache: int
 
 
 def departure(model: Any, expected: Reference, tolerance: float) -> Departure:
@@ -174,16 +175,6 @@ def departure(model: Any, expected: Reference, tolerance: float) -> Departure:
         with_cache += _goes_elsewhere(continue_greedily(model, prompt)[0], *case)
         without_cache += _goes_elsewhere(found[0, steps].argmax(-1), *case)
     return Departure(float(torch.stack(differences).max()), with_cache, without_cache)
-
-
-def _goes_elsewhere(found: Tensor, expected: Tensor, logits: Tensor, tie: float) -> bool:
-    """Whether the first token that differs, of ``(new,)``, was clearly not the one to choose."""
-    different = (found != expected).nonzero()
-    if not len(different):
-        return False
-    step = int(different[0])
-    preference = logits[step, expected[step]] - logits[step, found[step]]
-    return not abs(float(preference)) <= tie
 
 
 def prove(what: str, checks: Sequence[Check]) -> tuple[Check, ...]:
@@ -211,6 +202,16 @@ def size_bytes(folder: Path) -> int:
 
 def _cases(expected: Reference) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     return zip(expected.prompts, expected.continuations, expected.logits, strict=True)
+
+
+def _goes_elsewhere(found: Tensor, expected: Tensor, logits: Tensor, tie: float) -> bool:
+    """Whether the first token that differs, of ``(new,)``, was clearly not the one to choose."""
+    different = (found != expected).nonzero()
+    if not len(different):
+        return False
+    step = int(different[0])
+    preference = logits[step, expected[step]] - logits[step, found[step]]
+    return not abs(float(preference)) <= tie
 
 
 @contextmanager

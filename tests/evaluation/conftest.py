@@ -12,9 +12,3 @@ from tests.conftest import make_model, make_tokenizer, random_tokens
 def session() -> Session:
     """A tiny Llama with a word-level tokenizer and a calibration set."""
     return Session(make_model(), make_tokenizer(), random_tokens())
-
-
-@pytest.fixture(autouse=True)
-def _no_survey(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare the survey of the machine that lm-eval has made at every run: it calls pip."""
-    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "")

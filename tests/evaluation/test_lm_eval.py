@@ -16,6 +16,7 @@ pytest.importorskip("lm_eval", reason="needs lm-eval")
 import lm_eval.tasks
 import torch
 import torch.nn.functional as F
+from lm_eval.models.huggingface import HFLM
 from pydantic import ValidationError
 from transformers import PreTrainedModel
 
@@ -164,6 +165,27 @@ def test_groups_report_aggregate_or_members(session: Session, folder: str) -> No
     assert "all 64 documents, aggregate of 2 tasks" in mean["words_mean acc"].protocol
 
 
+def test_shots_are_those_of_simple_evaluate(
+    session: Session, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores with few-shot examples are those of lm-eval's own entry point for the same seed."""
+    found = measure(session, ["words_few"], include_path=folder, num_fewshot=3, seed=11)
+    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "")
+    expected = lm_eval.simple_evaluate(
+        model=HFLM(pretrained=session.model, tokenizer=session.tokenizer, batch_size=4),
+        tasks=["words_few"],
+        task_manager=lm_eval.tasks.TaskManager(include_path=folder, include_defaults=False),
+        num_fewshot=3,
+        fewshot_random_seed=11,
+    )
+    row = expected["results"]["words_few"]
+    assert found["words_few acc"].value == row["acc,none"]
+    assert found["words_few acc_norm"].value == row["acc_norm,none"]
+    assert found["words_few acc"].stderr == row["acc_stderr,none"]
+    without = measure(session, ["words_few"], include_path=folder)["words_few acc"]
+    assert "3-shot" in found["words_few acc"].protocol and "0-shot" in without.protocol
+
+
 def test_measuring_twice_agrees(session: Session, folder: str) -> None:
     """The tasks are loaded once and give the same scores every time, with shots as well."""
     options = {"include_path": folder, "num_fewshot": 2, "limit": 8, "seed": 3}
@@ -183,11 +205,16 @@ def test_builtin_task_runs(session: Session, no_index: None) -> None:
 
 
 def test_nothing_is_left_behind(
-    session: Session, folder: str, capfd: pytest.CaptureFixture[str]
+    session: Session,
+    folder: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """No output, no seed, no variable, no padding token, no other weights."""
     assert session.tokenizer is not None
     session.tokenizer.pad_token = None
+    monkeypatch.chdir(tmp_path)
     environment, weights = dict(os.environ), dict(session.model.named_parameters())
     dtype, numbers = session.model.dtype, (random.getstate(), torch.get_rng_state())
     measure(session, ["words_few"], include_path=folder)
@@ -253,7 +280,7 @@ def test_task_cannot_come_twice(folder: str) -> None:
     with pytest.raises(UserError, match="together"):
         evaluator.check()
     twice = LmEval(LmEvalOptions(tasks=("words_few", "words_few"), include_path=folder))
-    assert len(twice.loaded.roots) == 1
+    assert twice.loaded.names == ("words_few",)
 
 
 def test_extra_is_required(monkeypatch: pytest.MonkeyPatch) -> None:

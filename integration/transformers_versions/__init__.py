@@ -1,0 +1,1 @@
+"""A checkpoint saved by one release of transformers, read by another."""
