@@ -52,7 +52,7 @@ class Walk:
         return sum(last - first for first, last in self.windows)
 
 
-def walk(rules: Rules, threshold: float, similarity: Similarity) -> Walk:
+def walk(rules: Rules, threshold: float, similarity: Similarity, wanted: int | None = None) -> Walk:
     """Slide a window down the decoder and merge what stays similar to the original model.
 
     Args:
@@ -60,6 +60,8 @@ def walk(rules: Rules, threshold: float, similarity: Similarity) -> Walk:
         threshold: A merge is good when its similarity is greater.
         similarity: Similarity to the original model when layers first..last are merged on top of
             the windows that are merged already.
+        wanted: Stop when that many layers are gone. Every good trial takes one more layer away,
+            so the walk stops at exactly that size.
     """
     trials: list[Trial] = []
     windows: list[Window] = []
@@ -71,6 +73,8 @@ def walk(rules: Rules, threshold: float, similarity: Similarity) -> Walk:
         trials.append(
             Trial(first=low, last=high, committed=tuple(windows), similarity=value, accepted=good)
         )
+        if good and Walk(threshold, (), (*windows, (low, high))).removed == wanted:
+            return Walk(threshold, tuple(trials), (*windows, (low, high)))
         if good:
             low -= 1
         elif low + 1 < high:
@@ -86,41 +90,30 @@ def walk(rules: Rules, threshold: float, similarity: Similarity) -> Walk:
     return Walk(threshold, tuple(trials), tuple(windows))
 
 
-def walk_to_size(rules: Rules, wanted: int, similarity: Similarity) -> tuple[Walk, list[Walk]]:
-    """Find the highest threshold whose walk removes at least ``wanted`` layers.
+def walk_to_size(rules: Rules, wanted: int, similarity: Similarity) -> tuple[Walk, int]:
+    """Find the highest threshold whose walk takes ``wanted`` layers away, and stop there.
 
     A walk takes the same path for all thresholds from its greatest rejected similarity up to its
     least accepted one, so each walk rules out an interval, and bisection needs few of them.
 
+    Args:
+        rules: What the walk may do.
+        wanted: Layers to take away, from 1 to ``rules.most``; all of these are reachable.
+        similarity: As for `walk`.
+
     Returns:
-        The walk, and all walks made. It may remove more than wanted (see `cut`); it removes
-        fewer when no threshold reaches the size, which happens only without ``flush_tail``.
+        The walk, and the number of thresholds tried.
     """
     # Cosines lie in [-1, 1]; just below, everything merges, and at 1 nothing does.
     low, high = -1.0 - 1e-6, 1.0
-    walks: list[Walk] = []
-    best: Walk | None = None
+    best = Walk(low, (), ())
+    tried = 0
     while low < high:
-        made = walk(rules, (low + high) / 2, similarity)
-        walks.append(made)
-        if made.removed >= wanted:
+        made = walk(rules, (low + high) / 2, similarity, wanted)
+        tried += 1
+        if made.removed == wanted:
             best = made
             low = min((t.similarity for t in made.trials if t.accepted), default=high)
         else:
             high = max((t.similarity for t in made.trials if not t.accepted), default=low)
-    return best or max(walks, key=lambda made: made.removed), walks
-
-
-def cut(windows: tuple[Window, ...], wanted: int) -> tuple[Window, ...]:
-    """Shorten windows from the bottom of the lowest until they remove no more than wanted.
-
-    Every shortened window was an accepted trial of the walk: windows grow downwards.
-    """
-    kept: list[Window] = []
-    left = wanted
-    for first, last in windows:
-        take = min(left, last - first)
-        if take:
-            kept.append((last - take, last))
-        left -= take
-    return tuple(kept)
+    return best, tried

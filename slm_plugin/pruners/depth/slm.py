@@ -20,7 +20,7 @@ from slm_plugin.progress import counting
 from slm_plugin.pruners import base
 from slm_plugin.pruners.depth.merge_rules import check_rule, merged_layer
 from slm_plugin.pruners.depth.similarity import flat_cosine
-from slm_plugin.pruners.depth.sliding import Rules, Walk, Window, cut, walk, walk_to_size
+from slm_plugin.pruners.depth.sliding import Rules, Walk, Window, walk, walk_to_size
 from slm_plugin.pruners.plan import MergeLayers, PruningPlan, Trial
 from slm_plugin.pruners.portability import portability
 from slm_plugin.registry import register_pruner
@@ -95,8 +95,8 @@ class SlidingLayerMerging(base.Pruner):
         rules = self._rules(before.layers)
         with counting("slm: trials") as count:
             trials = MergeTrials(session, self.options.merge_rule, count)
-            chosen, windows, notes = self._decide(rules, session, before, trials)
-        after = before.without_layers(sum(last - first for first, last in windows))
+            chosen, notes = self._decide(rules, session, before, trials)
+        after = before.without_layers(chosen.removed)
         made = set(chosen.trials)
         return PruningPlan(
             pruner=self.name,
@@ -108,7 +108,7 @@ class SlidingLayerMerging(base.Pruner):
             after=after,
             operations=tuple(
                 MergeLayers(first=first, last=last, rule=self.options.merge_rule)
-                for first, last in windows
+                for first, last in chosen.windows
             ),
             threshold=chosen.threshold,
             trials=chosen.trials,
@@ -130,30 +130,20 @@ class SlidingLayerMerging(base.Pruner):
 
     def _decide(
         self, rules: Rules, session: Session, before: Dimensions, trials: MergeTrials
-    ) -> tuple[Walk, tuple[Window, ...], tuple[str, ...]]:
-        """The walk to follow, the windows to merge, and what a reader should know of them."""
+    ) -> tuple[Walk, tuple[str, ...]]:
+        """The walk to follow, and what a reader should know of it."""
         if self.target.threshold is not None:
             made = walk(rules, self.target.threshold, trials.similarity)
-            return made, made.windows, () if made.windows else ("no run of layers merges",)
+            return made, () if made.windows else ("no run of layers merges",)
         wanted = base.layers_to_remove(self.target, session.original, before)
-        chosen, walks = walk_to_size(rules, wanted, trials.similarity)
-        if chosen.removed < wanted:
-            raise TargetError(
-                f"the walk reaches {chosen.removed} layers removed, not {wanted}",
-                hint="set flush_tail: true, which makes every number reachable",
-            )
+        made, tried = walk_to_size(rules, wanted, trials.similarity)
         share = wanted * before.layer_parameters / session.original.parameters
-        notes = [
-            f"{wanted} layers are {share:.2%} of the original parameters",
-            f"found among {len(walks)} thresholds with {trials.count} distinct trials",
-        ]
-        windows = cut(chosen.windows, wanted)
-        if windows != chosen.windows:
-            notes.append(
-                f"no threshold removes exactly {wanted}: the walk at {chosen.threshold:.4f} "
-                f"removes {chosen.removed} and is cut from the bottom of its lowest window"
-            )
-        return chosen, windows, tuple(notes)
+        return made, (
+            f"{wanted} {'layer is' if wanted == 1 else 'layers are'} {share:.2%} of the original "
+            "parameters",
+            f"{made.threshold:.4f} is the highest of {tried} thresholds tried that reaches this "
+            f"size; the walk stops there ({trials.count} distinct trials in all)",
+        )
 
 
 class MergeTrials:

@@ -9,7 +9,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm_plugin.pruners.depth.sliding import Rules, Similarity, Window, cut, walk, walk_to_size
+from slm_plugin.pruners.depth.sliding import Rules, Similarity, Window, walk, walk_to_size
 
 
 def rules(layers: int = 10, **changes: object) -> Rules:
@@ -113,11 +113,21 @@ def test_a_wanted_size_is_always_reached_exactly(
     """With flush_tail every size that protection allows is reached, cut to the layer."""
     lean = rules(layers, flush_tail=True, trial_after_commit=False)
     wanted = data.draw(st.integers(1, lean.most))
-    chosen, walks = walk_to_size(lean, wanted, made_up(seed))
-    windows = cut(chosen.windows, wanted)
-    assert sum(last - first for first, last in windows) == wanted
-    good = {(t.first, t.last) for made in walks for t in made.trials if t.accepted}
-    assert set(windows) <= good
+    chosen, _ = walk_to_size(lean, wanted, made_up(seed))
+    assert chosen.removed == wanted
+    assert set(chosen.windows) <= {(t.first, t.last) for t in chosen.trials if t.accepted}
+
+
+@given(seed=st.integers(0, 10_000), threshold=st.floats(0, 1), wanted=st.integers(1, 8))
+def test_a_stopped_walk_is_the_beginning_of_the_whole_one(
+    seed: int, threshold: float, wanted: int
+) -> None:
+    """Stopping at a size changes no decision before it, and is only missed when out of reach."""
+    lean = rules(12, flush_tail=True, trial_after_commit=False)
+    whole = walk(lean, threshold, made_up(seed))
+    stopped = walk(lean, threshold, made_up(seed), wanted)
+    assert stopped.trials == whole.trials[: len(stopped.trials)]
+    assert stopped.removed == min(wanted, whole.removed)
 
 
 @settings(max_examples=50, deadline=None)
@@ -131,15 +141,8 @@ def test_the_search_finds_the_best_threshold_of_a_monotone_walk(seed: int, wante
     if sizes != sorted(sizes, reverse=True):
         return
     chosen, _ = walk_to_size(lean, wanted, similarity)
-    assert chosen.removed >= wanted
+    assert chosen.removed == wanted
     better = [t for t, size in zip(grid, sizes, strict=True) if size >= wanted]
-    best = walk(lean, max(better), similarity)
+    best = walk(lean, max(better), similarity, wanted)
     # The chosen threshold may lie between two points of the grid.
     assert chosen.windows == best.windows or chosen.threshold > best.threshold
-
-
-def test_cut_shortens_the_lowest_window_from_its_bottom() -> None:
-    """Higher windows stay whole; what is too much goes from below."""
-    assert cut(((8, 11), (2, 6)), 5) == ((8, 11), (4, 6))
-    assert cut(((8, 11), (2, 6)), 3) == ((8, 11),)
-    assert cut(((8, 11), (2, 6)), 2) == ((9, 11),)

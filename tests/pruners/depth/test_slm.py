@@ -45,7 +45,9 @@ def test_released_rules_repeat_the_released_loop(
     """Same trials in the same order, same similarities, same windows as the transcription."""
     model = make_model(family, num_hidden_layers=7)
     expected = released_loop(model, random_tokens(2, 12), threshold, flush_tail=flush_tail)
-    found = plan(model, Target(threshold=threshold), flush_tail=flush_tail, trial_after_commit=True)
+    options = SlmOptions(flush_tail=flush_tail, trial_after_commit=True)
+    session = Session(model, calibration=random_tokens(2, 12))
+    found = SlidingLayerMerging(options, Target(threshold=threshold)).plan(session)
     assert [(t.first, t.last) for t in found.trials] == [t[:2] for t in expected.trials]
     for trial, (_, _, similarity) in zip(found.trials, expected.trials, strict=True):
         assert trial.similarity == pytest.approx(similarity, abs=1e-5)
@@ -177,10 +179,11 @@ def test_impossible_targets_say_what_is_possible(
         plan(make_model(num_hidden_layers=8), target, **options)
 
 
-def test_without_flush_a_size_out_of_reach_is_an_error() -> None:
-    """The released loop cannot merge down to two layers; the error names the option."""
-    with pytest.raises(TargetError, match="flush_tail"):
-        plan(make_model(), Target(layers_removed=4), flush_tail=False)
+def test_an_exact_size_needs_no_flush() -> None:
+    """A walk that stops at its size merges its last window, whatever happens to a tail."""
+    for flush_tail in (True, False):
+        found = plan(make_model(), Target(layers_removed=4), flush_tail=flush_tail)
+        assert found.layers_removed == 4
 
 
 def test_nan_is_an_error() -> None:
