@@ -58,7 +58,7 @@ class OnnxExporter(Exporter):
 
     The graph is float32 whatever the model is: a bfloat16 one does not run in ONNX Runtime on a
     CPU. Widening is exact, and a model in a narrower format is compared as its float32 copy.
-    Optimum's own validation is left out, as it looks at random inputs and takes as long as ours.
+    Optimum's own validation is left out: it knows random inputs only.
     """
 
     extra = "onnx"

@@ -36,7 +36,7 @@ def measure(folder: Path, reference_file: Path) -> dict[str, Any]:
         return {"error": misfit}
     figures: dict[str, Any] = {
         **asdict(departure(model, expected, float(facts["tolerance"]))),
-        "parameters": sum(p.numel() for p in model.parameters()) - int(facts["parameters"]),
+        "parameters": abs(sum(p.numel() for p in model.parameters()) - int(facts["parameters"])),
         "weights": int(fingerprint(model).weights != facts["weights"]),
     }
     if "sentences" in facts:
