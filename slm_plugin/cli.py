@@ -224,17 +224,17 @@ def _complain(message: str, hint: str = "") -> None:
 
 
 def _unexpected(error: Exception) -> int:
-    """Show usage errors as click does; anything else is a fault of ours and says how to see it."""
-    import click
-
-    if isinstance(error, click.exceptions.Exit):
+    """Show usage errors as they are; anything else is a fault of ours and says how to see it."""
+    # Typer carries a click of its own, whose usage errors it does not export.
+    if isinstance(error, typer.Exit):
         return error.exit_code
-    if isinstance(error, click.ClickException):
-        error.show()
-        return error.exit_code
-    if isinstance(error, click.exceptions.Abort):
+    if isinstance(error, typer.Abort):
         _complain("interrupted; nothing was written")
         return 130
+    show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+    if callable(show) and isinstance(code, int):
+        show()
+        return code
     if os.environ.get("SLM_PLUGIN_TRACEBACK"):
         raise error
     reason = (str(error).strip().splitlines() or [""])[0]

@@ -116,10 +116,12 @@ def _remove(layer: nn.Module, members: Members) -> None:
 
 
 def _sync_modules(layer: nn.Module, after: Dimensions) -> None:
-    """Sizes that attention and MLP modules remember; which ones depends on the release."""
+    """Sizes that attention and MLP modules remember; which ones depends on the release.
+
+    Whole groups go, so the query heads per key/value head stay as many.
+    """
     _set_existing(
         layer.get_submodule("self_attn"),
-        num_key_value_groups=after.queries_per_group,
         num_heads=after.attention_heads,
         num_attention_heads=after.attention_heads,
         num_key_value_heads=after.kv_heads,

@@ -154,6 +154,15 @@ def test_saved_model_loads_with_the_stock_class(
     assert cached.shape[1] > prompt.shape[1]
 
 
+def test_head_dim_is_written_where_the_config_left_it_to_derive(tmp_path: Path) -> None:
+    """A checkpoint without head_dim gets it: derived from fewer heads it would come out wrong."""
+    model = _model("qwen2", 4)
+    del model.config.head_dim
+    apply_channels(model, _operations(4))
+    model.save_pretrained(tmp_path)
+    assert torch.equal(_logits(AutoModelForCausalLM.from_pretrained(tmp_path)), _logits(model))
+
+
 def test_attributes_of_older_releases_follow() -> None:
     """Head counts that attention modules of other releases keep are updated too."""
     model = _model(kv_heads=4)
