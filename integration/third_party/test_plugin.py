@@ -43,7 +43,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (package / "__init__.py").write_text("")
     (package / "every_other.py").write_text(documented("python"))
     (folder / "source" / "pyproject.toml").write_text(PYPROJECT + documented("toml"))
-    subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True
+    )
     python = folder / "venv" / "bin" / "python"
     (own,) = (folder / "venv" / "lib").glob("python*/site-packages")
     (own / "host.pth").write_text(
@@ -52,8 +54,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )
     subprocess.run(
-        [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
-         "--disable-pip-version-check", str(folder / "source")],
+        [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps",
+         "--no-build-isolation", "--disable-pip-version-check", str(folder / "source")],
         check=True,
     )  # fmt: skip
     return python

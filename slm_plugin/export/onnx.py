@@ -48,7 +48,9 @@ class OnnxOptions(ExporterOptions):
         default=None, ge=14, description="ONNX operator set; null takes Optimum's choice"
     )
     tolerance: float = Field(
-        default=1e-3, gt=0, description="largest allowed absolute difference of a logit"
+        default=1e-4,
+        gt=0,
+        description="largest allowed difference of a logit, as a share of the largest logit",
     )
 
 
@@ -115,13 +117,13 @@ def write_onnx(checkpoint: Path, folder: Path, options: OnnxOptions) -> None:
             ) from error
 
 
-def verify_onnx(session: Session, folder: Path, *, tolerance: float = 1e-3) -> tuple[Check, ...]:
+def verify_onnx(session: Session, folder: Path, *, tolerance: float = 1e-4) -> tuple[Check, ...]:
     """Run an exported graph on the prompts and compare it with the session's model.
 
     Args:
         session: Holds the model that was exported.
         folder: What `write_onnx` wrote.
-        tolerance: Largest allowed absolute difference of a logit.
+        tolerance: Largest allowed difference of a logit, as a share of the largest logit.
 
     Returns:
         The checks, all passed.
@@ -131,9 +133,10 @@ def verify_onnx(session: Session, folder: Path, *, tolerance: float = 1e-3) -> t
     """
     expected = reference(session, full_precision=True)
     with _quiet_optimum():
-        found = departure(load_ort_model(folder), expected, tolerance)
+        allowed = tolerance * expected.scale
+        found = departure(load_ort_model(folder), expected, allowed)
     checks = [
-        Check(name=DIFFERENCE, value=found.logits, tolerance=tolerance, unit="logits"),
+        Check(name=DIFFERENCE, value=found.logits, tolerance=allowed, unit="logits"),
         Check(name=GENERATION, value=found.with_cache, tolerance=0, unit="prompts"),
         Check(name=ONE_PASS, value=found.without_cache, tolerance=0, unit="prompts"),
     ]
