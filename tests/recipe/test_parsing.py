@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from slm_plugin.errors import RecipeError
+from slm_plugin.extras import missing
 from slm_plugin.pruners.depth.slm import SlmOptions
 from slm_plugin.recipe import Recipe
 from tests.recipe.bad_recipes import BAD, GOOD, Bad
@@ -138,4 +139,9 @@ def test_every_shipped_recipe_is_valid() -> None:
     recipes = sorted(folder.glob("*.yaml"))
     assert len(recipes) >= 4
     for recipe in recipes:
-        assert Recipe.read(recipe).stages or "onnx" in recipe.read_text(encoding="utf-8")
+        try:
+            assert Recipe.read(recipe).stages
+        except RecipeError as error:
+            # Optimum does not live beside transformers 5; nothing else may be wrong there.
+            assert missing("onnx")
+            assert all("slm-plugin[onnx]" in line for line in error.message.splitlines())
