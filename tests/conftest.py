@@ -21,6 +21,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from slm_plugin.models.view import Dimensions
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tiny models spend more time waking threads than computing.
 torch.set_num_threads(1)
@@ -32,6 +34,22 @@ FAMILIES: dict[str, tuple[type, type]] = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
 }
 VOCABULARY = 128
+# SmolLM2-135M, by its published sizes.
+SMOLLM2 = Dimensions(
+    architecture="LlamaForCausalLM",
+    layers=30,
+    hidden_size=576,
+    intermediate_size=1536,
+    attention_heads=9,
+    kv_heads=3,
+    head_dim=64,
+    vocab_size=49152,
+    tied_embeddings=True,
+    parameters=134_515_008,
+    layer_parameters=3_540_096,
+    channel_parameters=3 * 576,
+    kv_group_parameters=8 * 576 * 64,
+)
 ModelFactory = Callable[..., PreTrainedModel]
 
 

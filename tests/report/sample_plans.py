@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any
 
 from slm_plugin.models.fingerprint import Fingerprint
-from slm_plugin.models.view import Dimensions
 from slm_plugin.pruners.plan import (
     DropLayers,
     KeepChannels,
@@ -20,22 +19,9 @@ from slm_plugin.pruners.plan import (
     UnitScores,
 )
 from slm_plugin.target import Target
+from tests.conftest import SMOLLM2
 
-ORIGINAL = Dimensions(
-    architecture="LlamaForCausalLM",
-    layers=30,
-    hidden_size=576,
-    intermediate_size=1536,
-    attention_heads=9,
-    kv_heads=3,
-    head_dim=64,
-    vocab_size=49152,
-    tied_embeddings=True,
-    parameters=134_515_008,
-    layer_parameters=3_540_096,
-    channel_parameters=1_728,
-    kv_group_parameters=294_912,
-)
+ORIGINAL = SMOLLM2
 SHALLOW = ORIGINAL.without_layers(3)
 NARROW = SHALLOW.without_units(channels=176, kv_groups=1)
 DEPTH_FILE, WIDTH_FILE = "plans/1-slm.json", "plans/2-torch_pruning.json"

@@ -11,26 +11,11 @@ from slm_plugin.errors import TargetError
 from slm_plugin.models.view import DecoderView, Dimensions
 from slm_plugin.pruners.width.budget import Cut, uniform_cut
 from slm_plugin.target import Target
-from tests.conftest import make_model
+from tests.conftest import SMOLLM2, make_model
 
 Groups = int | Literal["auto"]
 
-# SmolLM2-135M and Llama-3-8B, by their published sizes.
-SMOLLM2 = Dimensions(
-    architecture="LlamaForCausalLM",
-    layers=30,
-    hidden_size=576,
-    intermediate_size=1536,
-    attention_heads=9,
-    kv_heads=3,
-    head_dim=64,
-    vocab_size=49152,
-    tied_embeddings=True,
-    parameters=134_515_008,
-    layer_parameters=3_540_096,
-    channel_parameters=3 * 576,
-    kv_group_parameters=8 * 576 * 64,
-)
+# Llama-3-8B, by its published sizes.
 LLAMA3_8B = Dimensions(
     architecture="LlamaForCausalLM",
     layers=32,
