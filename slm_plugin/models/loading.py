@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 import transformers
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
 
 from slm_plugin.errors import ModelSourceError
 from slm_plugin.models.bundled import BUNDLED, bundled_folder
@@ -109,7 +110,7 @@ def _from_pretrained(
             output_loading_info=True,
             **settings,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise _explained(name, error) from error
     lost = sorted(info["missing_keys"])
     if lost:
