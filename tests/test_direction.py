@@ -11,10 +11,29 @@ import pytest
 import slm_plugin
 
 PACKAGE = Path(slm_plugin.__file__).parent
-ORDER = (
-    "errors target extras files progress versions registry models calibration session pruners "
-    "surgery recovery evaluation export recipe report pipeline listing cli __main__"
-).split()
+ORDER = [
+    "errors",
+    "target",
+    "extras",
+    "files",
+    "progress",
+    "versions",
+    "registry",
+    "models",
+    "calibration",
+    "session",
+    "pruners",
+    "surgery",
+    "recovery",
+    "evaluation",
+    "export",
+    "recipe",
+    "report",
+    "pipeline",
+    "listing",
+    "cli",
+    "__main__",
+]
 
 
 def imports(node: ast.AST) -> Iterator[str]:
