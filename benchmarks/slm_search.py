@@ -74,7 +74,7 @@ def measure(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def search(model: Any, tokenizer: Any, tokens: Any, threshold: float) -> dict[str, Any]:
-    """The package's search with the released loop's rules."""
+    """The package's search, ending with the windows of the released loop."""
     from slm_plugin.pruners.depth.slm import SlidingLayerMerging, SlmOptions
     from slm_plugin.session import Session
     from slm_plugin.target import Target

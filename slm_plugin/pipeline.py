@@ -15,7 +15,7 @@ import torch
 from slm_plugin.calibration.samples import digest, draw
 from slm_plugin.export.base import ExportRecord
 from slm_plugin.files import check_free, whole_folder
-from slm_plugin.models.bundled import BUNDLED
+from slm_plugin.models.bundled import BUNDLED, cache_folder
 from slm_plugin.models.fingerprint import Fingerprint
 from slm_plugin.models.loading import load
 from slm_plugin.progress import say
@@ -120,7 +120,13 @@ def prepare(recipe: Recipe) -> Session:
     torch.manual_seed(recipe.seed)
     with _timed(f"load {recipe.model.id}"):
         model, tokenizer = load(recipe.model)
-    session = Session(model, tokenizer, source=recipe.model.id, seed=recipe.seed)
+    session = Session(
+        model,
+        tokenizer,
+        source=recipe.model.id,
+        seed=recipe.seed,
+        journals=cache_folder() / "trials",
+    )
     for stage in recipe.stages:
         if isinstance(stage, Pruner):
             stage.check_target(session.original, session.original)

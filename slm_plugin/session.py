@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -31,6 +32,8 @@ class Session:
         source: The recipe's model id, for reports.
         seed: Seed of everything random in a run.
         batch_tokens: Tokens that one calibration batch holds at most.
+        journals: Folder where searches keep their trials over the end of the process; None keeps
+            them in memory.
     """
 
     model: PreTrainedModel
@@ -39,6 +42,7 @@ class Session:
     source: str = ""
     seed: int = 1234
     batch_tokens: int = 1024
+    journals: Path | None = None
     original: Dimensions = field(init=False)
     _captured: list[Batch] | None = field(default=None, init=False, repr=False)
     _fingerprint: Fingerprint | None = field(default=None, init=False, repr=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,6 +106,20 @@ def random_tokens(samples: int = 4, length: int = 16, *, seed: int = 7) -> torch
     """Token ids, ``(samples, length)``, without special tokens."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCABULARY, (samples, length), generator=generator)
+
+
+@pytest.fixture(autouse=True)
+def own_journals(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No test reads trials that an earlier one, or an earlier version, left in the cache."""
+    cache: Path = tmp_path_factory.mktemp("cache")
+    if "real" in request.keywords:
+        monkeypatch.setattr("slm_plugin.pipeline.cache_folder", lambda: cache)
+    else:
+        monkeypatch.setenv("SLM_PLUGIN_CACHE", str(cache))
 
 
 @pytest.fixture(params=sorted(FAMILIES))

@@ -66,7 +66,7 @@ def test_slm_merges_what_the_released_loop_merges() -> None:
     """Same trials, similarities within 1e-4 and the same windows as the slow transcription."""
     model, tokenizer = load(MODEL)
     tokens = draw(CalibrationSource(samples=3, length=48), model, tokenizer, 1234)
-    options = SlmOptions(flush_tail=False, trial_after_commit=True)
+    options = SlmOptions(compatibility="released")
     plan = SlidingLayerMerging(options, Target(threshold=0.88)).plan(
         Session(model, tokenizer, tokens)
     )

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
@@ -21,6 +20,7 @@ from slm_plugin.errors import CalibrationError, NumericalError
 from slm_plugin.evaluation.base import Evaluator, EvaluatorOptions, Measurement
 from slm_plugin.evaluation.prefill import check_room
 from slm_plugin.extras import require
+from slm_plugin.models.head import next_token_losses
 from slm_plugin.models.view import DecoderView
 from slm_plugin.progress import track
 from slm_plugin.registry import register_evaluator
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from slm_plugin.session import Session
 
 BATCH_TOKENS = 2048
-# Logits are made for this many positions at a time: 100 MB for a vocabulary of 49,152.
-HEAD_POSITIONS = 512
 LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 
@@ -199,23 +197,12 @@ def negative_log_likelihood(view: DecoderView, pieces: Tensor) -> float:
     for batch in track(batches, "perplexity", total=len(batches)):
         tokens = batch.to(view.model.device)
         hidden = view.decoder(input_ids=tokens, use_cache=False).last_hidden_state
-        total += _head_loss(view, hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        total += next_token_losses(view.head, hidden, tokens).sum().item()
         if not math.isfinite(total):
             raise NumericalError(
                 "the model produces NaN or infinity on the perplexity text",
                 hint="load it in float32 or bfloat16 and check its weights",
             )
-    return total
-
-
-def _head_loss(view: DecoderView, hidden: Tensor, targets: Tensor) -> float:
-    total = 0.0
-    for start in range(0, len(targets), HEAD_POSITIONS):
-        stretch = slice(start, start + HEAD_POSITIONS)
-        losses = F.cross_entropy(
-            view.head(hidden[stretch]).float(), targets[stretch], reduction="none"
-        )
-        total += losses.cpu().double().sum().item()
     return total
 
 

@@ -24,12 +24,16 @@ class _Data(BaseModel):
 
 
 class MergeLayers(_Data):
-    """Layers first..last (inclusive) become one layer, at the place of the first."""
+    """Layers first..last (inclusive) become one layer, at the place of the first.
+
+    With ``weights_only``, biases and the norms of queries and keys stay the first layer's.
+    """
 
     op: Literal["merge_layers"] = "merge_layers"
     first: Index
     last: Index
     rule: str = "telescoped"
+    weights_only: bool = False
 
     @model_validator(mode="after")
     def _a_run(self) -> Self:
@@ -69,13 +73,17 @@ Operation = Annotated[
 class Trial(_Data):
     """One candidate that a depth strategy evaluated.
 
-    ``committed`` holds the windows that were merged already when the trial was made.
+    ``committed`` holds the windows that were merged already when the trial was made. The
+    similarity is the criterion's mean over the calibration samples; ``samples`` says how many of
+    them were seen where fewer than all decided that the trial fails.
     """
 
     first: Index
     last: Index
+    rule: str | None = None
     committed: tuple[tuple[Index, Index], ...] = ()
     similarity: float
+    samples: int | None = None
     accepted: bool
 
 

@@ -37,7 +37,7 @@ def apply_layers(model: PreTrainedModel, operations: Sequence[MergeLayers | Drop
             result.append(layer)
         elif isinstance(operation, MergeLayers) and index == operation.first:
             run = layers[operation.first : operation.last + 1]
-            result.append(merged_layer(operation.rule, run))
+            result.append(merged_layer(operation.rule, run, weights_only=operation.weights_only))
         else:
             continue
         kept.append(index)

@@ -17,6 +17,7 @@ from slm_plugin.errors import CalibrationError, MissingExtraError, NumericalErro
 from slm_plugin.evaluation import perplexity
 from slm_plugin.evaluation.base import Measurement
 from slm_plugin.evaluation.perplexity import Perplexity, PerplexityOptions, cut, token_ids
+from slm_plugin.models import head
 from slm_plugin.session import Session
 from tests.conftest import VOCABULARY, make_model, make_tokenizer, random_tokens
 
@@ -78,7 +79,7 @@ def test_batching_changes_nothing(
     source = write_words(tmp_path / "text.txt", random_tokens(1, 96)[0].tolist())
     together = measure(session, source=source, length=16)
     monkeypatch.setattr(perplexity, "BATCH_TOKENS", 1)
-    monkeypatch.setattr(perplexity, "HEAD_POSITIONS", 4)
+    monkeypatch.setattr(head, "POSITIONS", 4)
     apart = measure(session, source=source, length=16)
     assert apart.value == pytest.approx(together.value, rel=1e-6)
     assert apart.protocol == together.protocol

@@ -5,115 +5,99 @@ Source: SLM (arXiv 2502.19159), algorithm 1, in the exact form of the authors' r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
+from slm_plugin.pruners.depth.runs import Found, Measure, Measured, Rules, Run, removed
 from slm_plugin.pruners.plan import Trial
-
-Window = tuple[int, int]
-Similarity = Callable[[int, int, tuple[Window, ...]], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class WalkRules(Rules):
     """What the walk may do.
 
     Attributes:
-        layers: Decoder layers of the model.
-        protect_first: Lowest layers that never take part.
-        protect_last: Highest layers that never take part.
         flush_tail: Commit a window that is still growing when the walk reaches the bottom.
         trial_after_commit: Evaluate the one-layer window that a commit leaves behind.
+        early_rejection: Stop a trial when the samples seen decide that it fails.
     """
 
-    layers: int
-    protect_first: int
-    protect_last: int
-    flush_tail: bool
-    trial_after_commit: bool
-
-    @property
-    def most(self) -> int:
-        """Layers that can go at most: all but one of those that take part."""
-        return max(0, self.layers - self.protect_first - self.protect_last - 1)
+    flush_tail: bool = True
+    trial_after_commit: bool = False
+    early_rejection: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Walk:
-    """One walk: the trials in order and the windows that they led to, highest first."""
-
-    threshold: float
-    trials: tuple[Trial, ...]
-    windows: tuple[Window, ...]
-
-    @property
-    def removed(self) -> int:
-        """Layers that the windows take away."""
-        return sum(last - first for first, last in self.windows)
-
-
-def walk(rules: Rules, threshold: float, similarity: Similarity, wanted: int | None = None) -> Walk:
+def walk(rules: WalkRules, threshold: float, measure: Measure, wanted: int | None = None) -> Found:
     """Slide a window down the decoder and merge what stays similar to the original model.
 
     Args:
         rules: What the walk may do.
-        threshold: A merge is good when its similarity is greater.
-        similarity: Similarity to the original model when layers first..last are merged on top of
-            the windows that are merged already.
+        threshold: A merge is good when its value is greater.
+        measure: Compares the model with a run merged, on top of those merged already, with the
+            original one.
         wanted: Stop when that many layers are gone. Every good trial takes one more layer away,
             so the walk stops at exactly that size.
     """
     trials: list[Trial] = []
-    windows: list[Window] = []
-    high = rules.layers - 1 - rules.protect_last
+    runs: list[Run] = []
+    growing: Run | None = None
+    # A walk to a size is one of many: which interval of thresholds it stands for, its exact
+    # values tell.
+    hopeless_at = threshold if rules.early_rejection and wanted is None else None
+    high = rules.top
     low = high - 1
     while low >= rules.protect_first:
-        value = similarity(low, high, tuple(windows))
-        good = value > threshold
-        trials.append(
-            Trial(first=low, last=high, committed=tuple(windows), similarity=value, accepted=good)
-        )
-        if good and Walk(threshold, (), (*windows, (low, high))).removed == wanted:
-            return Walk(threshold, tuple(trials), (*windows, (low, high)))
+        tried: Measured = measure(low, high, tuple(runs), hopeless_at=hopeless_at)
+        good = tried.value > threshold
+        trials.append(tried.trial(tuple(runs), accepted=good))
         if good:
+            growing = tried.run if low < high else None
+            if growing and removed((*runs, growing)) == wanted:
+                break
             low -= 1
-        elif low + 1 < high:
-            windows.append((low + 1, high))
-            high = low
+        elif growing:
+            runs.append(growing)
+            growing, high = None, low
             # The released loop now evaluates the window low..low: the model as it is.
             low -= not rules.trial_after_commit
         else:
             high -= 1
             low -= 1
-    if rules.flush_tail and low + 1 < high:
-        windows.append((low + 1, high))
-    return Walk(threshold, tuple(trials), tuple(windows))
+    if growing and (rules.flush_tail or removed((*runs, growing)) == wanted):
+        runs.append(growing)
+    return Found(tuple(runs), tuple(trials), threshold)
 
 
-def walk_to_size(rules: Rules, wanted: int, similarity: Similarity) -> tuple[Walk, int]:
+def walk_to_size(rules: WalkRules, wanted: int, measure: Measure, greatest: float) -> Found:
     """Find the highest threshold whose walk takes ``wanted`` layers away, and stop there.
 
-    A walk takes the same path for all thresholds from its greatest rejected similarity up to its
+    A walk takes the same path for all thresholds from its greatest rejected value up to its
     least accepted one, so each walk rules out an interval, and bisection needs few of them.
 
     Args:
         rules: What the walk may do.
         wanted: Layers to take away, from 1 to ``rules.most``; all of these are reachable.
-        similarity: As for `walk`.
-
-    Returns:
-        The walk, and the number of thresholds tried.
+        measure: As for `walk`.
+        greatest: No value is greater.
     """
-    # Cosines lie in [-1, 1]; just below, everything merges, and at 1 nothing does.
-    low, high = -1.0 - 1e-6, 1.0
-    best = Walk(low, (), ())
-    tried = 0
+    # With no threshold at all the first run swallows one layer after the other.
+    best = walk(rules, -math.inf, measure, wanted)
+    low, high = _least_accepted(best), greatest
+    tried = 1
     while low < high:
-        made = walk(rules, (low + high) / 2, similarity, wanted)
+        made = walk(rules, (low + high) / 2, measure, wanted)
         tried += 1
         if made.removed == wanted:
             best = made
-            low = min((t.similarity for t in made.trials if t.accepted), default=high)
+            low = _least_accepted(made)
         else:
             high = max((t.similarity for t in made.trials if not t.accepted), default=low)
-    return best, tried
+    # All thresholds from the greatest rejected value up to the least accepted one decide alike.
+    rejected = [trial.similarity for trial in best.trials if not trial.accepted]
+    threshold = max(rejected, default=math.nextafter(_least_accepted(best), -math.inf))
+    note = f"of {tried} walks tried, this one has the highest threshold that reaches the size"
+    return Found(best.runs, best.trials, threshold, (note,))
+
+
+def _least_accepted(made: Found) -> float:
+    return min(trial.similarity for trial in made.trials if trial.accepted)

@@ -1,46 +1,85 @@
-"""Sliding Layer Merging: merge runs of layers while the final hidden state stays similar.
+"""Sliding Layer Merging: merge runs of layers while the model's final hidden state stays similar.
 
-Source: SLM (arXiv 2502.19159), later "Sliding-Window Merging". The defaults are the released
-code's, except for three mends, each with an option where it changes a result: see `SlmOptions`.
+Source: SLM (arXiv 2502.19159), later "Sliding-Window Merging". The defaults are the published walk
+with its faults mended; ``compatibility: released`` repeats the released code trial for trial, and
+``search`` and ``criterion`` offer better choices of runs for the same operation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-import torch
-from pydantic import AfterValidator, Field
-from torch import Tensor, nn
+from pydantic import AfterValidator, Field, model_validator
 
-from slm_plugin.calibration.captures import run_layers
 from slm_plugin.errors import TargetError, UnsupportedModelError
 from slm_plugin.models.view import Dimensions
-from slm_plugin.progress import counting
+from slm_plugin.progress import counting, say
 from slm_plugin.pruners import base
-from slm_plugin.pruners.depth.merge_rules import check_rule, merged_layer
-from slm_plugin.pruners.depth.similarity import flat_cosine
-from slm_plugin.pruners.depth.sliding import Rules, Walk, Window, walk, walk_to_size
-from slm_plugin.pruners.plan import MergeLayers, PruningPlan, Trial
+from slm_plugin.pruners.depth.best_first import best_first
+from slm_plugin.pruners.depth.budgeted import budgeted
+from slm_plugin.pruners.depth.criteria import CRITERIA
+from slm_plugin.pruners.depth.journal import journal_of
+from slm_plugin.pruners.depth.merge_rules import check_rule
+from slm_plugin.pruners.depth.runs import Found
+from slm_plugin.pruners.depth.sliding import WalkRules, walk, walk_to_size
+from slm_plugin.pruners.depth.trials import Trials
+from slm_plugin.pruners.plan import MergeLayers, PruningPlan
 from slm_plugin.pruners.portability import portability
 from slm_plugin.registry import register_pruner
 from slm_plugin.session import Session
 
+RELEASED: dict[str, Any] = {
+    "criterion": "flat_cosine",
+    "search": "sliding",
+    "merge_rule": "telescoped",
+    "weights_only": True,
+    "protect_first": 0,
+    "protect_last": 1,
+    "flush_tail": False,
+    "trial_after_commit": True,
+    "early_rejection": False,
+}
+
 
 class SlmOptions(base.Options):
-    """How the walk merges.
+    """How runs are chosen and merged.
 
-    The released code has ``flush_tail: false`` (a window that still grows at the bottom is lost,
-    so that a low threshold prunes nothing) and ``trial_after_commit: true`` (which costs a trial
-    and decides nothing). It takes NaN for "too different" and can loop for ever on it; here NaN
-    is an error.
+    ``compatibility: released`` sets all that the released code does otherwise: it merges only the
+    weights of projections, loses a window that still grows at the bottom (so that a low threshold
+    prunes nothing), repeats an idle trial after every commit, and evaluates every trial on all
+    samples. It takes NaN for "too different" and can loop for ever on it; here NaN is an error.
     """
 
+    compatibility: Annotated[
+        Literal["none", "released"],
+        Field(description="released: the published code's loop, trial for trial"),
+    ] = "none"
+    criterion: Annotated[
+        Literal["flat_cosine", "token_cosine", "cka", "cka_unbiased", "logit_kl", "loss"],
+        Field(description="how alike the merged model is to the original; published: flat_cosine"),
+    ] = "flat_cosine"
+    search: Annotated[
+        Literal["sliding", "greedy", "budgeted"],
+        Field(
+            description="sliding: the published walk; greedy: the best adjacent merge, again and "
+            "again; budgeted: the cheapest disjoint windows by dynamic programming"
+        ),
+    ] = "sliding"
+    beam_width: Annotated[
+        int, Field(ge=1, description="partly merged models that the greedy search follows at once")
+    ] = 1
     merge_rule: Annotated[
         str,
         AfterValidator(check_rule),
-        Field(description="telescoped (released), rdsc, mean, keep_low, keep_high or ema(w)"),
+        Field(
+            description="telescoped (published), rdsc, mean, activation, keep_low, keep_high, "
+            "ema(w), or best: for every window the one that the criterion likes best"
+        ),
     ] = "telescoped"
+    weights_only: Annotated[
+        bool,
+        Field(description="biases and query/key norms stay the lowest layer's; released: true"),
+    ] = False
     protect_first: Annotated[int, Field(ge=0, description="lowest layers that stay")] = 0
     protect_last: Annotated[int, Field(ge=0, description="highest layers that stay")] = 1
     flush_tail: Annotated[
@@ -49,6 +88,30 @@ class SlmOptions(base.Options):
     trial_after_commit: Annotated[
         bool, Field(description="repeat the released loop's idle trials; released: true")
     ] = False
+    early_rejection: Annotated[
+        bool,
+        Field(
+            description="stop a trial when the samples seen decide that it fails; released: false"
+        ),
+    ] = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_released(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("compatibility") != "released":
+            return given
+        for name, value in RELEASED.items():
+            if given.get(name, value) != value:
+                raise ValueError(
+                    f"compatibility: released means {name}: {str(value).lower()}; drop one of both"
+                )
+        return {**given, **RELEASED}
+
+    @model_validator(mode="after")
+    def _beam_of_the_greedy_search(self) -> SlmOptions:
+        if self.beam_width > 1 and self.search != "greedy":
+            raise ValueError("beam_width goes with search: greedy")
+        return self
 
 
 @register_pruner("slm")
@@ -61,11 +124,21 @@ class SlidingLayerMerging(base.Pruner):
     options: SlmOptions
 
     def check_target(self, original: Dimensions, current: Dimensions) -> None:
-        """Refuse what the protected layers do not leave room for."""
+        """Refuse what the protected layers or the search do not leave room for."""
         super().check_target(original, current)
         rules = self._rules(current.layers)
         if self.target.kind == "threshold":
+            if self.options.search == "budgeted":
+                raise TargetError(
+                    "search: budgeted needs a size, not a threshold",
+                    hint="give layers_removed, ratio or parameters",
+                )
             return
+        if self.options.compatibility == "released":
+            raise TargetError(
+                f"the released code knows only a threshold, not {self.target.describe()}",
+                hint="give a threshold or drop `compatibility: released`",
+            )
         wanted = base.layers_to_remove(self.target, original, current)
         if wanted > rules.most:
             raise TargetError(
@@ -76,7 +149,7 @@ class SlidingLayerMerging(base.Pruner):
             )
 
     def plan(self, session: Session) -> PruningPlan:
-        """Walk, and write down which runs of layers merge.
+        """Search, and write down which runs of layers merge.
 
         Raises:
             TargetError: The target cannot be reached.
@@ -92,127 +165,79 @@ class SlidingLayerMerging(base.Pruner):
                 f"the model's layers are of different kinds ({', '.join(kinds)})",
                 hint="slm merges only layers of one kind",
             )
-        rules = self._rules(before.layers)
+        options = self.options
+        journal = journal_of(session, options.criterion)
+        if journal.read_from_disk:
+            say(f"  {journal.read_from_disk} trials known from {journal.path}")
         with counting("slm: trials") as count:
-            trials = MergeTrials(session, self.options.merge_rule, count)
-            chosen, notes = self._decide(rules, session, before, trials)
-        after = before.without_layers(chosen.removed)
-        made = set(chosen.trials)
+            trials = Trials(
+                session,
+                options.criterion,
+                options.merge_rule,
+                weights_only=options.weights_only,
+                count=count,
+                journal=journal,
+            )
+            found = self._search(session, before, trials)
+        after = before.without_layers(found.removed)
         return PruningPlan(
             pruner=self.name,
             kind=self.kind,
-            options=self.options.model_dump(),
+            options=options.model_dump(),
             target=self.target,
             fingerprint=session.fingerprint(),
             before=before,
             after=after,
             operations=tuple(
-                MergeLayers(first=first, last=last, rule=self.options.merge_rule)
-                for first, last in chosen.windows
+                MergeLayers(
+                    first=run.first, last=run.last, rule=run.rule, weights_only=run.weights_only
+                )
+                for run in found.runs
             ),
-            threshold=chosen.threshold,
-            trials=chosen.trials,
-            explored=tuple(
-                trial for trial in trials.evaluated(chosen.threshold) if trial not in made
-            ),
-            notes=notes,
+            threshold=found.threshold,
+            trials=found.trials,
+            explored=tuple(trials.others(found)),
+            notes=self._notes(session.original, before, found),
             warnings=portability(before, after, view.config),
         )
 
-    def _rules(self, layers: int) -> Rules:
-        return Rules(
+    def _rules(self, layers: int) -> WalkRules:
+        return WalkRules(
             layers=layers,
             protect_first=self.options.protect_first,
             protect_last=self.options.protect_last,
             flush_tail=self.options.flush_tail,
             trial_after_commit=self.options.trial_after_commit,
+            early_rejection=self.options.early_rejection,
         )
 
-    def _decide(
-        self, rules: Rules, session: Session, before: Dimensions, trials: MergeTrials
-    ) -> tuple[Walk, tuple[str, ...]]:
-        """The walk to follow, and what a reader should know of it."""
+    def _search(self, session: Session, before: Dimensions, trials: Trials) -> Found:
+        rules, search = self._rules(before.layers), self.options.search
         if self.target.threshold is not None:
-            made = walk(rules, self.target.threshold, trials.similarity)
-            return made, () if made.windows else ("no run of layers merges",)
-        wanted = base.layers_to_remove(self.target, session.original, before)
-        made, tried = walk_to_size(rules, wanted, trials.similarity)
-        share = wanted * before.layer_parameters / session.original.parameters
-        return made, (
-            f"{wanted} {'layer is' if wanted == 1 else 'layers are'} {share:.2%} of the original "
-            "parameters",
-            f"{made.threshold:.4f} is the highest of {tried} thresholds tried that reaches this "
-            f"size; the walk stops there ({trials.count} distinct trials in all)",
-        )
-
-
-class MergeTrials:
-    """Evaluates merges on the captured calibration set; no trial is evaluated twice.
-
-    Layers below a window are still the original ones, so their captured outputs serve every
-    trial: only the merged layer, the layers above it and the final norm run. No logits, no copy.
-
-    Args:
-        session: Gives the layers and what they see.
-        rule: The merge rule.
-        count: Called for every trial that is evaluated.
-    """
-
-    def __init__(self, session: Session, rule: str, count: Callable[[], None]) -> None:
-        self._view = session.view
-        self._captured = session.captured()
-        self._rule = rule
-        self._tick = count
-        self._known: dict[tuple[int, int, tuple[Window, ...]], float] = {}
-        self._committed: dict[Window, nn.Module] = {}
-
-    @property
-    def count(self) -> int:
-        """Trials evaluated so far."""
-        return len(self._known)
-
-    def similarity(self, first: int, last: int, committed: tuple[Window, ...]) -> float:
-        """Mean over the samples of `flat_cosine` to the original model's final hidden state."""
-        key = (first, last, committed)
-        if key not in self._known:
-            self._known[key] = self._evaluate(first, last, committed)
-            self._tick()
-        return self._known[key]
-
-    def evaluated(self, threshold: float) -> Iterator[Trial]:
-        """All trials so far in the order of their evaluation, judged by one threshold."""
-        for (first, last, committed), value in self._known.items():
-            yield Trial(
-                first=first,
-                last=last,
-                committed=committed,
-                similarity=value,
-                accepted=value > threshold,
+            if search == "sliding":
+                return walk(rules, self.target.threshold, trials)
+            return best_first(
+                rules,
+                trials,
+                threshold=self.target.threshold,
+                beam_width=self.options.beam_width,
             )
+        wanted = base.layers_to_remove(self.target, session.original, before)
+        if search == "greedy":
+            return best_first(rules, trials, wanted=wanted, beam_width=self.options.beam_width)
+        if search == "budgeted":
+            return budgeted(rules, trials, wanted, trials.same)
+        return walk_to_size(rules, wanted, trials, trials.greatest)
 
-    @torch.inference_mode()
-    def _evaluate(self, first: int, last: int, committed: tuple[Window, ...]) -> float:
-        layers = self._view.layers
-        merged = merged_layer(self._rule, list(layers)[first : last + 1])
-        suffix = [merged, *self._above(last, committed)]
-        cosines: list[Tensor] = []
-        for batch in self._captured:
-            hidden = run_layers(suffix, batch.inputs[first], batch.arguments[first])
-            cosines.append(flat_cosine(batch.final, self._view.norm(hidden)))
-        return float(torch.cat(cosines).mean())
-
-    def _above(self, last: int, committed: tuple[Window, ...]) -> Iterator[nn.Module]:
-        """The layers above a window, with the windows that are merged already."""
-        runs = {window[0]: window for window in committed}
-        index = last + 1
-        while index < len(self._view.layers):
-            if index in runs:
-                window = runs[index]
-                if window not in self._committed:
-                    run = list(self._view.layers)[window[0] : window[1] + 1]
-                    self._committed[window] = merged_layer(self._rule, run)
-                yield self._committed[window]
-                index = window[1] + 1
-            else:
-                yield self._view.layers[index]
-                index += 1
+    def _notes(self, original: Dimensions, before: Dimensions, found: Found) -> tuple[str, ...]:
+        """What a reader of the plan should know of the decision."""
+        if not found.runs:
+            return ("no run of layers merges",)
+        share = found.removed * before.layer_parameters / original.parameters
+        count = "1 layer is" if found.removed == 1 else f"{found.removed} layers are"
+        meaning = CRITERIA[self.options.criterion].meaning
+        return (
+            f"{count} {share:.2%} of the original parameters",
+            f"similarity: {meaning}, mean over the calibration samples",
+            *found.notes,
+        )

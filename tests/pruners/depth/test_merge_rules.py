@@ -7,8 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slm_plugin.errors import PlanError
 from slm_plugin.models.view import projections
-from slm_plugin.pruners.depth.merge_rules import check_rule, merge_weights, merged_layer
+from slm_plugin.pruners.depth.merge_rules import (
+    candidates,
+    check_rule,
+    merge_weights,
+    merged_layer,
+)
 from tests.conftest import make_model
 
 
@@ -67,16 +73,19 @@ def test_rules_compute_in_float32_and_keep_the_format() -> None:
     assert torch.equal(merged, expected)
 
 
-def test_merged_layer_mixes_top_projections_with_lowest_everything_else(family: str) -> None:
-    """Projections come from the top, norms and biases from the lowest; nothing else changes."""
+@pytest.mark.parametrize("weights_only", [True, False])
+def test_telescoped_is_the_top_layer_between_the_lowest_norms(
+    family: str, weights_only: bool
+) -> None:
+    """Projections are the top's, norm gains the lowest's; biases and q/k norms follow by choice."""
     model = make_model(family)
     layers = list(model.model.layers)[1:4]
     before = {name: p.clone() for name, p in model.named_parameters()}
-    merged = merged_layer("telescoped", layers)
+    merged = merged_layer("telescoped", layers, weights_only=weights_only)
     top, low = dict(layers[-1].named_parameters()), dict(layers[0].named_parameters())
     for name, parameter in merged.named_parameters():
-        source = top if name.endswith("proj.weight") else low
-        assert torch.equal(parameter, source[name]), name
+        follows = name.endswith("proj.weight") or (not weights_only and "layernorm" not in name)
+        assert torch.equal(parameter, (top if follows else low)[name]), name
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
     assert merged.self_attn.q_proj.weight is layers[-1].self_attn.q_proj.weight
 
@@ -89,14 +98,47 @@ def test_keep_high_and_keep_low_take_a_whole_layer(family: str) -> None:
         assert all(torch.equal(merged[name], p) for name, p in source.named_parameters())
 
 
-def test_merged_mean_leaves_biases_of_the_lowest_layer() -> None:
-    """Only projection weights are averaged; a Qwen2 bias is the lowest layer's."""
+def test_a_mean_takes_biases_along() -> None:
+    """A projection and its bias are averaged together, unless only weights are asked for."""
     layers = list(make_model("qwen2").model.layers)[:2]
-    merged = merged_layer("mean", layers)
-    assert torch.equal(merged.self_attn.q_proj.bias, layers[0].self_attn.q_proj.bias)
-    for name, linear in projections(merged).items():
-        expected = (projections(layers[0])[name].weight + projections(layers[1])[name].weight) / 2
-        torch.testing.assert_close(linear.weight, expected)
+    both = [projections(layer) for layer in layers]
+    for weights_only in (True, False):
+        merged = projections(merged_layer("mean", layers, weights_only=weights_only))
+        for name, linear in merged.items():
+            expected = (both[0][name].weight + both[1][name].weight) / 2
+            torch.testing.assert_close(linear.weight, expected)
+        bias = both[0]["q_proj"].bias
+        if not weights_only:
+            bias = (bias + both[1]["q_proj"].bias) / 2
+        torch.testing.assert_close(merged["q_proj"].bias, bias)
+
+
+def test_activation_weighs_layers_by_what_they_change() -> None:
+    """The rule that a plan holds names the shares, which add up to one."""
+    influence = [9.0, 1.0, 2.0, 1.0, 9.0]
+    (rule,) = candidates("activation", 1, 3, lambda: influence)
+    assert rule == "weighted(0.250000,0.500000,0.250000)"
+    run = weights(3)
+    torch.testing.assert_close(
+        merge_weights(rule, run), 0.25 * run[0] + 0.5 * run[1] + 0.25 * run[2]
+    )
+
+
+def test_a_weighted_rule_for_another_run_is_refused() -> None:
+    """Three shares do not merge two layers, and a rule in an edited plan must exist."""
+    with pytest.raises(PlanError, match="for 3 layers, not 2"):
+        merge_weights("weighted(0.2,0.3,0.5)", weights(2))
+    with pytest.raises(PlanError, match="no merge rule is called 'activation'"):
+        merge_weights("activation", weights(2))
+
+
+def test_best_offers_every_rule_without_a_number() -> None:
+    """Each candidate is a rule that surgery carries out without data."""
+    found = list(candidates("best", 0, 1, lambda: [1.0, 3.0]))
+    assert found[-1] == "weighted(0.250000,0.750000)"
+    for rule in found:
+        assert merge_weights(rule, weights(2)).shape == (5, 3)
+    assert len(set(found)) == 6
 
 
 @pytest.mark.parametrize("rule", ["average", "ema", "ema(w)", "ema(1.5)", "ema(-1)", ""])

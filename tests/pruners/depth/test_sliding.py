@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import random
+from collections.abc import Callable
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm_plugin.pruners.depth.sliding import Rules, Similarity, Window, walk, walk_to_size
+from slm_plugin.pruners.depth.runs import Found, Measure, Measured, Run, Runs
+from slm_plugin.pruners.depth.sliding import WalkRules, walk, walk_to_size
+
+Window = tuple[int, int]
 
 
-def rules(layers: int = 10, **changes: object) -> Rules:
+def rules(layers: int = 10, **changes: object) -> WalkRules:
     """The released rules, with changes."""
     released = {
         "protect_first": 0,
         "protect_last": 1,
         "flush_tail": False,
         "trial_after_commit": True,
+        "early_rejection": False,
     }
-    return Rules(layers=layers, **{**released, **changes})  # type: ignore[arg-type]
+    return WalkRules(layers=layers, **{**released, **changes})  # type: ignore[arg-type]
 
 
-def made_up(seed: int) -> Similarity:
+def measure_by(similarity: Callable[[int, int, tuple[Window, ...]], float]) -> Measure:
+    """A measure that computes nothing."""
+
+    def measure(
+        first: int, last: int, rest: Runs, *, base: Runs = (), hopeless_at: float | None = None
+    ) -> Measured:
+        committed = tuple((run.first, run.last) for run in rest)
+        return Measured(Run(first, last, "telescoped"), similarity(first, last, committed))
+
+    return measure
+
+
+def windows(found: Found) -> tuple[Window, ...]:
+    """The merged windows without their rules."""
+    return tuple((run.first, run.last) for run in found.runs)
+
+
+def made_up(seed: int) -> Measure:
     """A similarity that falls with the window's size, and is the same when asked again."""
 
-    @functools.cache
     def similarity(first: int, last: int, committed: tuple[Window, ...]) -> float:
         # A window of one layer merges nothing: the state is that of the committed windows.
         runs = (*committed, (first, last)) if first < last else committed
@@ -34,35 +54,34 @@ def made_up(seed: int) -> Similarity:
         gone = sum(high - low for low, high in runs)
         return 1 - 0.06 * gone - noise if gone else 1.0
 
-    return similarity
+    return measure_by(similarity)
 
 
-def planted(first: int, last: int, committed: tuple[Window, ...]) -> float:
-    """Only runs inside layers 3..7 merge well, at no cost at all."""
-    return 1.0 if first >= 3 and last <= 7 else 0.5
+# Only runs inside layers 3..7 merge well, at no cost at all.
+planted = measure_by(lambda first, last, rest: 1.0 if first >= 3 and last <= 7 else 0.5)
 
 
 def test_planted_redundancy_is_found_in_nine_evaluations() -> None:
     """The card's toy: ten layers, 3..7 redundant, threshold 0.9999 gives the run (3, 7)."""
     found = walk(rules(), 0.9999, planted)
-    assert found.windows == ((3, 7),)
+    assert windows(found) == ((3, 7),)
     assert found.removed == 4
     assert len(found.trials) == 9
 
 
 def test_released_loop_loses_a_window_that_grows_to_the_bottom() -> None:
     """A threshold below every similarity prunes nothing; with flush_tail two layers stay."""
-    everything: Similarity = lambda first, last, committed: 0.5  # noqa: E731
-    assert walk(rules(), -1.1, everything).windows == ()
+    everything = measure_by(lambda first, last, committed: 0.5)
+    assert walk(rules(), -1.1, everything).runs == ()
     flushed = walk(rules(flush_tail=True), -1.1, everything)
-    assert flushed.windows == ((0, 8),)
+    assert windows(flushed) == ((0, 8),)
     assert 10 - flushed.removed == 2
 
 
 def test_nothing_merges_above_one() -> None:
     """Threshold 1.01 makes exactly L - 2 trials and merges nothing."""
     found = walk(rules(), 1.01, made_up(0))
-    assert found.windows == ()
+    assert windows(found) == ()
     assert len(found.trials) == 8
 
 
@@ -71,7 +90,7 @@ def test_the_trial_after_a_commit_decides_nothing() -> None:
     for seed in range(30):
         idle = walk(rules(trial_after_commit=True), 0.75, made_up(seed))
         lean = walk(rules(trial_after_commit=False), 0.75, made_up(seed))
-        assert idle.windows == lean.windows
+        assert windows(idle) == windows(lean)
         assert len(idle.trials) == len(lean.trials) + sum(t.first == t.last for t in idle.trials)
 
 
@@ -83,7 +102,7 @@ def test_protected_layers_are_never_touched() -> None:
         )
         touched = [i for t in found.trials for i in (t.first, t.last)]
         assert min(touched) >= 3 and max(touched) <= 9
-        assert all(3 <= first < last <= 9 for first, last in found.windows)
+        assert all(3 <= first < last <= 9 for first, last in windows(found))
 
 
 @given(
@@ -97,12 +116,12 @@ def test_windows_are_disjoint_runs_in_descending_order(
 ) -> None:
     """Whatever the similarities, windows never overlap and never include the last layer."""
     found = walk(rules(layers, flush_tail=flush), threshold, made_up(seed))
-    edges = [edge for first, last in found.windows for edge in (last, first)]
+    edges = [edge for first, last in windows(found) for edge in (last, first)]
     assert all(a > b for a, b in itertools.pairwise(edges))
-    assert all(last < layers - 1 for _, last in found.windows)
+    assert all(last < layers - 1 for _, last in windows(found))
     # Every window is a trial that was accepted: nothing merges untried.
     good = {(t.first, t.last) for t in found.trials if t.accepted}
-    assert set(found.windows) <= good
+    assert set(windows(found)) <= good
 
 
 @settings(max_examples=100, deadline=None)
@@ -113,9 +132,9 @@ def test_a_wanted_size_is_always_reached_exactly(
     """With flush_tail every size that protection allows is reached, cut to the layer."""
     lean = rules(layers, flush_tail=True, trial_after_commit=False)
     wanted = data.draw(st.integers(1, lean.most))
-    chosen, _ = walk_to_size(lean, wanted, made_up(seed))
+    chosen = walk_to_size(lean, wanted, made_up(seed), 1.0)
     assert chosen.removed == wanted
-    assert set(chosen.windows) <= {(t.first, t.last) for t in chosen.trials if t.accepted}
+    assert set(windows(chosen)) <= {(t.first, t.last) for t in chosen.trials if t.accepted}
 
 
 @given(seed=st.integers(0, 10_000), threshold=st.floats(0, 1), wanted=st.integers(1, 8))
@@ -140,9 +159,21 @@ def test_the_search_finds_the_best_threshold_of_a_monotone_walk(seed: int, wante
     sizes = [walk(lean, threshold, similarity).removed for threshold in grid]
     if sizes != sorted(sizes, reverse=True):
         return
-    chosen, _ = walk_to_size(lean, wanted, similarity)
+    chosen = walk_to_size(lean, wanted, similarity, 1.0)
     assert chosen.removed == wanted
     better = [t for t, size in zip(grid, sizes, strict=True) if size >= wanted]
     best = walk(lean, max(better), similarity, wanted)
     # The chosen threshold may lie between two points of the grid.
-    assert chosen.windows == best.windows or chosen.threshold > best.threshold
+    assert chosen.threshold is not None and best.threshold is not None
+    assert windows(chosen) == windows(best) or chosen.threshold > best.threshold
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10_000), wanted=st.integers(1, 6))
+def test_the_stated_threshold_leads_to_the_stated_walk(seed: int, wanted: int) -> None:
+    """A reader who walks with the plan's threshold makes the plan's trials."""
+    lean = rules(9, flush_tail=True, trial_after_commit=False)
+    chosen = walk_to_size(lean, wanted, made_up(seed), 1.0)
+    assert chosen.threshold is not None
+    again = walk(lean, chosen.threshold, made_up(seed), wanted)
+    assert (again.trials, again.runs) == (chosen.trials, chosen.runs)

@@ -1,0 +1,46 @@
+"""The language-modelling head on many positions, without holding all logits at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# A quarter of a thousand positions times a vocabulary of 50,000 is 50 MB of float32 logits.
+POSITIONS = 256
+
+
+def logits_of(head: nn.Linear, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield stretches of positions with their logits in float32.
+
+    Args:
+        head: The language-modelling head.
+        hidden: Hidden states behind the final norm, ``(positions, hidden)``.
+
+    Yields:
+        A slice of the positions, and its logits, ``(stretch, vocabulary)``.
+    """
+    for start in range(0, len(hidden), POSITIONS):
+        stretch = slice(start, start + POSITIONS)
+        yield stretch, head(hidden[stretch]).float()
+
+
+def next_token_losses(head: nn.Linear, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """Cross entropy of every token but the first of each sample, given those before it.
+
+    Args:
+        head: The language-modelling head.
+        hidden: Hidden states behind the final norm, ``(samples, length, hidden)``.
+        tokens: Token ids, ``(samples, length)``.
+
+    Returns:
+        Losses in nats, float64, ``(samples, length - 1)``.
+    """
+    states, targets = hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+    losses = [
+        F.cross_entropy(logits, targets[stretch], reduction="none").cpu().double()
+        for stretch, logits in logits_of(head, states)
+    ]
+    return torch.cat(losses).view(len(tokens), -1)

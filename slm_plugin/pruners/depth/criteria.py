@@ -1,0 +1,179 @@
+"""How alike a changed model is to the original one: the criteria that depth strategies go by.
+
+A criterion looks at the hidden state behind the final norm, where every change below shows. Its
+value is greater the more alike the two models are, and has a greatest possible value, so that a
+search can give up on a candidate as soon as the samples seen decide its fate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from slm_plugin.models.head import logits_of, next_token_losses
+from slm_plugin.pruners.depth.cka import Estimator, gram, gram_cka
+
+Prepared = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """One way to compare two models on the same samples.
+
+    Attributes:
+        meaning: What the value is, with its unit.
+        same: Value of a model that has not changed.
+        prepare: From the original's final hidden state ``(samples, length, hidden)``, the token
+            ids ``(samples, length)`` and the head, whatever `compare` needs of them; done once.
+        compare: From that and the changed model's final hidden state, one value a sample,
+            ``(samples,)`` in float64.
+        greatest: No sample's value is greater.
+        pooled: The value is one of all samples together, not a mean: `prepare` and `compare`
+            get all samples at once and `compare` returns one number.
+    """
+
+    meaning: str
+    same: float
+    prepare: Callable[[Tensor, Tensor, nn.Linear], Prepared]
+    compare: Callable[[Prepared, Tensor, nn.Linear], Tensor]
+    greatest: Callable[[Prepared], float]
+    pooled: bool = False
+
+
+def flat_cosine(reference: Tensor, hidden: Tensor) -> Tensor:
+    """Cosine of each sample's whole hidden state, seen as one vector.
+
+    Args:
+        reference: ``(samples, length, hidden)``.
+        hidden: ``(samples, length, hidden)``.
+
+    Returns:
+        One cosine a sample, ``(samples,)``, in float64.
+
+    Source: released code of SLM (arXiv 2502.19159). This is not a mean of per-token cosines:
+    tokens of large norm weigh more.
+    """
+    return _cosine(reference.flatten(1), hidden.flatten(1))
+
+
+def token_cosine(reference: Tensor, hidden: Tensor) -> Tensor:
+    """Mean over a sample's tokens of the cosine of two hidden states, along the features.
+
+    Args:
+        reference: ``(samples, length, hidden)``.
+        hidden: ``(samples, length, hidden)``.
+
+    Returns:
+        One mean a sample, ``(samples,)``, in float64.
+    """
+    return _cosine(reference, hidden).mean(-1)
+
+
+def expected_head(reference: Tensor, head: nn.Linear) -> Prepared:
+    """What `negative_divergence` needs of the original's predictions, without keeping logits.
+
+    With p the original's distribution and a linear head W, ``sum_v p_v (W h)_v`` is
+    ``(sum_v p_v W_v) · h``: one vector a token stands for a whole distribution.
+
+    Args:
+        reference: Final hidden state of the original, ``(samples, length, hidden)``.
+        head: The language-modelling head, without a bias.
+
+    Returns:
+        The expected rows of the head ``(samples, length, hidden)`` in float32, and the entropies
+        in nats, ``(samples, length)`` in float64.
+    """
+    weight = head.weight.float()
+    means, entropies = [], []
+    for _, logits in logits_of(head, reference.flatten(0, 1)):
+        logs = logits.log_softmax(-1)
+        share = logs.exp()
+        means.append(share @ weight)
+        entropies.append(-(share * logs).sum(-1).double())
+    return (
+        torch.cat(means).view(reference.shape),
+        torch.cat(entropies).view(reference.shape[:2]),
+    )
+
+
+def negative_divergence(prepared: Prepared, hidden: Tensor, head: nn.Linear) -> Tensor:
+    """Minus KL(original || changed) of the next-token distributions, in nats a token.
+
+    Args:
+        prepared: From `expected_head`.
+        hidden: Final hidden state of the changed model, ``(samples, length, hidden)``.
+        head: The language-modelling head.
+
+    Returns:
+        One mean over its tokens a sample, ``(samples,)``, in float64.
+    """
+    means, entropies = prepared
+    spread = torch.cat(
+        [logits.logsumexp(-1).double() for _, logits in logits_of(head, hidden.flatten(0, 1))]
+    )
+    agreement = (means.double() * hidden.double()).sum(-1)
+    return (entropies + agreement - spread.view(entropies.shape)).mean(-1)
+
+
+def _cosine(x: Tensor, y: Tensor) -> Tensor:
+    x, y = x.double(), y.double()
+    lengths = torch.linalg.vector_norm(x, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
+    cosine: Tensor = (x * y).sum(-1) / lengths
+    return cosine
+
+
+def _cka(estimator: Estimator) -> Criterion:
+    def compare(prepared: Prepared, hidden: Tensor, head: nn.Linear) -> Tensor:
+        return gram_cka(prepared[0], gram(hidden), estimator)
+
+    return Criterion(
+        meaning=f"{estimator} linear CKA over the samples",
+        same=1.0,
+        prepare=lambda reference, tokens, head: (gram(reference),),
+        compare=compare,
+        greatest=lambda prepared: 1.0,
+        pooled=True,
+    )
+
+
+CRITERIA = {
+    "flat_cosine": Criterion(
+        meaning="cosine of a sample's whole final hidden state",
+        same=1.0,
+        prepare=lambda reference, tokens, head: (reference,),
+        compare=lambda prepared, hidden, head: flat_cosine(prepared[0], hidden),
+        greatest=lambda prepared: 1.0,
+    ),
+    "token_cosine": Criterion(
+        meaning="mean over tokens of the cosine of final hidden states",
+        same=1.0,
+        prepare=lambda reference, tokens, head: (reference,),
+        compare=lambda prepared, hidden, head: token_cosine(prepared[0], hidden),
+        greatest=lambda prepared: 1.0,
+    ),
+    "cka": _cka("biased"),
+    "cka_unbiased": _cka("unbiased"),
+    "logit_kl": Criterion(
+        meaning="minus KL(original || changed), in nats a token",
+        same=0.0,
+        prepare=lambda reference, tokens, head: expected_head(reference, head),
+        compare=negative_divergence,
+        greatest=lambda prepared: 0.0,
+    ),
+    "loss": Criterion(
+        meaning="minus the increase of the calibration loss, in nats a token",
+        same=0.0,
+        prepare=lambda reference, tokens, head: (
+            next_token_losses(head, reference, tokens).mean(-1),
+            tokens,
+        ),
+        compare=lambda prepared, hidden, head: (
+            prepared[0] - next_token_losses(head, hidden, prepared[1]).mean(-1)
+        ),
+        # A loss cannot fall below 0.
+        greatest=lambda prepared: float(prepared[0].max()),
+    ),
+}

@@ -1,0 +1,49 @@
+"""Block influence: how much a layer turns the hidden state that passes through it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from slm_plugin.calibration.captures import Batch, run_layers
+from slm_plugin.errors import NumericalError
+from slm_plugin.models.view import DecoderView
+from slm_plugin.pruners.depth.criteria import token_cosine
+
+
+@torch.inference_mode()
+def block_influence(view: DecoderView, captured: Sequence[Batch]) -> list[float]:
+    """One minus the mean cosine, over all tokens, of a layer's input and output.
+
+    The last layer's output is taken before the final norm, as that of every other layer.
+
+    Args:
+        view: The model.
+        captured: What its layers see.
+
+    Returns:
+        One number a layer, from 0 (the layer changes nothing but lengths) to 2.
+
+    Raises:
+        NumericalError: A hidden state is NaN or zero.
+
+    Source: ShortGPT (arXiv 2403.03853), equation 1.
+    """
+    layers = len(view.layers)
+    total = torch.zeros(layers, dtype=torch.float64)
+    samples = 0
+    for batch in captured:
+        states = [batch.inputs[index] for index in range(layers)]
+        top: Tensor = run_layers([view.layers[-1]], states[-1], batch.arguments[-1])
+        for index, (before, after) in enumerate(zip(states, [*states[1:], top], strict=True)):
+            total[index] += token_cosine(before, after).sum().cpu()
+        samples += len(batch.tokens)
+    influence = 1 - total / samples
+    if not torch.isfinite(influence).all():
+        raise NumericalError(
+            "the block influence of a layer is NaN",
+            hint="load the model in float32 or bfloat16: float16 overflows",
+        )
+    return influence.tolist()

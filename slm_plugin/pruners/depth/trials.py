@@ -1,0 +1,206 @@
+"""Trials: what a criterion says of the model with some runs of layers merged, without a copy.
+
+Layers below the lowest run are still the original ones, so their captured outputs serve every
+trial: only the merged layer, the layers above it and the final norm run. No logits are made unless
+the criterion is about them, and no trial is made twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from slm_plugin.calibration.captures import run_layers
+from slm_plugin.calibration.spool import Spool
+from slm_plugin.errors import NumericalError
+from slm_plugin.pruners.depth.criteria import CRITERIA, Prepared
+from slm_plugin.pruners.depth.influence import block_influence
+from slm_plugin.pruners.depth.journal import Journal
+from slm_plugin.pruners.depth.merge_rules import candidates, merged_layer
+from slm_plugin.pruners.depth.runs import Found, Measured, Run, Runs
+from slm_plugin.pruners.plan import Trial
+from slm_plugin.session import Session
+
+
+class Trials:
+    """Evaluates merges on the captured calibration set; a `runs.Measure`.
+
+    Attributes:
+        greatest: No trial's value is greater.
+        made: Every trial so far, by its run and the runs beside it, in the order of first making.
+
+    Args:
+        session: Gives the layers and what they see.
+        criterion: Name of one of `criteria.CRITERIA`.
+        rule: The merge rule, as a recipe names it.
+        weights_only: See `plan.MergeLayers`.
+        count: Called for every trial that is made.
+        journal: Where the values are kept.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        criterion: str,
+        rule: str,
+        *,
+        weights_only: bool = False,
+        count: Callable[[], None] = lambda: None,
+        journal: Journal | None = None,
+    ) -> None:
+        self._view = session.view
+        self._captured = session.captured()
+        self._criterion = CRITERIA[criterion]
+        self._rule, self._weights_only = rule, weights_only
+        self._count = count
+        self._journal = journal or Journal()
+        self._merged: dict[Run, nn.Module] = {}
+        self._base: Runs = ()
+        self._inputs: list[tuple[dict[int, int], Spool]] = []
+        self._samples = sum(len(batch.tokens) for batch in self._captured)
+        self._prepared = self._references()
+        self.greatest = max(self._criterion.greatest(prepared) for prepared in self._prepared)
+        self.made: dict[tuple[Run, Runs], Measured] = {}
+
+    @property
+    def same(self) -> float:
+        """Value of the model as it is."""
+        return self._criterion.same
+
+    def __call__(
+        self,
+        first: int,
+        last: int,
+        rest: Runs,
+        *,
+        base: Runs = (),
+        hopeless_at: float | None = None,
+    ) -> Measured:
+        """Try to merge one more run; see `runs.Measure`.
+
+        Raises:
+            NumericalError: A value is NaN.
+        """
+        bars = [] if hopeless_at is None else [hopeless_at]
+        found: list[Measured] = []
+        for rule in candidates(self._rule, first, last, lambda: self._influences):
+            run = Run(first, last, rule, self._weights_only)
+            # A window of one layer merges nothing.
+            runs = tuple(sorted((run, *rest) if first < last else rest))
+            found.append(Measured(run, *self._value(runs, base, max(bars, default=None))))
+            if found[-1].samples is None:
+                bars.append(found[-1].value)
+        best = max(found, key=lambda tried: (tried.samples is None, tried.value))
+        self.made[best.run, rest] = best
+        return best
+
+    def others(self, found: Found) -> Iterator[Trial]:
+        """The trials that were made on the way to a decision and are not part of it."""
+        chosen = {(t.first, t.last, t.rule, t.committed) for t in found.trials}
+        threshold = math.inf if found.threshold is None else found.threshold
+        for (_, rest), tried in self.made.items():
+            trial = tried.trial(rest, accepted=tried.value > threshold)
+            if (trial.first, trial.last, trial.rule, trial.committed) not in chosen:
+                yield trial
+
+    @cached_property
+    def _influences(self) -> list[float]:
+        return block_influence(self._view, self._captured)
+
+    @torch.inference_mode()
+    def _references(self) -> list[Prepared]:
+        """What the criterion needs of the original: for every batch, or once for all samples."""
+        pairs = [(batch.final, batch.tokens) for batch in self._captured]
+        if self._criterion.pooled:
+            pairs = [(torch.cat([f for f, _ in pairs]), torch.cat([t for _, t in pairs]))]
+        return [self._criterion.prepare(*pair, self._view.head) for pair in pairs]
+
+    def _value(self, runs: Runs, base: Runs, hopeless_at: float | None) -> tuple[float, int | None]:
+        """The mean over the samples, and how many samples were seen if not all."""
+        seen: list[float] = []
+        for part in range(len(self._prepared)):
+            if part == len(self._journal.known(runs)):
+                if part == 0:
+                    self._count()
+                self._journal.keep(runs, self._measure(runs, base, part))
+            seen += self._journal.known(runs)[part]
+            if part + 1 < len(self._prepared) and self._is_hopeless(seen, hopeless_at):
+                return sum(seen) / len(seen), len(seen)
+        return sum(seen) / len(seen), None
+
+    def _is_hopeless(self, seen: Sequence[float], bar: float | None) -> bool:
+        """Whether even the greatest values of all samples to come leave the mean below a bar."""
+        if bar is None:
+            return False
+        to_come = self._samples - len(seen)
+        # Sums of the same numbers in another order differ in their last digits.
+        return (sum(seen) + to_come * self.greatest) / self._samples < bar - 1e-9
+
+    @torch.inference_mode()
+    def _measure(self, runs: Runs, base: Runs, part: int) -> list[float]:
+        """The criterion's values of one part of the samples."""
+        if base != self._base:
+            self._stand_on(base)
+        numbers = range(len(self._captured)) if self._criterion.pooled else [part]
+        hidden = torch.cat([self._final_hidden(runs, base, number) for number in numbers])
+        values = self._criterion.compare(self._prepared[part], hidden, self._view.head)
+        if not torch.isfinite(values).all():
+            raise NumericalError(
+                "the similarity of a trial is NaN",
+                hint="load the model in float32 or bfloat16: float16 overflows",
+            )
+        numbers_found: list[float] = values.reshape(-1).tolist()
+        return numbers_found
+
+    def _final_hidden(self, runs: Runs, base: Runs, number: int) -> Tensor:
+        """Hidden state behind the final norm of one batch, with these runs merged."""
+        batch = self._captured[number]
+        # Below the lowest run in which the two models differ, they see the same.
+        changed = {*runs} ^ {*base}
+        start = min((run.first for run in changed), default=len(self._view.layers) - 1)
+        hidden = self._input(number, start)
+        for index, layer in self._layers(runs, start):
+            hidden = run_layers([layer], hidden, batch.arguments[index])
+        normed: Tensor = self._view.norm(hidden)
+        return normed
+
+    def _layers(self, runs: Runs, start: int) -> Iterator[tuple[int, nn.Module]]:
+        """The layers from one on, with runs merged, each with the index of its lowest layer."""
+        self._merged = {run: self._merged.get(run) or self._merge(run) for run in runs}
+        starts = {run.first: run for run in runs}
+        index = start
+        while index < len(self._view.layers):
+            run = starts.get(index)
+            yield index, self._merged[run] if run else self._view.layers[index]
+            index = run.last + 1 if run else index + 1
+
+    def _merge(self, run: Run) -> nn.Module:
+        layers = list(self._view.layers)[run.first : run.last + 1]
+        return merged_layer(run.rule, layers, weights_only=run.weights_only)
+
+    def _stand_on(self, base: Runs) -> None:
+        """Compute what the layers of the model with these runs merged see, for later trials."""
+        self._base, self._inputs = base, []
+        if not base:
+            return
+        lowest = min(run.first for run in base)
+        for number, batch in enumerate(self._captured):
+            inputs, places = Spool(), {}
+            hidden = self._input(number, lowest)
+            for index, layer in self._layers(base, lowest):
+                places[index] = len(inputs)
+                inputs.append(hidden)
+                hidden = run_layers([layer], hidden, batch.arguments[index])
+            self._inputs.append((places, inputs))
+
+    def _input(self, number: int, index: int) -> Tensor:
+        """Input of a layer in one batch, in the model that trials stand on."""
+        if number < len(self._inputs):
+            places, inputs = self._inputs[number]
+            if index in places:
+                return inputs[places[index]]
+        return self._captured[number].inputs[index]

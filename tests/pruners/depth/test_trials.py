@@ -1,0 +1,165 @@
+"""Trials against the whole merged model, whatever they start from and whoever stops them."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from slm_plugin.pruners.depth.criteria import CRITERIA
+from slm_plugin.pruners.depth.influence import block_influence
+from slm_plugin.pruners.depth.journal import Journal
+from slm_plugin.pruners.depth.runs import Run, Runs
+from slm_plugin.pruners.depth.slm import SlidingLayerMerging, SlmOptions
+from slm_plugin.pruners.depth.trials import Trials
+from slm_plugin.pruners.plan import MergeLayers
+from slm_plugin.session import Session
+from slm_plugin.surgery.layers import apply_layers
+from slm_plugin.target import Target
+from tests.conftest import make_model, random_tokens
+
+TOKENS = random_tokens(6, 10)
+
+
+def session_of(model: PreTrainedModel, **changes: int) -> Session:
+    """A session on six samples, two a batch."""
+    return Session(model, calibration=TOKENS, **{"batch_tokens": 20, **changes})  # type: ignore[arg-type]
+
+
+def oracle(criterion: str, runs: Runs) -> float:
+    """The criterion on a model that was merged by surgery and run as a whole."""
+    model, merged = make_model(num_hidden_layers=8), make_model(num_hidden_layers=8)
+    apply_layers(merged, [MergeLayers(first=r.first, last=r.last, rule=r.rule) for r in runs])
+    chosen = CRITERIA[criterion]
+    with torch.inference_mode():
+        states = [m.model(input_ids=TOKENS).last_hidden_state for m in (model, merged)]
+        prepared = chosen.prepare(states[0], TOKENS, model.lm_head)
+        return float(chosen.compare(prepared, states[1], model.lm_head).mean())
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("base", [(), (Run(1, 2, "mean"),), (Run(1, 2, "mean"), Run(5, 6, "mean"))])
+def test_a_trial_equals_the_whole_merged_model(criterion: str, base: Runs) -> None:
+    """Every criterion, standing on the original or on a merged model, alone or absorbing a run."""
+    trials = Trials(session_of(make_model(num_hidden_layers=8)), criterion, "mean")
+    for first, last in [(5, 6), (3, 4), (1, 3), (0, 2)]:
+        rest = tuple(run for run in base if run.last < first or run.first > last)
+        found = trials(first, last, rest, base=base)
+        runs = (*rest, Run(first, last, "mean"))
+        assert found.value == pytest.approx(oracle(criterion, runs), abs=2e-5)
+        assert found.samples is None
+
+
+def test_no_trial_is_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of the other runs does not make it another trial."""
+    counted: list[int] = []
+    trials = Trials(
+        session_of(make_model(num_hidden_layers=8)),
+        "flat_cosine",
+        "mean",
+        count=lambda: counted.append(1),
+    )
+    low, high = Run(0, 1, "mean"), Run(5, 6, "mean")
+    values = {trials(2, 3, rest).value for rest in [(low, high), (high, low)]}
+    values.add(trials(5, 6, (low, Run(2, 3, "mean"))).value)
+    assert len(values) == 1
+    assert len(counted) == 1
+
+
+@pytest.mark.parametrize("criterion", ["flat_cosine", "token_cosine", "logit_kl", "loss"])
+def test_a_hopeless_trial_stops_early_and_never_wrongly(criterion: str) -> None:
+    """At every bar: what is given up lies at or below it, and what is not is the exact value."""
+    exact = Trials(session_of(make_model(num_hidden_layers=8)), criterion, "mean")(1, 4, ()).value
+    stopped = set()
+    for bar in (exact - 0.5, exact - 1e-6, exact + 1e-6, exact + 0.1, exact + 3.0):
+        trials = Trials(session_of(make_model(num_hidden_layers=8)), criterion, "mean")
+        found = trials(1, 4, (), hopeless_at=bar)
+        if found.samples is None:
+            assert found.value == exact
+        else:
+            assert found.samples in (2, 4)
+            assert exact <= bar and found.value <= bar
+        stopped.add(found.samples is not None)
+        # Asked for the whole value later, the trial goes on from the samples that it has.
+        assert trials(1, 4, ()).value == exact
+    assert stopped == {True, False}
+
+
+def test_best_takes_the_rule_that_keeps_most() -> None:
+    """The value is the greatest over all candidate rules, each measured on its own."""
+    trials = Trials(session_of(make_model(num_hidden_layers=8)), "loss", "best")
+    found = trials(2, 4, ())
+    values = {}
+    influence = block_influence(
+        session_of(make_model(num_hidden_layers=8)).view,
+        session_of(make_model(num_hidden_layers=8)).captured(),
+    )[2:5]
+    shares = ",".join(f"{share / sum(influence):.6f}" for share in influence)
+    for rule in ("telescoped", "keep_high", "keep_low", "mean", "rdsc", f"weighted({shares})"):
+        values[rule] = oracle("loss", (Run(2, 4, rule),))
+    assert found.run.rule == max(values, key=lambda rule: values[rule])
+    assert found.value == pytest.approx(max(values.values()), abs=2e-5)
+
+
+def test_a_journal_goes_on_where_a_search_was_killed(tmp_path: Path) -> None:
+    """With any beginning of the journal, the search ends with the same plan and makes the rest."""
+    target, options = Target(layers_removed=3), SlmOptions(criterion="loss")
+
+    def plan(folder: Path | None) -> str:
+        session = session_of(make_model(num_hidden_layers=8))
+        session.journals = folder
+        return SlidingLayerMerging(options, target).plan(session).to_json()
+
+    expected = plan(None)
+    assert plan(tmp_path) == expected
+    (file,) = tmp_path.glob("*.jsonl")
+    whole = file.read_text()
+    lines = whole.splitlines(keepends=True)
+    for kept in (0, 1, len(lines) // 2, len(lines) - 1):
+        # A killed process leaves its last line cut short.
+        file.write_text("".join(lines[:kept]) + lines[kept][: len(lines[kept]) // 2])
+        assert plan(tmp_path) == expected
+        assert file.read_text() == whole
+
+
+def test_another_model_or_set_has_another_journal(tmp_path: Path) -> None:
+    """Values are only shared where everything that they depend on is equal."""
+    for seed, length in ((0, 10), (1, 10), (0, 8)):
+        session = Session(make_model(seed=seed), calibration=TOKENS[:, :length], journals=tmp_path)
+        SlidingLayerMerging(SlmOptions(), Target(threshold=0.9)).plan(session)
+    assert len(list(tmp_path.glob("*.jsonl"))) == 3
+
+
+def test_a_journal_in_memory_needs_no_disk() -> None:
+    """Without a path nothing is read and nothing is written."""
+    journal = Journal()
+    journal.keep((Run(0, 1, "mean"),), [0.5])
+    assert journal.known((Run(0, 1, "mean"),)) == [[0.5]]
+    assert journal.known((Run(0, 2, "mean"),)) == []
+
+
+def test_block_influence_is_the_definition(family: str) -> None:
+    """One minus the cosine of input and output, per token, the last layer before the final norm."""
+    model = make_model(family)
+    session = session_of(model)
+    outputs: list[torch.Tensor] = []
+    hooks = [
+        layer.register_forward_hook(
+            lambda _m, _a, out: outputs.append(out[0] if isinstance(out, tuple) else out)
+        )
+        for layer in model.model.layers
+    ]
+    with torch.inference_mode():
+        states = [model.model.embed_tokens(TOKENS)]
+        model(TOKENS)
+    for hook in hooks:
+        hook.remove()
+    states += outputs
+    expected = [
+        1 - torch.nn.functional.cosine_similarity(a, b, dim=-1).mean().item()
+        for a, b in itertools.pairwise(states)
+    ]
+    assert block_influence(session.view, session.captured()) == pytest.approx(expected, abs=1e-6)
