@@ -18,10 +18,10 @@ lint: $(EXPORT)/.ready
 	$(EXPORT)/bin/mypy
 
 unit: $(EXPORT)/.ready
-	$(EXPORT)/bin/python -m pytest tests -m "not real"
+	$(EXPORT)/bin/python -m pytest tests -m "not real" -n auto
 
 unit-latest: $(LATEST)/.ready
-	$(LATEST)/bin/python -m pytest tests -m "not real"
+	$(LATEST)/bin/python -m pytest tests -m "not real" -n auto
 
 real: $(EXPORT)/.ready
 	$(EXPORT)/bin/python -m pytest tests -m real
