@@ -1,8 +1,11 @@
 """Search of Sliding Layer Merging: this package against a straight transcription of the script.
 
-Each side runs in a process of its own that loads the model, searches at one threshold and reports
-seconds of the search, peak resident memory above what it held after ``import torch``, and how
+Three sides, each in a process of its own that loads the model, searches at one threshold and says
+what that took: seconds, peak resident memory above what was held after ``import torch``, and how
 often a decoder layer ran (in layer forwards of the whole calibration set, free of clock noise).
+``slm`` ends with the windows of the released loop and stops trials that are decided; ``released``
+is ``compatibility: released``, which makes every trial of the loop on all samples; the third is
+the loop itself, with a copy of the model for every trial.
 
     python benchmarks/slm_search.py --threshold 0.9 --samples 10 --length 128
 """
@@ -19,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-SIDES = ("slm_plugin", "transcription")
+SIDES = ("slm", "released", "transcription")
 
 
 def resident_bytes() -> int:
@@ -58,10 +61,10 @@ def measure(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
     layer_class.forward = counted
     started = time.perf_counter()
-    if side == "slm_plugin":
-        found = search(model, tokenizer, tokens, arguments.threshold)
-    else:
+    if side == "transcription":
         found = transcribed(model, tokens, arguments.threshold)
+    else:
+        found = search(side, model, tokenizer, tokens, arguments.threshold)
     seconds = time.perf_counter() - started
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return {
@@ -73,19 +76,28 @@ def measure(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def search(model: Any, tokenizer: Any, tokens: Any, threshold: float) -> dict[str, Any]:
-    """The package's search, ending with the windows of the released loop."""
+def search(side: str, model: Any, tokenizer: Any, tokens: Any, threshold: float) -> dict[str, Any]:
+    """The package's search."""
     from slm_plugin.pruners.depth.slm import SlidingLayerMerging, SlmOptions
     from slm_plugin.session import Session
     from slm_plugin.target import Target
 
-    options = SlmOptions(flush_tail=False)
+    options = (
+        SlmOptions(compatibility="released")
+        if side == "released"
+        else SlmOptions(flush_tail=False, weights_only=True)
+    )
     plan = SlidingLayerMerging(options, Target(threshold=threshold)).plan(
         Session(model, tokenizer, tokens)
     )
     return {
         "windows": [[op.first, op.last] for op in plan.operations],
-        "similarities": {f"{t.first}-{t.last}": t.similarity for t in plan.trials},
+        # A trial that was stopped has no similarity over all samples to compare.
+        "similarities": {
+            f"{t.first}-{t.last}": t.similarity for t in plan.trials if t.samples is None
+        },
+        "trials": len(plan.trials),
+        "stopped": sum(t.samples is not None for t in plan.trials),
     }
 
 
@@ -97,6 +109,8 @@ def transcribed(model: Any, tokens: Any, threshold: float) -> dict[str, Any]:
     return {
         "windows": [list(window) for window in found.windows],
         "similarities": {f"{low}-{high}": value for low, high, value in found.trials},
+        "trials": len(found.trials),
+        "stopped": 0,
     }
 
 
@@ -123,30 +137,38 @@ def main() -> None:
 
 
 def report(results: dict[str, dict[str, Any]], *, as_json: bool) -> None:
-    """Print figures and ratios, and fail when the two sides disagree."""
-    ours, slow = (results[side] for side in SIDES)
-    shared = ours["similarities"].keys() & slow["similarities"].keys()
-    difference = max(abs(ours["similarities"][k] - slow["similarities"][k]) for k in shared)
-    ratios = {
-        "time": slow["seconds"] / ours["seconds"],
-        "peak memory": slow["peak_bytes"] / ours["peak_bytes"],
-        "layer forwards": slow["layer_forwards"] / ours["layer_forwards"],
+    """Print figures and ratios, and fail when the sides disagree."""
+    slow = results["transcription"]
+    figures = {
+        "seconds": "seconds",
+        "peak / model bytes": "peak_bytes",
+        "layer forwards": "layer_forwards",
     }
+    ratios = {
+        side: {name: slow[key] / results[side][key] for name, key in figures.items()}
+        for side in SIDES[:-1]
+    }
+    difference = max(
+        abs(value - slow["similarities"][window])
+        for side in SIDES[:-1]
+        for window, value in results[side]["similarities"].items()
+    )
     if as_json:
         print(json.dumps({"sides": results, "ratios": ratios, "difference": difference}, indent=2))
     else:
-        print(f"{'':24}{SIDES[0]:>14}{SIDES[1]:>16}{'ratio':>8}")
-        for name, key, scale in (
-            ("seconds", "seconds", 1.0),
-            ("peak / model bytes", "peak_bytes", ours["model_bytes"]),
-            ("layer forwards", "layer_forwards", 1.0),
-        ):
-            a, b = ours[key] / scale, slow[key] / scale
-            print(f"{name:24}{a:14.2f}{b:16.2f}{b / a:8.2f}")
-        print(f"windows: {ours['windows']} and {slow['windows']}")
-        print(f"greatest difference of {len(shared)} similarities: {difference:.1e}")
-    if ours["windows"] != slow["windows"] or difference > 1e-4:
-        raise SystemExit("the two sides disagree")
+        print(f"{'':20}" + "".join(f"{side:>15}" for side in SIDES))
+        for name, key in figures.items():
+            scale = slow["model_bytes"] if key == "peak_bytes" else 1.0
+            values = "".join(f"{results[side][key] / scale:15.2f}" for side in SIDES)
+            print(f"{name:20}{values}")
+        for name in figures:
+            values = "".join(f"{ratios[side][name]:15.2f}" for side in SIDES[:-1])
+            print(f"{'ratio, ' + name:20}{values}")
+        for key in ("trials", "stopped"):
+            print(f"{key:20}" + "".join(f"{results[side][key]:15}" for side in SIDES))
+        print(f"windows: {slow['windows']}, greatest difference of a similarity {difference:.1e}")
+    if any(results[side]["windows"] != slow["windows"] for side in SIDES) or difference > 1e-4:
+        raise SystemExit("the sides disagree")
 
 
 if __name__ == "__main__":
