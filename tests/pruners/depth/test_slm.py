@@ -214,3 +214,90 @@ def test_the_same_search_gives_the_same_bytes() -> None:
     """Two plans of the same model, tokens and options are equal as files."""
     target = Target(layers_removed=2)
     assert plan(make_model(), target).to_json() == plan(make_model(), target).to_json()
+
+
+@pytest.mark.parametrize("criterion", ["token_cosine", "cka_unbiased", "logit_kl", "loss"])
+@pytest.mark.parametrize("search", ["sliding", "greedy", "budgeted"])
+def test_every_search_meets_its_size_by_every_criterion(criterion: str, search: str) -> None:
+    """The plan applies, takes exactly that many layers and says why these."""
+    model = make_model(num_hidden_layers=7)
+    session = session_of(model)
+    options = SlmOptions(criterion=criterion, search=search)
+    found = SlidingLayerMerging(options, Target(layers_removed=3)).plan(session)
+    assert found.layers_removed == 3
+    assert len(found.notes) == 3
+    apply(found, session)
+    assert len(model.model.layers) == 4
+
+
+@pytest.mark.parametrize("search", ["greedy", "budgeted"])
+def test_planted_redundancy_is_found_by_every_search(search: str) -> None:
+    """Four layers that do nothing go first, and nothing is lost."""
+    model = make_model(num_hidden_layers=10)
+    make_identity(model, [2, 3, 6, 7])
+    tokens = random_tokens()
+    before = model(tokens).logits
+    session = session_of(model)
+    options = SlmOptions(criterion="logit_kl", search=search, merge_rule="keep_high")
+    found = SlidingLayerMerging(options, Target(layers_removed=4)).plan(session)
+    apply(found, session)
+    torch.testing.assert_close(model(tokens).logits, before, atol=1e-4, rtol=1e-4)
+
+
+def test_greedy_obeys_a_threshold() -> None:
+    """Merging goes on exactly as long as the best merge is above the threshold."""
+    options = {"criterion": "flat_cosine", "search": "greedy"}
+    whole = plan(make_model(num_hidden_layers=8), Target(layers_removed=5), **options)
+    values = [trial.similarity for trial in whole.trials]
+    assert values == sorted(values, reverse=True)
+    cut = plan(make_model(num_hidden_layers=8), Target(threshold=values[3]), **options)
+    assert cut.trials == whole.trials[:3]
+    assert cut.layers_removed == 3
+
+
+def test_early_rejection_changes_no_decision() -> None:
+    """Windows are those of whole trials, and some trials have seen fewer samples."""
+    stopped = 0
+    for threshold in (0.3, 0.5, 0.7, 0.9):
+        plans = [
+            SlidingLayerMerging(
+                SlmOptions(early_rejection=early), Target(threshold=threshold)
+            ).plan(session_of(make_model(num_hidden_layers=8), batch_tokens=16))
+            for early in (True, False)
+        ]
+        assert plans[0].operations == plans[1].operations
+        assert [t.accepted for t in plans[0].trials] == [t.accepted for t in plans[1].trials]
+        assert all(t.samples is None for t in plans[1].trials)
+        stopped += sum(t.samples is not None for t in plans[0].trials)
+    assert stopped > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"compatibility": "released", "flush_tail": True}, "released means flush_tail: false"),
+        ({"compatibility": "released", "criterion": "loss"}, "criterion: flat_cosine"),
+        ({"beam_width": 4}, "goes with search: greedy"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    options: dict[str, object], words: str
+) -> None:
+    """No option does nothing silently."""
+    with pytest.raises(ValueError, match=words):
+        SlmOptions(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "words"),
+    [
+        (Target(layers_removed=2), {"compatibility": "released"}, "knows only a threshold"),
+        (Target(threshold=0.9), {"search": "budgeted"}, "needs a size"),
+    ],
+)
+def test_a_search_says_which_targets_it_knows(
+    target: Target, options: dict[str, object], words: str
+) -> None:
+    """The released code has no size, dynamic programming no threshold."""
+    with pytest.raises(TargetError, match=words):
+        plan(make_model(), target, **options)
