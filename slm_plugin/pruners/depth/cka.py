@@ -1,0 +1,212 @@
+"""Centred kernel alignment (CKA) of what two layers, or two models, make of the same samples.
+
+Everything works on Gram matrices of ``(samples, samples)``: a reference that is compared many
+times needs its Gram once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from slm_plugin.errors import CalibrationError, NumericalError
+
+Estimator = Literal["biased", "unbiased"]
+# With three samples the unbiased estimator divides by zero.
+FEWEST_SAMPLES = 4
+# Features taken to float64 at a time: a layer of all samples need not fit in memory twice.
+_CHUNK = 1 << 16
+
+
+def cka_biased(x: Tensor, y: Tensor) -> Tensor:
+    """Linear CKA by the usual estimator, between 0 and 1.
+
+    It tends to 1 for any two sets of features, related or not, when features outnumber samples.
+
+    Args:
+        x: ``(samples, ...)``; everything behind the first axis is one sample's features.
+        y: ``(samples, ...)``, of the same samples in the same order.
+
+    Returns:
+        One number, in float64.
+
+    Raises:
+        NumericalError: A feature is NaN or infinite, or all samples are alike.
+
+    Source: Kornblith et al., "Similarity of Neural Network Representations Revisited"
+    (arXiv 1905.00414), section 3, with linear kernels.
+    """
+    return gram_cka(gram(x), gram(y), "biased")
+
+
+def cka_unbiased(x: Tensor, y: Tensor) -> Tensor:
+    """Linear CKA by the unbiased estimator of HSIC; 0 on average for unrelated features.
+
+    A single estimate may fall below 0.
+
+    Args:
+        x: ``(samples, ...)``; everything behind the first axis is one sample's features.
+        y: ``(samples, ...)``, of the same samples in the same order.
+
+    Returns:
+        One number, in float64.
+
+    Raises:
+        CalibrationError: There are fewer than four samples.
+        NumericalError: A feature is NaN or infinite, or all samples are alike.
+
+    Source: Song et al., "Feature Selection via Dependence Maximization" (JMLR 13, 2012), the
+    unbiased estimator of HSIC; used for CKA by Nguyen et al. (arXiv 2010.15327), section 2.
+    """
+    return gram_cka(gram(x), gram(y), "unbiased")
+
+
+def minibatch_cka(batches: Iterable[tuple[Tensor, Tensor]], estimator: Estimator) -> Tensor:
+    """CKA from sums of HSIC over batches, for sets too large for one Gram matrix.
+
+    Args:
+        batches: Pairs of ``(samples, ...)``, a pair a batch.
+        estimator: Which HSIC is summed; only the unbiased one makes the result independent of
+            the size of the batches on average.
+
+    Returns:
+        One number, in float64.
+
+    Raises:
+        CalibrationError: A batch has fewer than four samples and the estimator is unbiased.
+        NumericalError: A feature is NaN or infinite, or all samples are alike.
+
+    Source: Nguyen et al. (arXiv 2010.15327), equation 3.
+    """
+    sums = torch.zeros(3, dtype=torch.float64)
+    for x, y in batches:
+        a, b = centred(gram(x), estimator), centred(gram(y), estimator)
+        pairs = torch.stack([(a * b).sum(), (a * a).sum(), (b * b).sum()])
+        samples = len(a)
+        degrees = (samples - 1) ** 2 if estimator == "biased" else samples * (samples - 3)
+        sums += pairs.cpu() / degrees
+    return sums[0] / _lengths(sums[1:]).prod()
+
+
+def gram(features: Tensor) -> Tensor:
+    """Inner products of the samples' features, less the mean sample, in float64.
+
+    The mean drops out of CKA anyway; leaving it in would cost digits, as hidden states share a
+    large common part.
+
+    Args:
+        features: ``(samples, ...)``.
+
+    Returns:
+        ``(samples, samples)``.
+
+    Raises:
+        NumericalError: A feature is NaN or infinite.
+    """
+    flat = features.flatten(1)
+    total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat.device)
+    for part in flat.split(_CHUNK, dim=1):
+        deviations = part.double() - part.double().mean(0)
+        total += deviations @ deviations.T
+    if not torch.isfinite(total).all():
+        raise NumericalError(
+            "CKA met features that are NaN or infinite",
+            hint="load the model in float32 or bfloat16: float16 overflows",
+        )
+    return total
+
+
+def gram_cka(reference: Tensor, other: Tensor, estimator: Estimator) -> Tensor:
+    """CKA of two Gram matrices, ``(samples, samples)`` each; see `cka_biased`, `cka_unbiased`.
+
+    Raises:
+        CalibrationError: There are fewer than four samples and the estimator is unbiased.
+        NumericalError: All samples are alike.
+    """
+    return cka_matrix(torch.stack([reference, other]), estimator)[0, 1]
+
+
+def cka_matrix(grams: Tensor, estimator: Estimator) -> Tensor:
+    """CKA of every pair of Gram matrices.
+
+    Args:
+        grams: ``(sets, samples, samples)``.
+        estimator: Biased or unbiased.
+
+    Returns:
+        ``(sets, sets)``, in float64, symmetric and 1 on the diagonal.
+
+    Raises:
+        CalibrationError: There are fewer than four samples and the estimator is unbiased.
+        NumericalError: All samples of a set are alike.
+    """
+    flat = centred(grams, estimator).flatten(1)
+    products = flat @ flat.T
+    lengths = _lengths(products.diagonal())
+    return products / torch.outer(lengths, lengths)
+
+
+def chance_matrix(grams: Tensor) -> Tensor:
+    """What biased CKA gives on average when samples of one set meet random ones of the other.
+
+    The exact mean over all pairings, so no draw is needed; for the unbiased estimator it is 0.
+
+    Args:
+        grams: ``(sets, samples, samples)``.
+
+    Returns:
+        ``(sets, sets)``, in float64.
+
+    Raises:
+        NumericalError: All samples of a set are alike.
+
+    Over all permutations an entry of the diagonal meets any other diagonal entry, and the rows of
+    a centred Gram sum to 0, so the mean of ``tr(K P L P')`` is ``tr(K) tr(L) / (samples - 1)``.
+    """
+    central = centred(grams, "biased")
+    traces = central.diagonal(dim1=-2, dim2=-1).sum(-1)
+    shares = traces / _lengths(central.square().sum((-2, -1)))
+    return torch.outer(shares, shares) / (grams.shape[-1] - 1)
+
+
+def centred(grams: Tensor, estimator: Estimator) -> Tensor:
+    """Gram matrices whose inner product is HSIC, up to a factor that only the samples set.
+
+    The unbiased HSIC of Song et al. is the inner product of "U-centred" matrices: diagonal zero,
+    and every row of the others sums to 0.
+
+    Args:
+        grams: ``(..., samples, samples)``, symmetric.
+        estimator: Biased or unbiased.
+
+    Raises:
+        CalibrationError: There are fewer than four samples and the estimator is unbiased.
+
+    Source: Székely and Rizzo, "Partial distance correlation" (arXiv 1310.2926), section 2.
+    """
+    samples = grams.shape[-1]
+    if estimator == "biased":
+        rows = grams.mean(-1, keepdim=True)
+        return grams - rows - rows.mT + rows.mean(-2, keepdim=True)
+    if samples < FEWEST_SAMPLES:
+        raise CalibrationError(
+            f"unbiased CKA needs {FEWEST_SAMPLES} samples or more; there are {samples}",
+            hint="draw more calibration samples",
+        )
+    off = grams - torch.diag_embed(grams.diagonal(dim1=-2, dim2=-1))
+    rows = off.sum(-1, keepdim=True)
+    whole = rows.sum(-2, keepdim=True)
+    level = off - (rows + rows.mT) / (samples - 2) + whole / ((samples - 1) * (samples - 2))
+    return level - torch.diag_embed(level.diagonal(dim1=-2, dim2=-1))
+
+
+def _lengths(squares: Tensor) -> Tensor:
+    if not (squares > 0).all():
+        raise NumericalError(
+            "CKA is not defined: all samples have the same features",
+            hint="calibrate on samples that differ",
+        )
+    return squares.sqrt()
