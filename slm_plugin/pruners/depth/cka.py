@@ -108,7 +108,7 @@ def gram(features: Tensor) -> Tensor:
     """
     flat = features.flatten(1)
     total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat.device)
-    for part in flat.split(_CHUNK, dim=1):
+    for part in torch.split(flat, _CHUNK, dim=1):
         deviations = part.double() - part.double().mean(0)
         total += deviations @ deviations.T
     if not torch.isfinite(total).all():

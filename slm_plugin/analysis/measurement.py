@@ -1,0 +1,124 @@
+"""Take all figures of an analysis from a session's calibration set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from slm_plugin.analysis.cosines import CosineSums
+from slm_plugin.analysis.observation import observe, token_norms
+from slm_plugin.analysis.record import (
+    Figures,
+    LayerCka,
+    LayerCosine,
+    LayerNorms,
+    Matrix,
+    TokenNorms,
+)
+from slm_plugin.calibration.captures import Batch
+from slm_plugin.errors import CalibrationError
+from slm_plugin.progress import track
+from slm_plugin.pruners.depth.cka import (
+    chance_matrix,
+    cka_biased,
+    cka_matrix,
+    cka_unbiased,
+    gram,
+)
+from slm_plugin.session import Session
+
+
+def measure(session: Session) -> Figures:
+    """Compare the layers of the session's model in its present state.
+
+    All states of one batch are in memory at a time, then one layer of all samples at a time.
+
+    Raises:
+        CalibrationError: The session has no calibration set, or fewer than four samples.
+        NumericalError: The model produces NaN or infinity, or all samples are alike.
+    """
+    noise = noise_cka(session)
+    batches = session.captured()
+    layers = len(session.view.layers)
+    cosines = CosineSums(layers + 1, session.view.embedding.embedding_dim)
+    norms: dict[str, list[Tensor]] = {"output": [], "update": [], "attention": [], "mlp": []}
+    tops = []
+    for batch in track(batches, "comparing layers", len(batches)):
+        seen = observe(session.view, batch)
+        cosines.add(seen.states)
+        steps = zip(seen.states[:-1], seen.states[1:], strict=True)
+        norms["update"].append(torch.stack([token_norms(new - old) for old, new in steps]))
+        norms["output"].append(torch.stack([token_norms(state) for state in seen.states[1:]]))
+        norms["attention"].append(seen.attention)
+        norms["mlp"].append(seen.mlp)
+        tops.append(seen.states[-1])
+    return Figures(
+        cka=_cka(layer_grams(batches, tops, layers), *noise),
+        cosine=LayerCosine(
+            same_token=_rows(cosines.same_token()[1:, 1:]),
+            other_token=_rows(cosines.other_token()[1:, 1:]),
+        ),
+        block_influence=tuple(cosines.block_influence().tolist()),
+        norms=LayerNorms(**{name: _token_norms(parts) for name, parts in norms.items()}),
+    )
+
+
+def noise_cka(session: Session) -> tuple[float, float]:
+    """Biased and unbiased CKA of two independent Gaussian sets in the shape of a layer's output.
+
+    Raises:
+        CalibrationError: The session has no calibration set, or fewer than four samples.
+    """
+    if session.calibration is None:
+        raise CalibrationError(
+            "an analysis needs calibration data", hint="give the session a calibration set"
+        )
+    samples, length = session.calibration.shape
+    generator = torch.Generator().manual_seed(session.seed)
+    shape = (samples, length * session.view.embedding.embedding_dim)
+    one, other = (torch.randn(shape, generator=generator) for _ in range(2))
+    return cka_biased(one, other).item(), cka_unbiased(one, other).item()
+
+
+def layer_grams(batches: Sequence[Batch], tops: Sequence[Tensor], layers: int) -> Tensor:
+    """Gram matrices of all layers' outputs, from one layer of all samples at a time.
+
+    Args:
+        batches: What was captured: the output of a layer is the input of the next.
+        tops: Output of the last layer of every batch, before the final norm.
+        layers: How many layers there are.
+
+    Returns:
+        ``(layers, samples, samples)``.
+
+    Raises:
+        NumericalError: A state is NaN or infinite.
+    """
+    grams = [
+        gram(torch.cat([batch.inputs[layer].cpu() for batch in batches]))
+        for layer in track(range(1, layers), "comparing samples", layers - 1)
+    ]
+    return torch.stack([*grams, gram(torch.cat(list(tops)))])
+
+
+def _cka(grams: Tensor, biased_of_noise: float, unbiased_of_noise: float) -> LayerCka:
+    return LayerCka(
+        biased=_rows(cka_matrix(grams, "biased")),
+        unbiased=_rows(cka_matrix(grams, "unbiased")),
+        biased_by_chance=_rows(chance_matrix(grams)),
+        biased_of_noise=biased_of_noise,
+        unbiased_of_noise=unbiased_of_noise,
+    )
+
+
+def _token_norms(parts: Sequence[Tensor]) -> tuple[TokenNorms, ...]:
+    """Mean and (lower) median over tokens of ``(layers, tokens)`` in parts."""
+    norms = torch.cat(list(parts), dim=1)
+    means, medians = norms.mean(1).tolist(), norms.median(1).values.tolist()
+    return tuple(TokenNorms(mean=a, median=b) for a, b in zip(means, medians, strict=True))
+
+
+def _rows(matrix: Tensor) -> Matrix:
+    return tuple(tuple(row) for row in matrix.tolist())

@@ -1,0 +1,90 @@
+"""The record of one analysis: every figure with the protocol it was taken by."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from slm_plugin.calibration.samples import CalibrationRecord
+from slm_plugin.models.fingerprint import Fingerprint
+from slm_plugin.models.view import Dimensions
+
+Matrix = tuple[tuple[float, ...], ...]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LayerCka(_Record):
+    """CKA of the outputs of every two layers, over samples whose tokens are laid end to end.
+
+    Attributes:
+        biased: By the usual estimator, ``(layers, layers)``.
+        unbiased: By the unbiased estimator, ``(layers, layers)``.
+        biased_by_chance: Mean of the biased one over all pairings of one layer's samples with
+            the other's, ``(layers, layers)``. That of the unbiased one is 0.
+        biased_of_noise: The biased one of two independent Gaussian sets of the same shape.
+        unbiased_of_noise: The unbiased one of the same two sets.
+    """
+
+    biased: Matrix
+    unbiased: Matrix
+    biased_by_chance: Matrix
+    biased_of_noise: float
+    unbiased_of_noise: float
+
+
+class LayerCosine(_Record):
+    """Cosine of the outputs of every two layers along the hidden axis, averaged over tokens.
+
+    Attributes:
+        same_token: Of the same token in both layers, ``(layers, layers)``.
+        other_token: Of different tokens of the set, averaged over all pairs of them,
+            ``(layers, layers)``.
+    """
+
+    same_token: Matrix
+    other_token: Matrix
+
+
+class TokenNorms(_Record):
+    """Euclidean norms over all tokens."""
+
+    mean: float
+    median: float
+
+
+class LayerNorms(_Record):
+    """Norms per layer: of its output and of what it and its two blocks add to the stream."""
+
+    output: tuple[TokenNorms, ...]
+    update: tuple[TokenNorms, ...]
+    attention: tuple[TokenNorms, ...]
+    mlp: tuple[TokenNorms, ...]
+
+
+class Figures(_Record):
+    """Everything that is measured; ``block_influence`` holds one number a layer."""
+
+    cka: LayerCka
+    cosine: LayerCosine
+    block_influence: tuple[float, ...]
+    norms: LayerNorms
+
+
+class Analysis(_Record):
+    """One analysis with its protocol; written as ``analysis.json``."""
+
+    format: Literal[1] = 1
+    created: str
+    model: str
+    seed: int
+    calibration: CalibrationRecord
+    fingerprint: Fingerprint
+    dimensions: Dimensions
+    figures: Figures
+    versions: dict[str, str]
+    machine: str
+    seconds: float
