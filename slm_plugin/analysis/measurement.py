@@ -15,19 +15,17 @@ from slm_plugin.analysis.record import (
     LayerCosine,
     LayerNorms,
     Matrix,
+    NoiseCka,
     TokenNorms,
 )
 from slm_plugin.calibration.captures import Batch
 from slm_plugin.errors import CalibrationError
 from slm_plugin.progress import track
-from slm_plugin.pruners.depth.cka import (
-    chance_matrix,
-    cka_biased,
-    cka_matrix,
-    cka_unbiased,
-    gram,
-)
+from slm_plugin.pruners.depth.cka import chance_matrix, cka_matrix, gram
 from slm_plugin.session import Session
+
+# Their 28 pairs tell how far one estimate scatters.
+_NOISE_SETS = 8
 
 
 def measure(session: Session) -> Figures:
@@ -55,7 +53,7 @@ def measure(session: Session) -> Figures:
         norms["mlp"].append(seen.mlp)
         tops.append(seen.states[-1])
     return Figures(
-        cka=_cka(layer_grams(batches, tops, layers), *noise),
+        cka=_cka(layer_grams(batches, tops, layers), noise),
         cosine=LayerCosine(
             same_token=_rows(cosines.same_token()[1:, 1:]),
             other_token=_rows(cosines.other_token()[1:, 1:]),
@@ -65,8 +63,8 @@ def measure(session: Session) -> Figures:
     )
 
 
-def noise_cka(session: Session) -> tuple[float, float]:
-    """Biased and unbiased CKA of two independent Gaussian sets in the shape of a layer's output.
+def noise_cka(session: Session) -> NoiseCka:
+    """CKA of independent Gaussian sets in the shape of a layer's output, by both estimators.
 
     Raises:
         CalibrationError: The session has no calibration set, or fewer than four samples.
@@ -78,8 +76,13 @@ def noise_cka(session: Session) -> tuple[float, float]:
     samples, length = session.calibration.shape
     generator = torch.Generator().manual_seed(session.seed)
     shape = (samples, length * session.view.embedding.embedding_dim)
-    one, other = (torch.randn(shape, generator=generator) for _ in range(2))
-    return cka_biased(one, other).item(), cka_unbiased(one, other).item()
+    grams = torch.stack([gram(torch.randn(shape, generator=generator)) for _ in range(_NOISE_SETS)])
+    one, other = torch.triu_indices(_NOISE_SETS, _NOISE_SETS, offset=1)
+    biased = cka_matrix(grams, "biased")[one, other]
+    unbiased = cka_matrix(grams, "unbiased")[one, other]
+    return NoiseCka(
+        biased=biased.mean().item(), unbiased=unbiased.mean().item(), scatter=unbiased.std().item()
+    )
 
 
 def layer_grams(batches: Sequence[Batch], tops: Sequence[Tensor], layers: int) -> Tensor:
@@ -103,13 +106,12 @@ def layer_grams(batches: Sequence[Batch], tops: Sequence[Tensor], layers: int) -
     return torch.stack([*grams, gram(torch.cat(list(tops)))])
 
 
-def _cka(grams: Tensor, biased_of_noise: float, unbiased_of_noise: float) -> LayerCka:
+def _cka(grams: Tensor, noise: NoiseCka) -> LayerCka:
     return LayerCka(
         biased=_rows(cka_matrix(grams, "biased")),
         unbiased=_rows(cka_matrix(grams, "unbiased")),
         biased_by_chance=_rows(chance_matrix(grams)),
-        biased_of_noise=biased_of_noise,
-        unbiased_of_noise=unbiased_of_noise,
+        noise=noise,
     )
 
 

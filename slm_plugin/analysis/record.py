@@ -17,6 +17,20 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class NoiseCka(_Record):
+    """CKA of independent Gaussian sets in the shape of a layer's output: nothing in common.
+
+    Attributes:
+        biased: Mean over all pairs of sets.
+        unbiased: Mean over all pairs of sets.
+        scatter: Standard deviation of the unbiased one over the pairs.
+    """
+
+    biased: float
+    unbiased: float
+    scatter: float
+
+
 class LayerCka(_Record):
     """CKA of the outputs of every two layers, over samples whose tokens are laid end to end.
 
@@ -25,15 +39,13 @@ class LayerCka(_Record):
         unbiased: By the unbiased estimator, ``(layers, layers)``.
         biased_by_chance: Mean of the biased one over all pairings of one layer's samples with
             the other's, ``(layers, layers)``. That of the unbiased one is 0.
-        biased_of_noise: The biased one of two independent Gaussian sets of the same shape.
-        unbiased_of_noise: The unbiased one of the same two sets.
+        noise: What both estimators make of noise.
     """
 
     biased: Matrix
     unbiased: Matrix
     biased_by_chance: Matrix
-    biased_of_noise: float
-    unbiased_of_noise: float
+    noise: NoiseCka
 
 
 class LayerCosine(_Record):
