@@ -52,8 +52,11 @@ def measure(session: Session) -> Figures:
         norms["attention"].append(seen.attention)
         norms["mlp"].append(seen.mlp)
         tops.append(seen.states[-1])
+    grams, unit_grams = layer_grams(batches, tops, layers)
     return Figures(
-        cka=_cka(layer_grams(batches, tops, layers), noise),
+        cka=_cka(grams),
+        cka_unit_tokens=_cka(unit_grams),
+        noise=noise,
         cosine=LayerCosine(
             same_token=_rows(cosines.same_token()[1:, 1:]),
             other_token=_rows(cosines.other_token()[1:, 1:]),
@@ -85,7 +88,9 @@ def noise_cka(session: Session) -> NoiseCka:
     )
 
 
-def layer_grams(batches: Sequence[Batch], tops: Sequence[Tensor], layers: int) -> Tensor:
+def layer_grams(
+    batches: Sequence[Batch], tops: Sequence[Tensor], layers: int
+) -> tuple[Tensor, Tensor]:
     """Gram matrices of all layers' outputs, from one layer of all samples at a time.
 
     Args:
@@ -94,24 +99,30 @@ def layer_grams(batches: Sequence[Batch], tops: Sequence[Tensor], layers: int) -
         layers: How many layers there are.
 
     Returns:
-        ``(layers, samples, samples)``.
+        Two of ``(layers, samples, samples)``: of the outputs as they are, and with every token's
+        vector at unit length.
 
     Raises:
         NumericalError: A state is NaN or infinite.
     """
-    grams = [
-        gram(torch.cat([batch.inputs[layer].cpu() for batch in batches]))
-        for layer in track(range(1, layers), "comparing samples", layers - 1)
-    ]
-    return torch.stack([*grams, gram(torch.cat(list(tops)))])
+    as_is, unit = [], []
+    for layer in track(range(1, layers + 1), "comparing samples", layers):
+        parts = tops if layer == layers else [batch.inputs[layer].cpu() for batch in batches]
+        states = torch.cat(list(parts)).float()
+        as_is.append(gram(states))
+        unit.append(gram(torch.nn.functional.normalize(states, dim=-1)))
+    return torch.stack(as_is), torch.stack(unit)
 
 
-def _cka(grams: Tensor, noise: NoiseCka) -> LayerCka:
+def _cka(grams: Tensor) -> LayerCka:
+    chance = chance_matrix(grams)
     return LayerCka(
         biased=_rows(cka_matrix(grams, "biased")),
         unbiased=_rows(cka_matrix(grams, "unbiased")),
-        biased_by_chance=_rows(chance_matrix(grams)),
-        noise=noise,
+        biased_by_chance=_rows(chance),
+        # What chance gives a layer with itself is its participation ratio, tr(K)^2 / tr(K^2),
+        # over samples - 1.
+        directions=tuple((chance.diagonal() * (grams.shape[-1] - 1)).tolist()),
     )
 
 

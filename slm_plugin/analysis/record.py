@@ -39,13 +39,14 @@ class LayerCka(_Record):
         unbiased: By the unbiased estimator, ``(layers, layers)``.
         biased_by_chance: Mean of the biased one over all pairings of one layer's samples with
             the other's, ``(layers, layers)``. That of the unbiased one is 0.
-        noise: What both estimators make of noise.
+        directions: Effective number of directions in which the samples of a layer differ, from 1
+            to samples - 1, one number a layer; near 1 a single outlier decides the layer's CKA.
     """
 
     biased: Matrix
     unbiased: Matrix
     biased_by_chance: Matrix
-    noise: NoiseCka
+    directions: tuple[float, ...]
 
 
 class LayerCosine(_Record):
@@ -78,9 +79,20 @@ class LayerNorms(_Record):
 
 
 class Figures(_Record):
-    """Everything that is measured; ``block_influence`` holds one number a layer."""
+    """Everything that is measured.
+
+    Attributes:
+        cka: CKA of the layers' outputs as they are.
+        cka_unit_tokens: The same with every token's vector at unit length.
+        noise: CKA of sets that have nothing in common.
+        cosine: Cosines between the layers' outputs.
+        block_influence: One minus the mean cosine of input and output, one number a layer.
+        norms: Lengths of the vectors.
+    """
 
     cka: LayerCka
+    cka_unit_tokens: LayerCka
+    noise: NoiseCka
     cosine: LayerCosine
     block_influence: tuple[float, ...]
     norms: LayerNorms

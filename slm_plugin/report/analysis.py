@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from slm_plugin.analysis.record import Analysis, Matrix, TokenNorms
+from slm_plugin.analysis.record import Analysis, Figures, LayerCka, Matrix
 from slm_plugin.report import pictures
 from slm_plugin.report.environment import environment
-from slm_plugin.report.page import picture
+from slm_plugin.report.page import Picture, picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +36,27 @@ def render_analysis(analysis: Analysis) -> str:
         HTML. Where matplotlib is missing the page says so in the place of every picture.
     """
     figures = analysis.figures
-    cka, cosine, influence = figures.cka, figures.cosine, figures.block_influence
+    cka, influence = figures.cka, figures.block_influence
     template = environment().get_template("analysis.html.j2")
     return template.render(
         analysis=analysis,
-        cka=cka,
+        noise=figures.noise,
         features=analysis.calibration.length * analysis.dimensions.hidden_size,
         similarities=summaries(
             {
                 "CKA, biased": cka.biased,
                 "what chance alone gives it": cka.biased_by_chance,
                 "CKA, unbiased": cka.unbiased,
-                "cosine, same token": cosine.same_token,
-                "cosine, other tokens": cosine.other_token,
+                "CKA, unbiased, tokens at unit length": figures.cka_unit_tokens.unbiased,
+                "cosine, same token": figures.cosine.same_token,
+                "cosine, different tokens": figures.cosine.other_token,
             }
         ),
-        least=sorted(range(len(influence)), key=influence.__getitem__)[:3],
+        directions=cka.directions,
+        narrowest=min(range(len(influence)), key=cka.directions.__getitem__),
         influence=influence,
-        **_pictures(analysis),
+        least=sorted(range(len(influence)), key=influence.__getitem__)[:3],
+        **_pictures(figures),
     )
 
 
@@ -71,20 +74,26 @@ def summaries(matrices: dict[str, Matrix]) -> list[Summary]:
     return found
 
 
-def _pictures(analysis: Analysis) -> dict[str, object]:
-    figures = analysis.figures
-    cka, cosine, norms = figures.cka, figures.cosine, figures.norms
+def _pictures(figures: Figures) -> dict[str, Picture | None]:
+    cka, unit, cosine, norms = figures.cka, figures.cka_unit_tokens, figures.cosine, figures.norms
     return {
         "cka_maps": picture(
             "CKA between layers",
             "Both estimators and the floor of the biased one, on one scale.",
-            lambda: pictures.heatmaps(
-                {
-                    "biased": cka.biased,
-                    "biased, by chance alone": cka.biased_by_chance,
-                    "unbiased": cka.unbiased,
-                },
-                "cka",
+            lambda: pictures.heatmaps(_cka_maps(cka), "cka"),
+        ),
+        "unit_maps": picture(
+            "CKA between layers, every token's vector at unit length",
+            "The same three maps when no token outweighs another.",
+            lambda: pictures.heatmaps(_cka_maps(unit), "cka-unit"),
+        ),
+        "direction_lines": picture(
+            "Directions that decide CKA",
+            "Effective number of directions in which samples differ behind every layer.",
+            lambda: pictures.profiles(
+                {"as they are": cka.directions, "tokens at unit length": unit.directions},
+                "directions",
+                "effective directions",
             ),
         ),
         "cosine_maps": picture(
@@ -106,17 +115,23 @@ def _pictures(analysis: Analysis) -> dict[str, object]:
         "norm_lines": picture(
             "Norms",
             "Of the residual stream behind every layer, and of what the two blocks add to it.",
-            lambda: pictures.norms(
+            lambda: pictures.profiles(
                 {
                     "output, median": [one.median for one in norms.output],
                     "output, mean": [one.mean for one in norms.output],
-                    "attention adds, median": _medians(norms.attention),
-                    "MLP adds, median": _medians(norms.mlp),
-                }
+                    "attention adds, median": [one.median for one in norms.attention],
+                    "MLP adds, median": [one.median for one in norms.mlp],
+                },
+                "norms",
+                "norm of a token's vector",
             ),
         ),
     }
 
 
-def _medians(tokens: tuple[TokenNorms, ...]) -> list[float]:
-    return [one.median for one in tokens]
+def _cka_maps(cka: LayerCka) -> dict[str, Matrix]:
+    return {
+        "biased": cka.biased,
+        "biased, by chance alone": cka.biased_by_chance,
+        "unbiased": cka.unbiased,
+    }

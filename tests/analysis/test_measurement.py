@@ -84,6 +84,9 @@ def test_figures_are_those_of_plain_hooks(family: str, batch_tokens: int) -> Non
     np.testing.assert_allclose(figures.cka.biased, biased, **tolerance)
     unbiased = [[cka_unbiased(*map(torch.from_numpy, (x, y))) for y in outputs] for x in outputs]
     np.testing.assert_allclose(figures.cka.unbiased, unbiased, **tolerance)
+    unit = outputs / np.linalg.norm(outputs, axis=-1, keepdims=True)
+    biased = [[explicit_cka(x, y) for y in unit] for x in unit]
+    np.testing.assert_allclose(figures.cka_unit_tokens.biased, biased, **tolerance)
     same = [[cosine(x, y).mean() for y in outputs] for x in outputs]
     np.testing.assert_allclose(figures.cosine.same_token, same, **tolerance)
     influence = [1 - cosine(states[i], states[i + 1]).mean() for i in range(LAYERS)]
@@ -128,14 +131,39 @@ def test_identity_layers_have_no_influence_and_a_neighbour_like_themselves(famil
         assert matrix[2] == pytest.approx(matrix[3], abs=1e-9)
 
 
+def test_one_outlying_token_decides_cka_until_tokens_have_unit_length() -> None:
+    """A token that one layer blows up: one direction is left and CKA 1 above it, by both."""
+    model = make_model(num_hidden_layers=4)
+    with torch.no_grad():
+        # Only the first sample holds the token, whose embedding towers over all layers' additions.
+        model.model.embed_tokens.weight[1] = 1e4 * torch.sign(model.model.embed_tokens.weight[1])
+    session = session_of(model)
+    assert session.calibration is not None
+    session.calibration[0, 3] = 1
+    figures = measure(session)
+    assert max(figures.cka.directions) == pytest.approx(1, abs=1e-3)
+    assert min(min(row) for row in figures.cka.biased) > 0.999
+    assert min(figures.cka_unit_tokens.directions) > 3
+    assert min(min(row) for row in figures.cka_unit_tokens.unbiased) < 0.95
+
+
+def test_directions_count_those_in_which_samples_differ(tiny_figures: Figures) -> None:
+    """Between 1 and samples - 1, from the eigenvalues of the centred Gram."""
+    outputs = hooked(make_model(num_hidden_layers=3))["layer"][1:].reshape(3, SAMPLES, -1)
+    for states, found in zip(outputs, tiny_figures.cka.directions, strict=True):
+        values = np.linalg.svd(states - states.mean(0), compute_uv=False) ** 2
+        assert found == pytest.approx(values.sum() ** 2 / (values**2).sum(), rel=1e-5)
+        assert 1 < found < SAMPLES - 1
+
+
 def test_the_floors_tell_noise_from_likeness(tiny_figures: Figures) -> None:
     """Noise: biased CKA near 1, unbiased 0 within its scatter; chance is no likeness."""
-    cka = tiny_figures.cka
-    assert cka.noise.biased > 0.97
-    assert 0 < cka.noise.scatter < 0.5
+    noise = tiny_figures.noise
+    assert noise.biased > 0.97
+    assert 0 < noise.scatter < 0.5
     # The mean of 28 pairs that share their sets.
-    assert abs(cka.noise.unbiased) < cka.noise.scatter
-    chance = np.array(cka.biased_by_chance)
+    assert abs(noise.unbiased) < noise.scatter
+    chance = np.array(tiny_figures.cka.biased_by_chance)
     assert ((chance > 0) & (chance < 1)).all()
 
 
@@ -150,8 +178,8 @@ def test_the_seed_draws_the_noise_and_nothing_else(tiny_figures: Figures) -> Non
     model = make_model(num_hidden_layers=3)
     assert measure(session_of(model)) == tiny_figures
     other = measure(session_of(model, seed=5))
-    assert other.cka.noise != tiny_figures.cka.noise
-    assert other.cka.biased == tiny_figures.cka.biased
+    assert other.noise != tiny_figures.noise
+    assert other == tiny_figures.model_copy(update={"noise": other.noise})
 
 
 def test_three_samples_are_refused_before_the_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:

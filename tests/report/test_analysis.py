@@ -33,13 +33,16 @@ def band(layers: int, step: float) -> Matrix:
 def make_analysis(layers: int = 4, **changes: Any) -> Analysis:
     """A small analysis, written by hand."""
     one = (TokenNorms(mean=30.0, median=2.0),) * layers
+    cka = LayerCka(
+        biased=band(layers, 0.01),
+        unbiased=band(layers, 0.2),
+        biased_by_chance=band(layers, 0.011),
+        directions=tuple(6.5 - layer for layer in range(layers)),
+    )
     figures = Figures(
-        cka=LayerCka(
-            biased=band(layers, 0.01),
-            unbiased=band(layers, 0.2),
-            biased_by_chance=band(layers, 0.011),
-            noise=NoiseCka(biased=0.9876, unbiased=0.0021, scatter=0.0432),
-        ),
+        cka=cka,
+        cka_unit_tokens=cka.model_copy(update={"directions": (6.9,) * layers}),
+        noise=NoiseCka(biased=0.9876, unbiased=0.0021, scatter=0.0432),
         cosine=LayerCosine(same_token=band(layers, 0.1), other_token=band(layers, 0.15)),
         block_influence=tuple(0.5 / (layer + 1) for layer in range(layers)),
         norms=LayerNorms(output=one, update=one, attention=one, mlp=one),
@@ -62,15 +65,16 @@ def make_analysis(layers: int = 4, **changes: Any) -> Analysis:
 
 
 def test_the_page_shows_every_figure_and_its_floor() -> None:
-    """Four pictures; noise, scatter and features in words; the whole protocol."""
+    """Six pictures; noise, scatter and features in words; the whole protocol."""
     pytest.importorskip("matplotlib")
     reader = read(render_analysis(make_analysis()))
-    assert reader.tags.count("svg") == 4 and reader.tags.count("image") == 7
+    assert reader.tags.count("svg") == 6 and reader.tags.count("image") == 11
     for said in (
         "What is an artefact here",
         "8 samples have 9,216 features each",
         "0.988 alike",
         "0.002 with a scatter of 0.043",
+        "Behind layer 3 the 8 samples differ in 3.5 effective directions out of 7",
         "sha256:" + "c" * 64,
         identity("a").weights,
         "torch 2.9",
@@ -123,11 +127,11 @@ def test_strings_of_the_analysis_cannot_change_the_page(text: str) -> None:
 
 @pytest.mark.usefixtures("no_matplotlib")
 def test_two_files_are_written_and_read_back(tmp_path: Path) -> None:
-    """The record survives JSON; without matplotlib the page names the extra four times."""
+    """The record survives JSON; without matplotlib the page names the extra six times."""
     analysis = make_analysis()
     write_analysis(analysis, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["analysis.html", "analysis.json"]
     text = (tmp_path / "analysis.json").read_text(encoding="utf-8")
     assert Analysis.model_validate_json(text) == analysis
     page = read((tmp_path / "analysis.html").read_text(encoding="utf-8"))
-    assert page.text.count("pip install 'slm-plugin[report]'") == 4
+    assert page.text.count("pip install 'slm-plugin[report]'") == 6

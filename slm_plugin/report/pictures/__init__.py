@@ -3,7 +3,7 @@
 from slm_plugin.report.pictures.heatmaps import heatmaps
 from slm_plugin.report.pictures.layers import fates
 from slm_plugin.report.pictures.measurements import before_after, losses
-from slm_plugin.report.pictures.profiles import influences, norms
+from slm_plugin.report.pictures.profiles import influences, profiles
 from slm_plugin.report.pictures.units import widths
 from slm_plugin.report.pictures.walks import similarities, walk
 
@@ -13,7 +13,7 @@ __all__ = [
     "heatmaps",
     "influences",
     "losses",
-    "norms",
+    "profiles",
     "similarities",
     "walk",
     "widths",

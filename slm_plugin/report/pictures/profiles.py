@@ -38,23 +38,24 @@ def influences(values: Sequence[float], name: str = "influences") -> str:
     return sheet.svg
 
 
-def norms(lines: Mapping[str, Sequence[float]], name: str = "norms") -> str:
-    """Norms over the layers, on a logarithmic scale; a norm of 0 leaves a gap.
+def profiles(values: Mapping[str, Sequence[float]], name: str, label: str) -> str:
+    """Lines over the layers, on a logarithmic scale; a 0 leaves a gap.
 
     Args:
-        lines: At most four lines by label, one number a layer each.
+        values: At most four lines by label, one number a layer each.
         name: Prefix of the ids; every line has the id ``<name>-line-<number>``, from 1.
+        label: What the numbers are.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    with canvas.sheet(name, 3.1, f"Norms over the layers: {', '.join(lines)}") as sheet:
+    with canvas.sheet(name, 3.1, f"{label} over the layers: {', '.join(values)}") as sheet:
         axes = sheet.axes(0.75, 0.4, 0.2, 0.5)
-        drawn = zip(lines.items(), _LINES, strict=False)
-        for number, ((label, values), look) in enumerate(drawn, start=1):
-            shown = [value if value > 0 else float("nan") for value in values]
-            axes.plot(range(len(values)), shown, label=label, ms=3.5, gid=f"line-{number}", **look)
-        axes.set(yscale="log", xlabel="layer", ylabel="norm of a token's vector")
+        drawn = zip(values.items(), _LINES, strict=False)
+        for number, ((line, numbers), look) in enumerate(drawn, start=1):
+            shown = [value if value > 0 else float("nan") for value in numbers]
+            axes.plot(range(len(shown)), shown, label=line, ms=3.5, gid=f"line-{number}", **look)
+        axes.set(yscale="log", xlabel="layer", ylabel=label)
         _plain_decades(axes.yaxis)
         canvas.whole_numbers(axes.xaxis)
         axes.grid(axis="y")
@@ -62,7 +63,7 @@ def norms(lines: Mapping[str, Sequence[float]], name: str = "norms") -> str:
         axes.legend(
             loc="lower left",
             bbox_to_anchor=(-0.01, 1.0),
-            ncols=len(lines),
+            ncols=len(values),
             borderaxespad=0.2,
             columnspacing=1.6,
         )

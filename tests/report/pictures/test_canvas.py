@@ -25,7 +25,7 @@ DRAWINGS: dict[str, Callable[[], str]] = {
     "before_after": lambda: pictures.before_after(samples.make_report()),
     "heatmaps": lambda: pictures.heatmaps({"one": [[0, 1], [1, 0]], "two": [[2, 3], [3, 2]]}, "m"),
     "influences": lambda: pictures.influences([0.5, 0.1, 0.2]),
-    "norms": lambda: pictures.norms({"mean": [1, 20, 30], "median": [1, 2, 0]}),
+    "norms": lambda: pictures.profiles({"a": [1, 20, 30], "b": [1, 2, 0]}, "p", "norm"),
 }
 
 

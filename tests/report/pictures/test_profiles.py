@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from slm_plugin.report.pictures import influences, norms
+from slm_plugin.report.pictures import influences, profiles
 from tests.report.pictures.drawing import box, by_id, points, words
 
 pytest.importorskip("matplotlib")
@@ -23,7 +23,7 @@ def test_bars_are_as_high_as_the_influence() -> None:
 
 def test_norms_stand_on_a_logarithmic_scale() -> None:
     """Ten times the norm is one step up, wherever it starts, and the ticks are plain numbers."""
-    svg = norms({"mean": [1, 10, 100], "median": [2, 2, 2]})
+    svg = profiles({"mean": [1, 10, 100], "median": [2, 2, 2]}, "norms", "norm")
     line = by_id(svg, "norms-line-1")["norms-line-1"]
     heights = [y for _, y in points(line)[:3]]
     assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2], rel=1e-3)
@@ -33,6 +33,6 @@ def test_norms_stand_on_a_logarithmic_scale() -> None:
 
 def test_a_norm_of_zero_leaves_a_gap() -> None:
     """Identity layers add nothing; a logarithmic scale has no place for it."""
-    svg = norms({"added": [3, 0, 3]})
+    svg = profiles({"added": [3, 0, 3]}, "norms", "norm")
     line = by_id(svg, "norms-line-1")["norms-line-1"]
     assert all(math.isfinite(part) for point in points(line) for part in point)
