@@ -16,6 +16,7 @@ from slm_plugin.analysis.record import (
     LayerNorms,
     Matrix,
     NoiseCka,
+    Outlier,
     TokenNorms,
 )
 from slm_plugin.calibration.captures import Batch
@@ -52,10 +53,11 @@ def measure(session: Session) -> Figures:
         norms["attention"].append(seen.attention)
         norms["mlp"].append(seen.mlp)
         tops.append(seen.states[-1])
-    grams, unit_grams = layer_grams(batches, tops, layers)
+    grams, unit_grams, outliers = across_samples(batches, tops, layers)
     return Figures(
         cka=_cka(grams),
         cka_unit_tokens=_cka(unit_grams),
+        outliers=outliers,
         noise=noise,
         cosine=LayerCosine(
             same_token=_rows(cosines.same_token()[1:, 1:]),
@@ -88,10 +90,10 @@ def noise_cka(session: Session) -> NoiseCka:
     )
 
 
-def layer_grams(
+def across_samples(
     batches: Sequence[Batch], tops: Sequence[Tensor], layers: int
-) -> tuple[Tensor, Tensor]:
-    """Gram matrices of all layers' outputs, from one layer of all samples at a time.
+) -> tuple[Tensor, Tensor, tuple[Outlier, ...]]:
+    """What needs all samples of a layer at once, from one layer at a time.
 
     Args:
         batches: What was captured: the output of a layer is the input of the next.
@@ -99,19 +101,31 @@ def layer_grams(
         layers: How many layers there are.
 
     Returns:
-        Two of ``(layers, samples, samples)``: of the outputs as they are, and with every token's
-        vector at unit length.
+        Gram matrices of the outputs as they are and with every token's vector at unit length,
+        each ``(layers, samples, samples)``, and the outlier of every layer.
 
     Raises:
         NumericalError: A state is NaN or infinite.
     """
-    as_is, unit = [], []
+    as_is, unit, outliers = [], [], []
     for layer in track(range(1, layers + 1), "comparing samples", layers):
         parts = tops if layer == layers else [batch.inputs[layer].cpu() for batch in batches]
         states = torch.cat(list(parts)).float()
         as_is.append(gram(states))
         unit.append(gram(torch.nn.functional.normalize(states, dim=-1)))
-    return torch.stack(as_is), torch.stack(unit)
+        outliers.append(outlier(states))
+    return torch.stack(as_is), torch.stack(unit), tuple(outliers)
+
+
+def outlier(states: Tensor) -> Outlier:
+    """The token in which samples differ most: CKA over samples weighs squared deviations.
+
+    Args:
+        states: ``(samples, length, hidden)``, not all samples alike.
+    """
+    squares = (states - states.mean(0)).square().sum(-1, dtype=torch.float64)
+    sample, position = divmod(int(squares.argmax()), states.shape[1])
+    return Outlier(sample=sample, position=position, share=(squares.max() / squares.sum()).item())
 
 
 def _cka(grams: Tensor) -> LayerCka:

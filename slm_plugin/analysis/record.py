@@ -49,6 +49,20 @@ class LayerCka(_Record):
     directions: tuple[float, ...]
 
 
+class Outlier(_Record):
+    """The token in which the samples of a layer differ most.
+
+    Attributes:
+        sample: Its sample, from 0.
+        position: Its place in the sample, from 0.
+        share: Its part of all squared deviations from the mean sample, at most 1 - 1/samples.
+    """
+
+    sample: int
+    position: int
+    share: float
+
+
 class LayerCosine(_Record):
     """Cosine of the outputs of every two layers along the hidden axis, averaged over tokens.
 
@@ -84,6 +98,7 @@ class Figures(_Record):
     Attributes:
         cka: CKA of the layers' outputs as they are.
         cka_unit_tokens: The same with every token's vector at unit length.
+        outliers: The token that weighs most in ``cka``, one a layer.
         noise: CKA of sets that have nothing in common.
         cosine: Cosines between the layers' outputs.
         block_influence: One minus the mean cosine of input and output, one number a layer.
@@ -92,6 +107,7 @@ class Figures(_Record):
 
     cka: LayerCka
     cka_unit_tokens: LayerCka
+    outliers: tuple[Outlier, ...]
     noise: NoiseCka
     cosine: LayerCosine
     block_influence: tuple[float, ...]

@@ -53,6 +53,7 @@ def render_analysis(analysis: Analysis) -> str:
             }
         ),
         directions=cka.directions,
+        outliers=figures.outliers,
         narrowest=min(range(len(influence)), key=cka.directions.__getitem__),
         influence=influence,
         least=sorted(range(len(influence)), key=influence.__getitem__)[:3],

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from slm_plugin.analysis.measurement import measure
+from slm_plugin.analysis.measurement import measure, outlier
 from slm_plugin.analysis.record import Figures
 from slm_plugin.errors import CalibrationError, NumericalError
 from slm_plugin.pruners.depth.cka import cka_unbiased
@@ -143,8 +143,24 @@ def test_one_outlying_token_decides_cka_until_tokens_have_unit_length() -> None:
     figures = measure(session)
     assert max(figures.cka.directions) == pytest.approx(1, abs=1e-3)
     assert min(min(row) for row in figures.cka.biased) > 0.999
+    for found in figures.outliers:
+        assert (found.sample, found.position) == (0, 3)
+        # The rest lies in the other samples, which differ from the mean by its share in that.
+        assert found.share == pytest.approx(1 - 1 / SAMPLES, abs=1e-3)
     assert min(figures.cka_unit_tokens.directions) > 3
     assert min(min(row) for row in figures.cka_unit_tokens.unbiased) < 0.95
+
+
+def test_the_outlier_differs_most_from_the_mean_sample() -> None:
+    """Not the longest vector: one that all samples share makes no difference between them."""
+    states = torch.zeros(2, 3, 2)
+    states[:, 0] = 100.0
+    states[1, 1] = torch.tensor([3.0, 4.0])
+    states[0, 2, 0] = 5.0
+    states[1, 2, 0] = -5.0
+    found = outlier(states)
+    # Two deviations of 2.5 at position 1, of 5 at position 2: 50 of 62.5 in two equal halves.
+    assert found.position == 2 and found.share == pytest.approx(25 / 62.5)
 
 
 def test_directions_count_those_in_which_samples_differ(tiny_figures: Figures) -> None:

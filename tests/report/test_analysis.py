@@ -15,6 +15,7 @@ from slm_plugin.analysis.record import (
     LayerNorms,
     Matrix,
     NoiseCka,
+    Outlier,
     TokenNorms,
 )
 from slm_plugin.calibration.samples import CalibrationRecord
@@ -42,6 +43,7 @@ def make_analysis(layers: int = 4, **changes: Any) -> Analysis:
     figures = Figures(
         cka=cka,
         cka_unit_tokens=cka.model_copy(update={"directions": (6.9,) * layers}),
+        outliers=(Outlier(sample=5, position=2, share=0.4321),) * layers,
         noise=NoiseCka(biased=0.9876, unbiased=0.0021, scatter=0.0432),
         cosine=LayerCosine(same_token=band(layers, 0.1), other_token=band(layers, 0.15)),
         block_influence=tuple(0.5 / (layer + 1) for layer in range(layers)),
@@ -72,9 +74,10 @@ def test_the_page_shows_every_figure_and_its_floor() -> None:
     for said in (
         "What is an artefact here",
         "8 samples have 9,216 features each",
-        "0.988 alike",
+        "0.9876 alike",
         "0.002 with a scatter of 0.043",
-        "Behind layer 3 the 8 samples differ in 3.5 effective directions out of 7",
+        "Behind layer 3 the samples differ in 3.5 effective directions out of 7, and one token "
+        "(position 2 of sample 5, counted from 0) makes 43.2% of their differences",
         "sha256:" + "c" * 64,
         identity("a").weights,
         "torch 2.9",
