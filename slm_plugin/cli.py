@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 
 RecipePath = Annotated[Path, typer.Argument(help="Recipe file (YAML).")]
+ModelName = Annotated[str, typer.Argument(help="Alias, checkpoint folder, .gguf file or Hub id.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override, as stages.0.target.ratio=0.2; repeat for more."),
@@ -175,7 +176,7 @@ def explain(
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="Alias, checkpoint folder, .gguf file or Hub id.")],
+    model: ModelName,
     as_json: AsJson = False,
 ) -> None:
     """Show a model's dimensions, its parameters by part, and what can be pruned."""
@@ -190,6 +191,39 @@ def inspect(
         typer.echo(json.dumps(found, indent=2))
     else:
         _print(inspection_table(model, found))
+
+
+@app.command()
+def analyze(
+    model: ModelName,
+    output: Annotated[Path, typer.Option(help="Folder for the page and the figures.")],
+    source: Annotated[
+        str, typer.Option(help="Calibration: builtin, a text or token file, a datasets id.")
+    ] = "builtin",
+    samples: Annotated[
+        int | None, typer.Option(min=4, help="Samples to draw; default: 32, of a token file all.")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens per sample; default: 128, or the file's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draw and of the noise control.")] = 1234,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare a model's layers: CKA, cosines, block influence, norms, as a page and JSON."""
+    _quiet_libraries()
+    from slm_plugin import analyses
+
+    analyses.analyze(
+        model,
+        output,
+        source=source,
+        samples=samples,
+        length=length,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    for name in ("analysis.html", "analysis.json"):
+        typer.echo(f"{output / name}")
 
 
 @app.command()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from slm_plugin.calibration.samples import digest, draw
+from slm_plugin.calibration.samples import CalibrationRecord, draw
 from slm_plugin.export.base import ExportRecord
 from slm_plugin.files import check_free, whole_folder
 from slm_plugin.models.bundled import BUNDLED, cache_folder
@@ -22,7 +22,7 @@ from slm_plugin.progress import say
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.plan import PruningPlan
 from slm_plugin.recipe import Recipe, Stage
-from slm_plugin.report.record import CalibrationRecord, RunReport, StageRecord, StateRecord
+from slm_plugin.report.record import RunReport, StageRecord, StateRecord
 from slm_plugin.report.writer import write_report
 from slm_plugin.session import Session
 from slm_plugin.surgery import apply
@@ -215,14 +215,7 @@ def _report(
 ) -> RunReport:
     calibration = None
     if recipe.calibration is not None and session.calibration is not None:
-        samples, length = session.calibration.shape
-        calibration = CalibrationRecord(
-            source=recipe.calibration.source,
-            samples=samples,
-            length=length,
-            seed=recipe.seed if recipe.calibration.seed is None else recipe.calibration.seed,
-            sha256=digest(session.calibration),
-        )
+        calibration = CalibrationRecord.of(recipe.calibration, session.calibration, recipe.seed)
     bundled = BUNDLED.get(recipe.model.id)
     return RunReport(
         title=recipe.name,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from slm_plugin.calibration.sources import TextSource, is_file, read_documents
@@ -63,6 +63,30 @@ class CalibrationSource(TextSource):
         """
         if is_file(self.source) and not Path(self.source).is_file():
             raise CalibrationError(f"there is no file {self.source}")
+
+
+class CalibrationRecord(BaseModel):
+    """What a run calibrated on; ``sha256`` is over the token ids."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str
+    samples: int
+    length: int
+    seed: int
+    sha256: str
+
+    @classmethod
+    def of(cls, source: CalibrationSource, tokens: Tensor, seed: int) -> CalibrationRecord:
+        """Note a set that was drawn from a source, by ``seed`` where the source names none."""
+        samples, length = tokens.shape
+        return cls(
+            source=source.source,
+            samples=samples,
+            length=length,
+            seed=seed if source.seed is None else source.seed,
+            sha256=digest(tokens),
+        )
 
 
 def draw(

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from slm_plugin.pruners.plan import PruningPlan
 from slm_plugin.report import comparison, markdown, quantities
+from slm_plugin.report.environment import environment
 from slm_plugin.report.record import RunReport
 from slm_plugin.report.usage import recipe_yaml, snippets
 
@@ -28,23 +28,10 @@ def render_card(report: RunReport, plans: Mapping[str, PruningPlan]) -> str:
         plans: The plans of the run by file, as `StageRecord.plan` names them.
     """
     # Everything that an expression puts out is escaped, unless it is Markdown by type.
-    environment = Environment(
-        loader=PackageLoader("slm_plugin.report"),
-        autoescape=False,
-        finalize=markdown.escape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "code": markdown.code,
-        "fence": markdown.fence,
-        "quantity": quantities.quantity,
-        "size": quantities.size,
-        "brief": quantities.brief,
-    }
+    templates = environment(finalize=markdown.escape)
+    templates.filters |= {"code": markdown.code, "fence": markdown.fence}
     rows = comparison.compare(report)
-    text = environment.get_template("model_card.md.j2").render(
+    text = templates.get_template("model_card.md.j2").render(
         front_matter=markdown.Markdown(
             yaml.safe_dump(front_matter(report), sort_keys=False, allow_unicode=True)
         ),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from slm_plugin.errors import MissingExtraError
 from slm_plugin.models.view import Dimensions
 from slm_plugin.pruners.plan import PruningPlan
 from slm_plugin.report import comparison, pictures, quantities
+from slm_plugin.report.environment import environment
 from slm_plugin.report.record import RunReport, StageRecord
 from slm_plugin.report.usage import recipe_yaml, snippets
 
@@ -48,24 +48,9 @@ def render_page(report: RunReport, plans: Mapping[str, PruningPlan]) -> str:
     Returns:
         HTML. Where matplotlib is missing the page says so in the place of every picture.
     """
-    environment = Environment(
-        loader=PackageLoader("slm_plugin.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": quantities.number,
-        "quantity": quantities.quantity,
-        "brief": quantities.brief,
-        "size": quantities.size,
-        "count": quantities.count,
-        "duration": quantities.duration,
-        "ratio": quantities.ratio,
-    }
+    template = environment().get_template("report.html.j2")
     rows = comparison.compare(report)
-    return environment.get_template("report.html.j2").render(
+    return template.render(
         report=report,
         summary=comparison.summary(report),
         rows=rows,

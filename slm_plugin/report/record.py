@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from slm_plugin.calibration.samples import CalibrationRecord
 from slm_plugin.evaluation.base import Measurement
 from slm_plugin.export.base import ExportRecord
 from slm_plugin.models.fingerprint import Fingerprint
@@ -15,16 +16,6 @@ from slm_plugin.recovery.base import RecoveryRecord
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class CalibrationRecord(_Record):
-    """What the run calibrated on; ``sha256`` is over the token ids."""
-
-    source: str
-    samples: int
-    length: int
-    seed: int
-    sha256: str
 
 
 class StageRecord(_Record):

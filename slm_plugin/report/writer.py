@@ -1,4 +1,4 @@
-"""Write a run's record, page and model card into its output folder."""
+"""Write the record, page and model card of a run, or of an analysis, into its output folder."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from pydantic import BaseModel
+
+from slm_plugin.analysis.record import Analysis
 from slm_plugin.files import write_text
 from slm_plugin.pruners.plan import PruningPlan
+from slm_plugin.report.analysis import render_analysis
 from slm_plugin.report.card import render_card
 from slm_plugin.report.page import render_page
 from slm_plugin.report.record import RunReport
@@ -30,9 +34,19 @@ def write_report(report: RunReport, plans: Mapping[str, PruningPlan], folder: Pa
     write_text(folder / "README.md", render_card(report, plans))
 
 
-def to_json(report: RunReport) -> str:
-    """The record as JSON with sorted keys: equal reports give equal bytes."""
-    fields = _finite(report.model_dump(mode="json"))
+def write_analysis(analysis: Analysis, folder: Path) -> None:
+    """Write ``analysis.json`` and ``analysis.html``; each appears whole or not at all.
+
+    Raises:
+        OutputError: A file cannot be written.
+    """
+    write_text(folder / "analysis.json", to_json(analysis))
+    write_text(folder / "analysis.html", render_analysis(analysis))
+
+
+def to_json(record: BaseModel) -> str:
+    """A record as JSON with sorted keys: equal records give equal bytes."""
+    fields = _finite(record.model_dump(mode="json"))
     return json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -23,6 +23,9 @@ DRAWINGS: dict[str, Callable[[], str]] = {
     "fates": lambda: pictures.fates(sample_plans.dropping_plan()),
     "widths": lambda: pictures.widths(sample_plans.width_plan(5)),
     "before_after": lambda: pictures.before_after(samples.make_report()),
+    "heatmaps": lambda: pictures.heatmaps({"one": [[0, 1], [1, 0]], "two": [[2, 3], [3, 2]]}, "m"),
+    "influences": lambda: pictures.influences([0.5, 0.1, 0.2]),
+    "norms": lambda: pictures.profiles({"a": [1, 20, 30], "b": [1, 2, 0]}, "p", "norm"),
 }
 
 
@@ -49,7 +52,19 @@ def test_pyplot_is_never_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(draw() for draw in DRAWINGS.values())
 
 
-@pytest.mark.parametrize("name", ["__init__", "canvas", "layers", "measurements", "units", "walks"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "__init__",
+        "canvas",
+        "heatmaps",
+        "layers",
+        "measurements",
+        "profiles",
+        "units",
+        "walks",
+    ],
+)
 def test_modules_import_without_matplotlib(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The extra is needed to draw, not to import."""
     for part in ("matplotlib", "matplotlib.figure", "matplotlib.axes"):

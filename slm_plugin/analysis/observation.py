@@ -1,0 +1,83 @@
+"""What one batch shows: the residual stream between all layers, and what each block adds to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slm_plugin.calibration.captures import Batch, run_layers
+from slm_plugin.models.view import DecoderView
+
+_BLOCKS = ("self_attn", "mlp")
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One batch, on the CPU.
+
+    Attributes:
+        states: Embedding and output of every layer, before the final norm, each
+            ``(samples, length, hidden)``: one more than there are layers.
+        attention: Norms of what every attention block adds, ``(layers, tokens)``, in float64.
+        mlp: Norms of what every MLP adds, ``(layers, tokens)``, in float64.
+    """
+
+    states: tuple[Tensor, ...]
+    attention: Tensor
+    mlp: Tensor
+
+
+@torch.inference_mode()
+def observe(view: DecoderView, batch: Batch) -> Observation:
+    """Send every layer's captured input through it again, and watch its two blocks.
+
+    Figures are taken on the CPU: not every accelerator has float64.
+    """
+    states: list[Tensor] = []
+    norms: dict[str, list[Tensor]] = {block: [] for block in _BLOCKS}
+    output = batch.inputs[0]
+    for index, layer in enumerate(view.layers):
+        states.append(batch.inputs[index].cpu())
+        with _watched(layer) as seen:
+            output = run_layers([layer], batch.inputs[index], batch.arguments[index])
+        for block in _BLOCKS:
+            norms[block].append(token_norms(seen[block]))
+    states.append(output.cpu())
+    return Observation(tuple(states), torch.stack(norms["self_attn"]), torch.stack(norms["mlp"]))
+
+
+def token_norms(states: Tensor) -> Tensor:
+    """Euclidean norm of every token's vector.
+
+    Args:
+        states: ``(samples, length, hidden)``.
+
+    Returns:
+        ``(tokens,)``, in float64 on the CPU.
+    """
+    norms: Tensor = torch.linalg.vector_norm(states.cpu().double(), dim=-1)
+    return norms.flatten()
+
+
+@contextmanager
+def _watched(layer: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Give what the attention and the MLP of a layer put out, by the names of the modules."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(block: str, _module: nn.Module, _args: Any, output: Any) -> None:
+        seen[block] = output[0] if isinstance(output, tuple) else output
+
+    hooks = [
+        layer.get_submodule(block).register_forward_hook(partial(keep, block)) for block in _BLOCKS
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
