@@ -211,7 +211,6 @@ def analyze(
 ) -> None:
     """Compare a model's layers: CKA, cosines, block influence, norms, as a page and JSON."""
     _quiet_libraries()
-    from slm_plugin import analyses
 
     analyses.analyze(
         model,

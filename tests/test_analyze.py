@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from slm_plugin import analyses, cli
-from slm_plugin.analyses import analyze
+from slm_plugin import analyze, cli
 from slm_plugin.analysis.record import Analysis
+from slm_plugin.analyze import analyze
 from slm_plugin.calibration.samples import digest
 from slm_plugin.errors import OutputError
 from tests.conftest import make_model, make_tokenizer, random_tokens
