@@ -211,8 +211,9 @@ def analyze(
 ) -> None:
     """Compare a model's layers: CKA, cosines, block influence, norms, as a page and JSON."""
     _quiet_libraries()
+    from slm_plugin.analyze import analyze as analyze_model
 
-    analyses.analyze(
+    analyze_model(
         model,
         output,
         source=source,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from slm_plugin import analyze, cli
+from slm_plugin import cli
 from slm_plugin.analysis.record import Analysis
 from slm_plugin.analyze import analyze
 from slm_plugin.calibration.samples import digest
@@ -104,7 +104,9 @@ def test_an_existing_output_is_kept_before_any_work(
     output.mkdir()
     (output / "mine.txt").write_text("kept")
     with monkeypatch.context() as patched:
-        patched.setattr(analyses, "load", lambda _source: pytest.fail("the model was loaded"))
+        patched.setattr(
+            "slm_plugin.analyze.load", lambda _source: pytest.fail("the model was loaded")
+        )
         with pytest.raises(OutputError, match="exists"):
             analyze(str(checkpoint), output, source=str(tokens))
     assert (output / "mine.txt").read_text() == "kept"
