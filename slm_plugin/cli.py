@@ -99,6 +99,9 @@ def apply(
     dtype: Annotated[
         str, typer.Option(help="auto, float32, bfloat16 or float16; as in the plan's recipe.")
     ] = "auto",
+    upto: Annotated[
+        int | None, typer.Option(min=1, help="Carry out only the first so many operations.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Apply a plan to the model that it was made for and write the checkpoint."""
@@ -114,6 +117,8 @@ def apply(
     from slm_plugin.surgery import apply as carry_out
 
     made = PruningPlan.read(plan_file)
+    if upto is not None:
+        made = made.upto(upto)
     check_free(output, overwrite=overwrite)
     try:
         source = ModelSource(id=model, dtype=dtype)  # type: ignore[arg-type]

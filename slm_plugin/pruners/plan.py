@@ -130,6 +130,38 @@ class PruningPlan(_Data):
         """Scalars that the plan takes away."""
         return self.before.parameters - self.after.parameters
 
+    def upto(self, count: int) -> PruningPlan:
+        """The plan cut to its first operations, in the order in which they were decided.
+
+        Raises:
+            PlanError: The plan has fewer operations, or is about width, where every layer's
+                operation is needed.
+        """
+        if self.kind != "depth":
+            raise PlanError(
+                f"a plan by {self.pruner} cannot be cut: all layers have one width",
+                hint="plan anew with a smaller target",
+            )
+        if count > len(self.operations):
+            raise PlanError(
+                f"the plan has {len(self.operations)} operations, not {count}",
+                hint="`slm-plugin explain` shows them",
+            )
+        kept = self.operations[:count]
+        gone = sum(
+            op.last - op.first if isinstance(op, MergeLayers) else len(op.indices)
+            for op in kept
+            if isinstance(op, MergeLayers | DropLayers)
+        )
+        note = f"cut to the first {count} of {len(self.operations)} operations"
+        return self.model_copy(
+            update={
+                "operations": kept,
+                "after": self.before.without_layers(gone),
+                "notes": (*self.notes, note),
+            }
+        )
+
     def to_json(self) -> str:
         """The plan as JSON with one operation, trial or score list a line, so that diffs read."""
         fields = self.model_dump(mode="json", exclude_none=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from slm_plugin.errors import NumericalError, TargetError, UnsupportedModelError
+from slm_plugin.errors import NumericalError, PlanError, TargetError, UnsupportedModelError
 from slm_plugin.pruners.depth.runs import Run
 from slm_plugin.pruners.depth.slm import RELEASED, SlidingLayerMerging, SlmOptions
 from slm_plugin.pruners.depth.trials import Trials
@@ -301,3 +301,22 @@ def test_a_search_says_which_targets_it_knows(
     """The released code has no size, dynamic programming no threshold."""
     with pytest.raises(TargetError, match=words):
         plan(make_model(), target, **options)
+
+
+def test_a_plan_can_be_cut_to_its_first_windows() -> None:
+    """Cut plans nest, apply without a search, and keep their promise."""
+    model = make_model(num_hidden_layers=9)
+    make_identity(model, [1, 2, 4, 6, 7])
+    whole = plan(model, Target(layers_removed=4), search="budgeted", criterion="token_cosine")
+    count = len(whole.operations)
+    assert count > 1
+    assert whole.upto(count).operations == whole.operations
+    for kept in range(1, count):
+        fresh = make_model(num_hidden_layers=9)
+        make_identity(fresh, [1, 2, 4, 6, 7])
+        cut = whole.upto(kept)
+        apply(cut, session_of(fresh))
+        gone = sum(op.last - op.first for op in whole.operations[:kept])
+        assert len(fresh.model.layers) == 9 - gone == cut.after.layers
+    with pytest.raises(PlanError, match=f"has {count} operations, not {count + 1}"):
+        whole.upto(count + 1)
