@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import transformers
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from slm_plugin.errors import ModelSourceError
 from slm_plugin.models.bundled import BUNDLED, bundled_folder
 from slm_plugin.models.gguf import read_gguf
+from slm_plugin.models.layerwise import build, checkpoint_folder
+from slm_plugin.models.streaming import values
 from slm_plugin.models.view import DecoderView
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# Scalars that are checked at once: the check needs several times their memory.
+PIECE = 2**22
 
 
 class ModelSource(BaseModel):
@@ -41,6 +46,20 @@ class ModelSource(BaseModel):
         ),
     ] = "auto"
     revision: Annotated[str | None, Field(description="branch, tag or commit on the Hub")] = None
+    memory: Annotated[
+        Literal["whole", "layerwise"],
+        Field(
+            description="whole holds the model in memory; layerwise reads one layer at a time "
+            "from its safetensors files"
+        ),
+    ] = "whole"
+
+    @field_validator("memory")
+    @classmethod
+    def _streams(cls, memory: str, info: ValidationInfo) -> str:
+        if memory == "layerwise" and str(info.data.get("id", "")).endswith(".gguf"):
+            raise ValueError("layerwise reads safetensors folders, not GGUF files")
+        return memory
 
 
 def load(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
@@ -70,7 +89,8 @@ def load(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase 
         model, tokenizer = _from_pretrained(source.id, source)
     DecoderView.of(model)
     _refuse_non_finite(model, source.id)
-    return model.eval().to(device), tokenizer
+    model.eval()
+    return model if source.memory == "layerwise" else model.to(device), tokenizer
 
 
 def pick_device(device: str) -> torch.device:
@@ -101,6 +121,10 @@ def _from_pretrained(
     try:
         config = AutoConfig.from_pretrained(name, **settings)
         _restore_rope(config)
+        if source.memory == "layerwise":
+            folder = checkpoint_folder(name, settings)
+            streamed = build(folder, config, source.dtype, pick_device(source.device))
+            return streamed, _tokenizer(str(folder), {})
         model, info = AutoModelForCausalLM.from_pretrained(
             name,
             config=config,
@@ -166,7 +190,8 @@ def _first_line(error: Exception) -> str:
 
 def _refuse_non_finite(model: PreTrainedModel, name: str) -> None:
     for parameter_name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+        pieces = torch.split(values(parameter).flatten(), PIECE)
+        if not all(torch.isfinite(piece).all() for piece in pieces):
             raise ModelSourceError(
                 f"{name} holds NaN or infinity in {parameter_name}",
                 hint="the checkpoint is damaged or was saved in too narrow a format",

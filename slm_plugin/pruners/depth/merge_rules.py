@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from slm_plugin.models.streaming import StreamedParameter, values
 from slm_plugin.models.view import projections
 
 RULES = ("telescoped", "rdsc", "mean", "keep_low", "keep_high", "ema(w)")
@@ -47,22 +49,56 @@ def merge_weights(rule: str, weights: Sequence[Tensor]) -> Tensor:
             ``(out, in)``.
 
     Returns:
-        The merged weight, ``(out, in)``: one of the given tensors where the rule only chooses.
+        The merged weight, ``(out, in)``: one of the given tensors where the rule only chooses;
+        streamed if they are.
     """
     if rule in ("telescoped", "keep_high"):
         # low + (low+1 - low) + … telescopes to the top layer; copying it is exact.
         return weights[-1]
     if rule == "keep_low":
         return weights[0]
-    if rule == "mean":
-        return _accurate(lambda wide: torch.stack(list(wide)).mean(0), weights)
+    check_rule(rule)
+    streamed = next((w for w in weights if isinstance(w, StreamedParameter)), None)
+    if streamed is not None:
+        return StreamedParameter(Merged(rule, tuple(weights)), streamed.dtype, streamed.home)
+    return computed(rule, weights)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Merged:
+    """A source of streamed values: a rule over other weights, worked out at every reading."""
+
+    rule: str
+    weights: tuple[Tensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the merged weight."""
+        return tuple(self.weights[0].shape)
+
+    def read(self) -> Tensor:
+        """Merge, with two of the weights in memory at a time."""
+        return computed(self.rule, self.weights)
+
+
+@torch.no_grad()
+def computed(rule: str, weights: Sequence[Tensor]) -> Tensor:
+    """Work out a rule that does more than choose, taking one weight after the other.
+
+    Sums run in float32 at least, lowest layer first, so that streamed weights and weights in
+    memory give the same bits; the result has the weights' own number format.
+    """
+    wide = torch.promote_types(weights[0].dtype, torch.float32)
+    rest = (values(weight).to(wide) for weight in weights[1:])
+    merged = values(weights[0]).to(wide, copy=True)
     if rule == "rdsc":
-        return _accurate(lambda wide: sum(wide[1:], -(len(wide) - 2) * wide[0]), weights)
+        merged *= -(len(weights) - 2)
     match = _EMA.fullmatch(rule)
-    if match is None:
-        raise ValueError(f"no merge rule is called '{rule}'")
-    share = float(match[1])
-    return _accurate(lambda wide: _moving_average(wide, share), weights)
+    for weight in rest:
+        merged += float(match[1]) * (weight - merged) if match else weight
+    if rule == "mean":
+        merged /= len(weights)
+    return merged.to(weights[0].dtype)
 
 
 def merged_layer(rule: str, layers: Sequence[nn.Module]) -> nn.Module:
@@ -89,19 +125,3 @@ def share_parameters(layer: nn.Module) -> nn.Module:
     shared: list[object] = [*layer.parameters(), *layer.buffers()]
     shared += [module.config for module in layer.modules() if hasattr(module, "config")]
     return copy.deepcopy(layer, {id(thing): thing for thing in shared})
-
-
-def _moving_average(weights: Sequence[Tensor], share: float) -> Tensor:
-    current = weights[0]
-    for weight in weights[1:]:
-        current = current + share * (weight - current)
-    return current
-
-
-@torch.no_grad()
-def _accurate(rule: Callable[[Sequence[Tensor]], Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """Compute in float32 at least, and give back the weights' own number format."""
-    wide = [
-        weight.detach().to(torch.promote_types(weight.dtype, torch.float32)) for weight in weights
-    ]
-    return rule(wide).to(weights[0].dtype)

@@ -13,7 +13,7 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from slm_plugin.calibration.captures import run_layers
+from slm_plugin.calibration.captures import run_batches
 from slm_plugin.errors import TargetError, UnsupportedModelError
 from slm_plugin.models.view import Dimensions
 from slm_plugin.progress import counting
@@ -196,8 +196,7 @@ class MergeTrials:
         merged = merged_layer(self._rule, list(layers)[first : last + 1])
         suffix = [merged, *self._above(last, committed)]
         cosines: list[Tensor] = []
-        for batch in self._captured:
-            hidden = run_layers(suffix, batch.inputs[first], batch.arguments[first])
+        for batch, hidden in run_batches(suffix, self._captured, first):
             cosines.append(flat_cosine(batch.final, self._view.norm(hidden)))
         return float(torch.cat(cosines).mean())
 
