@@ -98,6 +98,9 @@ def apply(
     dtype: Annotated[
         str, typer.Option(help="auto, float32, bfloat16 or float16; as in the plan's recipe.")
     ] = "auto",
+    memory: Annotated[
+        str, typer.Option(help="whole, or layerwise: write it without holding the model.")
+    ] = "whole",
     overwrite: Overwrite = False,
 ) -> None:
     """Apply a plan to the model that it was made for and write the checkpoint."""
@@ -115,9 +118,11 @@ def apply(
     made = PruningPlan.read(plan_file)
     check_free(output, overwrite=overwrite)
     try:
-        source = ModelSource(id=model, dtype=dtype)  # type: ignore[arg-type]
+        source = ModelSource(id=model, dtype=dtype, memory=memory)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise UserError(f"--dtype {dtype}: {error.errors()[0]['msg']}") from error
+        wrong = error.errors()[0]
+        given = {"dtype": dtype, "memory": memory}[str(wrong["loc"][0])]
+        raise UserError(f"--{wrong['loc'][0]} {given}: {wrong['msg']}") from error
     network, tokenizer = load(source)
     session = Session(network, tokenizer, source=model)
     carry_out(made, session)

@@ -77,6 +77,7 @@ class CheckpointExporter(Exporter):
     layer by layer as well: the same figures, but no tokens are generated, and the record says so.
     """
 
+    streams = True
     Options = CheckpointOptions
 
     def export(self, session: Session, output: Path) -> ExportRecord:
