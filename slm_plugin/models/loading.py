@@ -13,7 +13,8 @@ from slm_plugin.errors import ModelSourceError
 from slm_plugin.models.bundled import BUNDLED, bundled_folder
 from slm_plugin.models.gguf import read_gguf
 from slm_plugin.models.layerwise import build, checkpoint_folder
-from slm_plugin.models.streaming import values
+from slm_plugin.models.placement import outgrows, places, settle
+from slm_plugin.models.streaming import is_streamed, values
 from slm_plugin.models.view import DecoderView
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class ModelSource(BaseModel):
         str,
         Field(
             pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
-            description="auto takes CUDA, then MPS, then the CPU",
+            description="auto takes CUDA, then MPS, then the CPU; a model that is larger than "
+            "the GPU is spread over further GPUs, memory and disk",
         ),
     ] = "auto"
     revision: Annotated[str | None, Field(description="branch, tag or commit on the Hub")] = None
@@ -87,7 +89,7 @@ def load(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase 
     DecoderView.of(model)
     _refuse_non_finite(model, source.id)
     model.eval()
-    return model if source.memory == "layerwise" else model.to(device), tokenizer
+    return model if is_streamed(model) else model.to(device), tokenizer
 
 
 def pick_device(device: str) -> torch.device:
@@ -118,10 +120,15 @@ def _from_pretrained(
     try:
         config = AutoConfig.from_pretrained(name, **settings)
         _restore_rope(config)
-        if source.memory == "layerwise":
+        device = pick_device(source.device)
+        if source.memory == "layerwise" or (source.device == "auto" and device.type == "cuda"):
             folder = checkpoint_folder(name, settings)
-            streamed = build(folder, config, source.dtype, pick_device(source.device))
-            return streamed, _tokenizer(str(folder), {})
+            spread = source.memory == "whole" and outgrows(device, folder)
+            if source.memory == "layerwise" or spread:
+                streamed = build(folder, config, source.dtype, device)
+                if spread:
+                    settle(streamed, places(streamed))
+                return streamed, _tokenizer(str(folder), {})
         model, info = AutoModelForCausalLM.from_pretrained(
             name,
             config=config,
