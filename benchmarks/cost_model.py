@@ -150,8 +150,12 @@ def rows(tokens: int) -> Iterator[list[str]]:
                 str(found.trials),
                 str(found.layer_forwards),
                 f"{found.bytes_read / 1000 / GB:.2f}",
-                *(f"{found.minutes(device):,.0f}" for device in DEVICES),
+                *(_minutes(found.minutes(device)) for device in DEVICES),
             ]
+
+
+def _minutes(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def memory(tokens: int) -> Iterator[list[str]]:
