@@ -16,7 +16,7 @@ from slm_plugin.evaluation.base import Evaluator
 from slm_plugin.export.base import Exporter
 from slm_plugin.models.loading import ModelSource
 from slm_plugin.pruners.base import Pruner
-from slm_plugin.recipe.checking import check_extra, known_class, validated
+from slm_plugin.recipe.checking import check_extra, known_class, unstreamable, validated
 from slm_plugin.recipe.document import Place, Problem, line, override, read_yaml
 from slm_plugin.recovery.base import Recovery
 from slm_plugin.registry import Registry, evaluators, exporters, nearest, pruners, recoveries
@@ -145,7 +145,8 @@ def _build(cls: type[Recipe], name: str, data: Any, problems: list[Problem]) -> 
     if frame is None:
         return None
     _check_calibration(frame, stages, problems)
-    _check_memory(frame, stages, made, problems)
+    if frame.model.memory == "layerwise" and not problems:
+        problems += unstreamable({"stages": stages, **made}, frame.calibration)
     if problems:
         return None
     return cls(
@@ -281,29 +282,3 @@ def _check_calibration(frame: Frame, stages: list[Stage], problems: list[Problem
                     "add `calibration: {source: builtin}`",
                 )
             )
-
-
-def _check_memory(
-    frame: Frame, stages: list[Stage], made: dict[str, list[Any]], problems: list[Problem]
-) -> None:
-    """Refuse what needs the whole model, when its layers are to be read one at a time."""
-    if frame.model.memory == "whole" or problems:
-        return
-    for key, components in (("stages", stages), *made.items()):
-        for index, component in enumerate(components):
-            if not component.streams:
-                problems.append(
-                    Problem(
-                        (key, index, component.name) if key != "stages" else (key, index),
-                        f"'{component.name}' needs the whole model and model.memory is layerwise; "
-                        "leave it out or set `memory: whole`",
-                    )
-                )
-    if frame.calibration is not None and frame.calibration.source == "self":
-        problems.append(
-            Problem(
-                ("calibration", "source"),
-                "text of the model's own would read the whole model for every token, as "
-                "model.memory is layerwise; name another source",
-            )
-        )
