@@ -102,6 +102,9 @@ def apply(
     upto: Annotated[
         int | None, typer.Option(min=1, help="Carry out only the first so many operations.")
     ] = None,
+    memory: Annotated[
+        str, typer.Option(help="whole, or layerwise: write it without holding the model.")
+    ] = "whole",
     overwrite: Overwrite = False,
 ) -> None:
     """Apply a plan to the model that it was made for and write the checkpoint."""
@@ -121,9 +124,11 @@ def apply(
         made = made.upto(upto)
     check_free(output, overwrite=overwrite)
     try:
-        source = ModelSource(id=model, dtype=dtype)  # type: ignore[arg-type]
+        source = ModelSource(id=model, dtype=dtype, memory=memory)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise UserError(f"--dtype {dtype}: {error.errors()[0]['msg']}") from error
+        wrong = error.errors()[0]
+        given = {"dtype": dtype, "memory": memory}[str(wrong["loc"][0])]
+        raise UserError(f"--{wrong['loc'][0]} {given}: {wrong['msg']}") from error
     network, tokenizer = load(source)
     session = Session(network, tokenizer, source=model)
     carry_out(made, session)

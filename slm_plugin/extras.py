@@ -26,6 +26,7 @@ EXTRAS: dict[str, Extra] = {
         Extra("eval", "the lm_eval evaluator", ("lm-eval", "datasets")),
         Extra("onnx", "the onnx exporter", ("optimum", "optimum-onnx", "onnx", "onnxruntime")),
         Extra("train", "recovery by LoRA", ("peft",)),
+        Extra("big", "models larger than one GPU", ("accelerate",)),
         Extra("report", "the pictures of the HTML report", ("matplotlib",)),
     )
 }

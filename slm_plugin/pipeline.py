@@ -13,11 +13,13 @@ from pathlib import Path
 import torch
 
 from slm_plugin.calibration.samples import CalibrationRecord, draw
+from slm_plugin.errors import ModelSourceError
 from slm_plugin.export.base import ExportRecord
 from slm_plugin.files import check_free, whole_folder
 from slm_plugin.models.bundled import BUNDLED, cache_folder
 from slm_plugin.models.fingerprint import Fingerprint
 from slm_plugin.models.loading import load
+from slm_plugin.models.streaming import is_streamed
 from slm_plugin.progress import say
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.plan import PruningPlan
@@ -127,6 +129,7 @@ def prepare(recipe: Recipe) -> Session:
         seed=recipe.seed,
         journals=cache_folder() / "trials",
     )
+    _refuse_unstreamable(recipe, session)
     for stage in recipe.stages:
         if isinstance(stage, Pruner):
             stage.check_target(session.original, session.original)
@@ -136,6 +139,18 @@ def prepare(recipe: Recipe) -> Session:
         with _timed(f"calibration from {recipe.calibration.source}"):
             session.calibration = draw(recipe.calibration, model, tokenizer, recipe.seed)
     return session
+
+
+def _refuse_unstreamable(recipe: Recipe, session: Session) -> None:
+    """A model that turned out larger than the GPU is streamed, though no recipe asked for it."""
+    if not is_streamed(session.model):
+        return
+    for component in (*recipe.stages, *recipe.evaluators, *recipe.exporters):
+        if not component.streams:
+            raise ModelSourceError(
+                f"{recipe.model.id} is larger than the GPU, and '{component.name}' needs it whole",
+                hint=f"set `device: cpu`, or leave '{component.name}' out",
+            )
 
 
 def _checked(recipe: Recipe | str | Path) -> Recipe:

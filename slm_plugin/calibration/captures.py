@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from slm_plugin.calibration.spool import Spool
 from slm_plugin.errors import NumericalError
+from slm_plugin.models.streaming import held
 from slm_plugin.models.view import DecoderView
 
 
@@ -40,40 +41,82 @@ def split(tokens: Tensor, batch_tokens: int) -> Iterator[Tensor]:
 def capture(view: DecoderView, batches: Iterable[Tensor]) -> list[Batch]:
     """Run the decoder once over every batch and keep what its layers see.
 
-    Layer inputs are taken by hooks: ``output_hidden_states`` would return the last one behind
-    the final norm.
+    Each layer runs on all batches before the next one does, so that a layer which is streamed
+    from disk is read once. ``output_hidden_states`` would not do: it returns the last layer's
+    output behind the final norm.
 
     Raises:
         NumericalError: The model produces NaN or infinity.
     """
-    captured = []
-    for tokens in batches:
-        inputs = Spool()
-        arguments: list[dict[str, Any]] = []
+    asked = list(batches)
+    heard = [_listen(view, tokens) for tokens in asked]
+    arguments = [said for _, said in heard]
+    hidden = [embedded for embedded, _ in heard]
+    inputs = [Spool() for _ in asked]
+    for index, layer in enumerate(view.layers):
+        with held(layer):
+            for batch, spool in enumerate(inputs):
+                spool.append(hidden[batch])
+                hidden[batch] = run_layers([layer], hidden[batch], arguments[batch][index])
+    finals = [view.norm(state) for state in hidden]
+    if not all(torch.isfinite(final).all() for final in finals):
+        raise NumericalError(
+            "the model produces NaN or infinity on the calibration set",
+            hint="load it in float32 or bfloat16 and check its weights",
+        )
+    return [Batch(*fields) for fields in zip(asked, inputs, arguments, finals, strict=True)]
 
-        def keep(
-            _module: nn.Module,
-            args: tuple[Any, ...],
-            kwargs: dict[str, Any],
-            inputs: Spool = inputs,
-            arguments: list[dict[str, Any]] = arguments,
-        ) -> None:
-            inputs.append(args[0] if args else kwargs.pop("hidden_states"))
-            arguments.append({**kwargs, "past_key_values": None, "use_cache": False})
 
-        hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in view.layers]
-        try:
-            final = view.decoder(input_ids=tokens, use_cache=False).last_hidden_state
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if not torch.isfinite(final).all():
-            raise NumericalError(
-                "the model produces NaN or infinity on the calibration set",
-                hint="load it in float32 or bfloat16 and check its weights",
-            )
-        captured.append(Batch(tokens, inputs, tuple(arguments), final))
-    return captured
+def run_batches(
+    layers: Iterable[tuple[int, nn.Module]], batches: Sequence[Batch], hidden: Iterable[Tensor]
+) -> list[Tensor]:
+    """Send hidden states of batches through layers.
+
+    Layers are the outer loop, so that a layer which is streamed from disk is read once.
+
+    Args:
+        layers: The layers in order, each with the index of the captured layer whose mask and
+            positions it takes.
+        batches: What was captured.
+        hidden: What the first layer sees of each batch, ``(samples, length, hidden)``.
+
+    Returns:
+        What the last layer makes of each batch.
+    """
+    states = list(hidden)
+    for index, layer in layers:
+        with held(layer):
+            for number, batch in enumerate(batches):
+                states[number] = run_layers([layer], states[number], batch.arguments[index])
+    return states
+
+
+class _Listener(nn.Module):
+    """Stands in for a layer: notes what the decoder hands to it and passes its input through."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        # transformers 4.57 chooses the mask by this.
+        self.attention_type = getattr(layer, "attention_type", "full_attention")
+        self.hidden = torch.empty(0)
+        self.arguments: dict[str, Any] = {}
+
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        self.hidden = hidden_states
+        self.arguments = {**arguments, "past_key_values": None, "use_cache": False}
+        return hidden_states
+
+
+def _listen(view: DecoderView, tokens: Tensor) -> tuple[Tensor, tuple[dict[str, Any], ...]]:
+    """The embedding of token ids, and what the decoder hands to each layer beside it."""
+    layers = view.layers
+    listeners = [_Listener(layer) for layer in layers]
+    view.decoder.layers = nn.ModuleList(listeners)
+    try:
+        view.decoder(input_ids=tokens, use_cache=False)
+    finally:
+        view.decoder.layers = layers
+    return listeners[0].hidden, tuple(listener.arguments for listener in listeners)
 
 
 def run_layers(layers: Iterable[nn.Module], hidden: Tensor, arguments: dict[str, Any]) -> Tensor:

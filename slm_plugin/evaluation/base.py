@@ -40,12 +40,15 @@ class EvaluatorOptions(BaseModel):
 class Evaluator(ABC):
     """Measures the session's model and leaves it as it is.
 
+    ``streams`` says that it works on a model whose layers are read from disk at every forward.
+
     Args:
         options: An instance of the class's ``Options``.
     """
 
     name: ClassVar[str]
     extra: ClassVar[str | None] = None
+    streams: ClassVar[bool] = False
     Options: ClassVar[type[EvaluatorOptions]] = EvaluatorOptions
 
     def __init__(self, options: EvaluatorOptions) -> None:

@@ -42,6 +42,7 @@ class Footprint(Evaluator):
     holds included: compare it within one run. Elsewhere it is left out.
     """
 
+    streams = True
     Options = FootprintOptions
     options: FootprintOptions
 

@@ -70,6 +70,7 @@ class Perplexity(Evaluator):
         (arXiv 2502.19159), with pieces of 128 tokens; SLEB (arXiv 2402.09025) and others use 2048.
     """
 
+    streams = True
     Options = PerplexityOptions
     options: PerplexityOptions
 

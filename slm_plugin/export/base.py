@@ -43,12 +43,15 @@ class ExporterOptions(BaseModel):
 class Exporter(ABC):
     """Writes the session's model in one format and proves that the result computes the same.
 
+    ``streams`` says that it works on a model whose weights are not in memory.
+
     Args:
         options: An instance of the class's ``Options``.
     """
 
     name: ClassVar[str]
     extra: ClassVar[str | None] = None
+    streams: ClassVar[bool] = False
     Options: ClassVar[type[BaseModel]] = ExporterOptions
 
     def __init__(self, options: BaseModel) -> None:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from slm_plugin.errors import OutputError, VerificationError
 from slm_plugin.evaluation.quiet import guest
 from slm_plugin.export.base import Check, Exporter, ExporterOptions, ExportRecord
+from slm_plugin.export.layerwise import LOGITS, save_streamed, streamed_reference
 from slm_plugin.export.parity import (
     DIFFERENCE,
     GENERATION,
@@ -33,6 +34,7 @@ from slm_plugin.export.parity import (
 )
 from slm_plugin.export.portable_json import mend_config, mend_tokenizer_config
 from slm_plugin.files import whole_folder
+from slm_plugin.models.streaming import is_streamed
 from slm_plugin.registry import register_exporter
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 FIGURES = {
     "logits": (DIFFERENCE, "logits"),
+    "streamed_logits": (LOGITS, "logits"),
     "with_cache": (GENERATION, "prompts"),
     "without_cache": (ONE_PASS, "prompts"),
     "parameters": ("difference in parameters", "parameters"),
@@ -69,8 +72,12 @@ class CheckpointExporter(Exporter):
     sentences and greedy tokens, with and without cache, must be equal to those of the model in
     memory. Logits may differ by a share of the largest logit: 1e-4 in float32, 1e-2 in float16,
     5e-2 in bfloat16; a greedy token may differ where two tokens are equal within twice that.
+
+    A model that is streamed from disk is written tensor by tensor, and the fresh process reads it
+    layer by layer as well: the same figures, but no tokens are generated, and the record says so.
     """
 
+    streams = True
     Options = CheckpointOptions
 
     def export(self, session: Session, output: Path) -> ExportRecord:
@@ -101,7 +108,10 @@ def save_checkpoint(session: Session, folder: Path, *, max_shard_size: str = "5G
     model = session.model
     try:
         with guest("transformers", logging.ERROR), _clean_config(session):
-            model.save_pretrained(folder, max_shard_size=max_shard_size)
+            if is_streamed(model):
+                save_streamed(model, folder, max_shard_size=max_shard_size)
+            else:
+                model.save_pretrained(folder, max_shard_size=max_shard_size)
             if session.tokenizer is not None:
                 session.tokenizer.save_pretrained(folder)
         # save_pretrained refuses settings that from_pretrained took, such as a temperature
@@ -151,7 +161,7 @@ def verify_checkpoint(
         Check(
             name=FIGURES[key][0],
             value=value,
-            tolerance=tolerance if key == "logits" else 0,
+            tolerance=tolerance if FIGURES[key][1] == "logits" else 0,
             unit=FIGURES[key][1],
         )
         for key, value in figures.items()
@@ -165,13 +175,16 @@ def write_reference(session: Session, file: Path) -> float:
     Returns:
         Largest allowed difference of a logit.
     """
-    expected = reference(session)
+    streamed = is_streamed(session.model)
+    expected = streamed_reference(session) if streamed else reference(session)
     tolerance = TOLERANCES.get(session.model.dtype, TOLERANCES[torch.float32]) * expected.scale
     facts = {
         "tolerance": repr(tolerance),
         "parameters": str(sum(p.numel() for p in session.model.parameters())),
         "weights": session.fingerprint().weights,
     }
+    if streamed:
+        facts["memory"] = "layerwise"
     if session.tokenizer is not None:
         facts["sentences"] = json.dumps(encode(session.tokenizer))
     expected.write(file, facts)

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from slm_plugin.export.layerwise import measure_streamed
 from slm_plugin.export.parity import Reference, departure, encode
 from slm_plugin.models.fingerprint import fingerprint
 
@@ -28,20 +29,27 @@ def measure(folder: Path, reference_file: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     expected, facts = Reference.read(reference_file)
+    if facts.get("memory") == "layerwise":
+        streamed = measure_streamed(folder, expected, facts)
+        return streamed if "error" in streamed else streamed | _sentences(folder, facts)
     model, loading = AutoModelForCausalLM.from_pretrained(
         folder, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
     )
     misfit = unfit_weights(loading)
     if misfit:
         return {"error": misfit}
-    figures: dict[str, Any] = {
+    return {
         **asdict(departure(model, expected, float(facts["tolerance"]))),
         "parameters": abs(sum(p.numel() for p in model.parameters()) - int(facts["parameters"])),
         "weights": int(fingerprint(model).weights != facts["weights"]),
+        **_sentences(folder, facts),
     }
-    if "sentences" in facts:
-        figures["sentences"] = misread_sentences(folder, json.loads(facts["sentences"]))
-    return figures
+
+
+def _sentences(folder: Path, facts: dict[str, str]) -> dict[str, int]:
+    if "sentences" not in facts:
+        return {}
+    return {"sentences": misread_sentences(folder, json.loads(facts["sentences"]))}
 
 
 def unfit_weights(loading: dict[str, Any]) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from slm_plugin.models.streaming import values
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -23,12 +25,15 @@ class Fingerprint(BaseModel):
 
 
 def fingerprint(model: PreTrainedModel) -> Fingerprint:
-    """Hash names, formats, shapes and bytes of all parameters (tied ones once), in name order."""
+    """Hash names, formats, shapes and bytes of all parameters (tied ones once), in name order.
+
+    Streamed weights are read one at a time and give the same hash as those in memory.
+    """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-        flat = parameter.detach().cpu().contiguous().flatten()
-        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+        flat = values(parameter).cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().data)
     return Fingerprint(
         architecture=type(model).__name__,
         dtype=str(model.dtype).removeprefix("torch."),

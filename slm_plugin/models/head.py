@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slm_plugin.models.streaming import held
+
 # A quarter of a thousand positions times a vocabulary of 50,000 is 50 MB of float32 logits.
 POSITIONS = 256
 
@@ -22,9 +24,10 @@ def logits_of(head: nn.Linear, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]
     Yields:
         A slice of the positions, and its logits, ``(stretch, vocabulary)``.
     """
-    for start in range(0, len(hidden), POSITIONS):
-        stretch = slice(start, start + POSITIONS)
-        yield stretch, head(hidden[stretch]).float()
+    with held(head):
+        for start in range(0, len(hidden), POSITIONS):
+            stretch = slice(start, start + POSITIONS)
+            yield stretch, head(hidden[stretch]).float()
 
 
 def next_token_losses(head: nn.Linear, hidden: Tensor, tokens: Tensor) -> Tensor:

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import transformers
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from safetensors import SafetensorError
 
 from slm_plugin.errors import ModelSourceError
 from slm_plugin.models.bundled import BUNDLED, bundled_folder
 from slm_plugin.models.gguf import read_gguf
+from slm_plugin.models.layerwise import build, checkpoint_folder
+from slm_plugin.models.placement import outgrows, places, settle
+from slm_plugin.models.streaming import is_streamed, values
 from slm_plugin.models.view import DecoderView
 
 if TYPE_CHECKING:
@@ -38,10 +41,25 @@ class ModelSource(BaseModel):
         str,
         Field(
             pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
-            description="auto takes CUDA, then MPS, then the CPU",
+            description="auto takes CUDA, then MPS, then the CPU; a model that is larger than "
+            "the GPU is spread over further GPUs, memory and disk",
         ),
     ] = "auto"
     revision: Annotated[str | None, Field(description="branch, tag or commit on the Hub")] = None
+    memory: Annotated[
+        Literal["whole", "layerwise"],
+        Field(
+            description="whole holds the model in memory; layerwise reads one layer at a time "
+            "from its safetensors files"
+        ),
+    ] = "whole"
+
+    @field_validator("memory")
+    @classmethod
+    def _streams(cls, memory: str, info: ValidationInfo) -> str:
+        if memory == "layerwise" and str(info.data.get("id", "")).endswith(".gguf"):
+            raise ValueError("layerwise reads safetensors folders, not GGUF files")
+        return memory
 
 
 def load(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
@@ -71,7 +89,8 @@ def load(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase 
         model, tokenizer = _from_pretrained(source.id, source)
     DecoderView.of(model)
     _refuse_non_finite(model, source.id)
-    return model.eval().to(device), tokenizer
+    model.eval()
+    return model if is_streamed(model) else model.to(device), tokenizer
 
 
 def pick_device(device: str) -> torch.device:
@@ -102,6 +121,15 @@ def _from_pretrained(
     try:
         config = AutoConfig.from_pretrained(name, **settings)
         _restore_rope(config)
+        device = pick_device(source.device)
+        if source.memory == "layerwise" or (source.device == "auto" and device.type == "cuda"):
+            folder = checkpoint_folder(name, settings)
+            spread = source.memory == "whole" and outgrows(device, folder)
+            if source.memory == "layerwise" or spread:
+                streamed = build(folder, config, source.dtype, device)
+                if spread:
+                    settle(streamed, places(streamed))
+                return streamed, _tokenizer(str(folder), {})
         model, info = AutoModelForCausalLM.from_pretrained(
             name,
             config=config,
@@ -167,7 +195,8 @@ def _first_line(error: Exception) -> str:
 
 def _refuse_non_finite(model: PreTrainedModel, name: str) -> None:
     for parameter_name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+        # The extremes of a tensor with NaN are NaN, and finding them takes no memory.
+        if not torch.isfinite(torch.stack(torch.aminmax(values(parameter)))).all():
             raise ModelSourceError(
                 f"{name} holds NaN or infinity in {parameter_name}",
                 hint="the checkpoint is damaged or was saved in too narrow a format",

@@ -27,7 +27,8 @@ class Pruner(ABC):
 
     A subclass sets the class variables, registers itself under a name with
     `slm_plugin.register_pruner` and implements `plan`. Its ``Options`` become the keys of its
-    stage in a recipe.
+    stage in a recipe. ``streams`` says that the strategy works on a model whose layers are read
+    from disk one at a time: it runs layers through `run_batches` and looks at no weight itself.
 
     Args:
         options: An instance of the class's ``Options``.
@@ -38,6 +39,7 @@ class Pruner(ABC):
     kind: ClassVar[Literal["depth", "width"]]
     targets: ClassVar[tuple[str, ...]]
     extra: ClassVar[str | None] = None
+    streams: ClassVar[bool] = False
     Options: ClassVar[type[BaseModel]] = Options
 
     def __init__(self, options: BaseModel, target: Target) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from slm_plugin.calibration.samples import CalibrationSource
 from slm_plugin.errors import SlmError
 from slm_plugin.extras import require
 from slm_plugin.recipe.document import Place, Problem
@@ -49,6 +50,31 @@ def check_extra(component: Any, place: Place, problems: list[Problem]) -> None:
         require(component.extra, f"'{component.name}'")
     except SlmError as error:
         problems.append(Problem(place, str(error)))
+
+
+def unstreamable(
+    components: Mapping[str, Sequence[Any]], calibration: CalibrationSource | None
+) -> Iterator[Problem]:
+    """What needs the whole model, when its layers are to be read one at a time.
+
+    Args:
+        components: Those of each list of the recipe, by its key.
+        calibration: The calibration source.
+    """
+    for key, listed in components.items():
+        for index, component in enumerate(listed):
+            if not component.streams:
+                yield Problem(
+                    (key, index) if key == "stages" else (key, index, component.name),
+                    f"'{component.name}' needs the whole model and model.memory is layerwise; "
+                    "leave it out or set `memory: whole`",
+                )
+    if calibration is not None and calibration.source == "self":
+        yield Problem(
+            ("calibration", "source"),
+            "text of the model's own would read the whole model for every token, as "
+            "model.memory is layerwise; name another source",
+        )
 
 
 def _message(model: type[BaseModel], path: Place, error: dict[str, Any]) -> str:

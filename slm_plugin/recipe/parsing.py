@@ -16,7 +16,7 @@ from slm_plugin.evaluation.base import Evaluator
 from slm_plugin.export.base import Exporter
 from slm_plugin.models.loading import ModelSource
 from slm_plugin.pruners.base import Pruner
-from slm_plugin.recipe.checking import check_extra, known_class, validated
+from slm_plugin.recipe.checking import check_extra, known_class, unstreamable, validated
 from slm_plugin.recipe.document import Place, Problem, line, override, read_yaml
 from slm_plugin.recovery.base import Recovery
 from slm_plugin.registry import Registry, evaluators, exporters, nearest, pruners, recoveries
@@ -145,6 +145,8 @@ def _build(cls: type[Recipe], name: str, data: Any, problems: list[Problem]) -> 
     if frame is None:
         return None
     _check_calibration(frame, stages, problems)
+    if frame.model.memory == "layerwise" and not problems:
+        problems += unstreamable({"stages": stages, **made}, frame.calibration)
     if problems:
         return None
     return cls(

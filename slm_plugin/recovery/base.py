@@ -37,6 +37,7 @@ class Recovery(ABC):
 
     name: ClassVar[str]
     extra: ClassVar[str | None] = None
+    streams: ClassVar[bool] = False
     Options: ClassVar[type[BaseModel]] = RecoveryOptions
 
     def __init__(self, options: BaseModel) -> None:

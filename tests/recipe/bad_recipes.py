@@ -51,6 +51,7 @@ BAD = [
     Bad("model key", "dtype: float32", "dtyp: float32", "{file}:2:27: model.dtyp: unknown key 'dtyp'; did you mean 'dtype'?"),
     Bad("dtype", "float32", "float8", "{file}:2:27: model.dtype: should be 'auto', 'float32', 'bfloat16' or 'float16', not 'float8'"),
     Bad("device", "dtype: float32", "device: gpu", "{file}:2:27: model.device: "),
+    Bad("memory", "dtype: float32", "memory: none", "{file}:2:27: model.memory: should be 'whole' or 'layerwise', not 'none'"),
     Bad("model is text", "{id: smollm2-135m, dtype: float32}", "smollm2-135m", "{file}:2:1: model: should be a mapping of keys to values"),
     Bad("samples", "samples: 4", "samples: 0", "{file}:3:32: calibration.samples: should be greater than or equal to 1, not 0"),
     Bad("samples text", "samples: 4", "samples: four", "{file}:3:32: calibration.samples: should be a valid integer, not 'four'"),

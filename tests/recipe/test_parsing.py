@@ -145,3 +145,37 @@ def test_every_shipped_recipe_is_valid() -> None:
             # Optimum does not live beside transformers 5; nothing else may be wrong there.
             assert missing("onnx")
             assert all("slm-plugin[onnx]" in line for line in error.message.splitlines())
+
+
+def test_layerwise_refuses_what_needs_the_whole_model() -> None:
+    """Width, recovery, latency and text of the model's own: one line each, at their places."""
+    text = GOOD.replace("dtype: float32", "memory: layerwise").replace(
+        "builtin, samples", "self, samples"
+    )
+    text = text.replace(
+        "- perplexity: {source: builtin, length: 64}", "- perplexity\n  - latency: {}"
+    )
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(text)
+    told = caught.value.message.splitlines()
+    assert [line.split(": ")[0:2] for line in told] == [
+        ["recipe:8:5", "stages.1"],
+        ["recipe:12:5", "evaluate.1.latency"],
+        ["recipe:3:15", "calibration.source"],
+    ]
+    assert all("model.memory is layerwise" in line for line in told)
+
+
+def test_layerwise_takes_depth_perplexity_and_checkpoints() -> None:
+    """Nothing is refused that streams; an override reaches the key."""
+    text = GOOD.replace("  - prune: torch_pruning\n    target: {ratio: 0.1}\n", "")
+    assert Recipe.parse(text, overrides=["model.memory=layerwise"]).model.memory == "layerwise"
+
+
+def test_layerwise_refuses_gguf_where_it_is_asked_for() -> None:
+    """The complaint points at the key, not at the file's name."""
+    text = GOOD.replace("id: smollm2-135m, dtype: float32", "id: a.gguf, memory: layerwise")
+    with pytest.raises(
+        RecipeError, match=r"recipe:2:21: model.memory: layerwise reads safetensors"
+    ):
+        Recipe.parse(text)

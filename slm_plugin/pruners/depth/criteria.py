@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from slm_plugin.models.head import logits_of, next_token_losses
+from slm_plugin.models.streaming import values
 from slm_plugin.pruners.depth.cka import Estimator, gram, gram_cka
 
 Prepared = tuple[Tensor, ...]
@@ -86,7 +87,7 @@ def expected_head(reference: Tensor, head: nn.Linear) -> Prepared:
         The expected rows of the head ``(samples, length, hidden)`` in float32, and the entropies
         in nats, ``(samples, length)`` in float64.
     """
-    weight = head.weight.float()
+    weight = values(head.weight).float()
     means, entropies = [], []
     for _, logits in logits_of(head, reference.flatten(0, 1)):
         logs = logits.log_softmax(-1)

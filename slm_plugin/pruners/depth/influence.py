@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from slm_plugin.calibration.captures import Batch, run_layers
+from slm_plugin.calibration.captures import Batch, run_batches
 from slm_plugin.errors import NumericalError
 from slm_plugin.models.view import DecoderView
 from slm_plugin.pruners.depth.criteria import token_cosine
@@ -36,7 +35,7 @@ def block_influence(view: DecoderView, captured: Sequence[Batch]) -> list[float]
     samples = 0
     for batch in captured:
         states = [batch.inputs[index] for index in range(layers)]
-        top: Tensor = run_layers([view.layers[-1]], states[-1], batch.arguments[-1])
+        (top,) = run_batches([(layers - 1, view.layers[-1])], [batch], states[-1:])
         for index, (before, after) in enumerate(zip(states, [*states[1:], top], strict=True)):
             total[index] += token_cosine(before, after).sum().cpu()
         samples += len(batch.tokens)

@@ -17,11 +17,13 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from slm_plugin.errors import PlanError
+from slm_plugin.models.streaming import StreamedParameter, values
 from slm_plugin.models.view import projections
 
 RULES = ("telescoped", "rdsc", "mean", "keep_low", "keep_high", "ema(w)", "activation", "best")
@@ -60,7 +62,7 @@ def candidates(
         yield from ("telescoped", "keep_high", "keep_low", "mean", "rdsc")
     if rule in ("best", "activation"):
         run = influence()[first : last + 1]
-        yield f"weighted({','.join(f'{share / sum(run):.6f}' for share in run)})"
+        yield f"weighted({','.join(f'{part / sum(run):.6f}' for part in run)})"
     else:
         yield rule
 
@@ -73,7 +75,8 @@ def merge_weights(rule: str, weights: Sequence[Tensor]) -> Tensor:
         weights: The parameter in every layer of the run, lowest first, all of one shape.
 
     Returns:
-        The merged parameter, in that shape: one of the given tensors where the rule only chooses.
+        The merged parameter, in that shape: one of the given tensors where the rule only chooses;
+        streamed if they are.
 
     Raises:
         PlanError: The rule is for another number of layers, or there is no such rule.
@@ -83,17 +86,65 @@ def merge_weights(rule: str, weights: Sequence[Tensor]) -> Tensor:
         return weights[-1]
     if rule == "keep_low":
         return weights[0]
+    shares(rule, len(weights))
+    streamed = next((w for w in weights if isinstance(w, StreamedParameter)), None)
+    if streamed is not None:
+        return StreamedParameter(Merged(rule, tuple(weights)), streamed.dtype, streamed.home)
+    return computed(rule, weights)
+
+
+def shares(rule: str, layers: int) -> list[float]:
+    """The factor of every layer's parameter in the merged one, lowest layer first.
+
+    Raises:
+        PlanError: The rule is for another number of layers, or there is no such rule.
+    """
     if rule == "mean":
-        return _accurate(lambda wide: torch.stack(list(wide)).mean(0), weights)
+        return [1 / layers] * layers
     if rule == "rdsc":
-        return _accurate(lambda wide: sum(wide[1:], -(len(wide) - 2) * wide[0]), weights)
+        return [-(layers - 2.0)] + [1.0] * (layers - 1)
     if match := _EMA.fullmatch(rule):
-        share = float(match[1])
-        return _accurate(lambda wide: _moving_average(wide, share), weights)
-    shares = [float(part) for part in _matched(_WEIGHTED, rule).split(",")]
-    if len(shares) != len(weights):
-        raise PlanError(f"the rule '{rule}' is for {len(shares)} layers, not {len(weights)}")
-    return _accurate(lambda wide: _weighted_mean(wide, shares), weights)
+        new = float(match[1])
+        first = [(1 - new) ** (layers - 1)]
+        return first + [new * (1 - new) ** (layers - 1 - index) for index in range(1, layers)]
+    if (match := _WEIGHTED.fullmatch(rule)) is None:
+        raise PlanError(f"no merge rule is called '{rule}'", hint=f"rules: {', '.join(RULES)}")
+    parts = [float(part) for part in match[1].split(",")]
+    if len(parts) != layers:
+        raise PlanError(f"the rule '{rule}' is for {len(parts)} layers, not {layers}")
+    return [part / sum(parts) for part in parts]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Merged:
+    """A source of streamed values: a rule over other weights, worked out at every reading."""
+
+    rule: str
+    weights: tuple[Tensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the merged weight."""
+        return tuple(self.weights[0].shape)
+
+    def read(self) -> Tensor:
+        """Merge, with two of the weights in memory at a time."""
+        return computed(self.rule, self.weights)
+
+
+@torch.no_grad()
+def computed(rule: str, weights: Sequence[Tensor]) -> Tensor:
+    """Work out a rule that does more than choose, taking one weight after the other.
+
+    The sum runs in float32 at least, lowest layer first, so that streamed weights and weights in
+    memory give the same bits; the result has the weights' own number format.
+    """
+    wide = torch.promote_types(weights[0].dtype, torch.float32)
+    factors = shares(rule, len(weights))
+    merged = values(weights[0]).to(wide, copy=True).mul_(factors[0])
+    for weight, factor in zip(weights[1:], factors[1:], strict=True):
+        merged.add_(values(weight).to(wide), alpha=factor)
+    return merged.to(weights[0].dtype)
 
 
 def merged_layer(
@@ -134,33 +185,3 @@ def share_parameters(layer: nn.Module) -> nn.Module:
     shared: list[object] = [*layer.parameters(), *layer.buffers()]
     shared += [module.config for module in layer.modules() if hasattr(module, "config")]
     return copy.deepcopy(layer, {id(thing): thing for thing in shared})
-
-
-def _matched(pattern: re.Pattern[str], rule: str) -> str:
-    match = pattern.fullmatch(rule)
-    if match is None:
-        raise PlanError(f"no merge rule is called '{rule}'", hint=f"rules: {', '.join(RULES)}")
-    return match[1]
-
-
-def _weighted_mean(weights: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    total = torch.zeros_like(weights[0])
-    for weight, share in zip(weights, shares, strict=True):
-        total += (share / sum(shares)) * weight
-    return total
-
-
-def _moving_average(weights: Sequence[Tensor], share: float) -> Tensor:
-    current = weights[0]
-    for weight in weights[1:]:
-        current = current + share * (weight - current)
-    return current
-
-
-@torch.no_grad()
-def _accurate(rule: Callable[[Sequence[Tensor]], Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """Compute in float32 at least, and give back the weights' own number format."""
-    wide = [
-        weight.detach().to(torch.promote_types(weight.dtype, torch.float32)) for weight in weights
-    ]
-    return rule(wide).to(weights[0].dtype)

@@ -120,6 +120,7 @@ class SlidingLayerMerging(base.Pruner):
 
     kind: ClassVar = "depth"
     targets: ClassVar = ("threshold", "layers_removed", "ratio", "parameters")
+    streams: ClassVar = True
     Options: ClassVar = SlmOptions
     options: SlmOptions
 

@@ -14,9 +14,10 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from slm_plugin.calibration.captures import run_layers
+from slm_plugin.calibration.captures import run_batches
 from slm_plugin.calibration.spool import Spool
 from slm_plugin.errors import NumericalError
+from slm_plugin.models.streaming import is_streamed
 from slm_plugin.pruners.depth.criteria import CRITERIA, Prepared
 from slm_plugin.pruners.depth.influence import block_influence
 from slm_plugin.pruners.depth.journal import Journal
@@ -55,6 +56,7 @@ class Trials:
         self._view = session.view
         self._captured = session.captured()
         self._criterion = CRITERIA[criterion]
+        self._streamed = is_streamed(session.model)
         self._rule, self._weights_only = rule, weights_only
         self._count = count
         self._journal = journal or Journal()
@@ -126,7 +128,10 @@ class Trials:
             if part == len(self._journal.known(runs)):
                 if part == 0:
                     self._count()
-                self._journal.keep(runs, self._measure(runs, base, part))
+                # To read streamed layers again for every batch costs more than an early end saves.
+                parts = range(part, len(self._prepared)) if self._streamed else [part]
+                for values in self._measure(runs, base, parts):
+                    self._journal.keep(runs, values)
             seen += self._journal.known(runs)[part]
             if part + 1 < len(self._prepared) and self._is_hopeless(seen, hopeless_at):
                 return sum(seen) / len(seen), len(seen)
@@ -141,32 +146,34 @@ class Trials:
         return (sum(seen) + to_come * self.greatest) / self._samples < bar - 1e-9
 
     @torch.inference_mode()
-    def _measure(self, runs: Runs, base: Runs, part: int) -> list[float]:
-        """The criterion's values of one part of the samples."""
+    def _measure(self, runs: Runs, base: Runs, parts: Sequence[int]) -> Iterator[list[float]]:
+        """The criterion's values of some parts of the samples."""
         if base != self._base:
             self._stand_on(base)
-        numbers = range(len(self._captured)) if self._criterion.pooled else [part]
-        hidden = torch.cat([self._final_hidden(runs, base, number) for number in numbers])
-        values = self._criterion.compare(self._prepared[part], hidden, self._view.head)
-        if not torch.isfinite(values).all():
-            raise NumericalError(
-                "the similarity of a trial is NaN",
-                hint="load the model in float32 or bfloat16: float16 overflows",
-            )
-        numbers_found: list[float] = values.reshape(-1).tolist()
-        return numbers_found
+        numbers = range(len(self._captured)) if self._criterion.pooled else parts
+        states = self._final_hidden(runs, base, numbers)
+        if self._criterion.pooled:
+            states = [torch.cat(states)]
+        for part, hidden in zip(parts, states, strict=True):
+            values = self._criterion.compare(self._prepared[part], hidden, self._view.head)
+            if not torch.isfinite(values).all():
+                raise NumericalError(
+                    "the similarity of a trial is NaN",
+                    hint="load the model in float32 or bfloat16: float16 overflows",
+                )
+            yield values.reshape(-1).tolist()
 
-    def _final_hidden(self, runs: Runs, base: Runs, number: int) -> Tensor:
-        """Hidden state behind the final norm of one batch, with these runs merged."""
-        batch = self._captured[number]
+    def _final_hidden(self, runs: Runs, base: Runs, numbers: Sequence[int]) -> list[Tensor]:
+        """Hidden states behind the final norm of some batches, with these runs merged."""
         # Below the lowest run in which the two models differ, they see the same.
         changed = {*runs} ^ {*base}
         start = min((run.first for run in changed), default=len(self._view.layers) - 1)
-        hidden = self._input(number, start)
-        for index, layer in self._layers(runs, start):
-            hidden = run_layers([layer], hidden, batch.arguments[index])
-        normed: Tensor = self._view.norm(hidden)
-        return normed
+        states = run_batches(
+            self._layers(runs, start),
+            [self._captured[number] for number in numbers],
+            [self._input(number, start) for number in numbers],
+        )
+        return [self._view.norm(hidden) for hidden in states]
 
     def _layers(self, runs: Runs, start: int) -> Iterator[tuple[int, nn.Module]]:
         """The layers from one on, with runs merged, each with the index of its lowest layer."""
@@ -188,14 +195,14 @@ class Trials:
         if not base:
             return
         lowest = min(run.first for run in base)
-        for number, batch in enumerate(self._captured):
-            inputs, places = Spool(), {}
-            hidden = self._input(number, lowest)
-            for index, layer in self._layers(base, lowest):
-                places[index] = len(inputs)
-                inputs.append(hidden)
-                hidden = run_layers([layer], hidden, batch.arguments[index])
-            self._inputs.append((places, inputs))
+        states = [self._input(number, lowest) for number in range(len(self._captured))]
+        inputs: list[tuple[dict[int, int], Spool]] = [({}, Spool()) for _ in self._captured]
+        for index, layer in self._layers(base, lowest):
+            for (places, spool), hidden in zip(inputs, states, strict=True):
+                places[index] = len(spool)
+                spool.append(hidden)
+            states = run_batches([(index, layer)], self._captured, states)
+        self._inputs = inputs
 
     def _input(self, number: int, index: int) -> Tensor:
         """Input of a layer in one batch, in the model that trials stand on."""

@@ -1,0 +1,158 @@
+"""Tensors in safetensors files, read and written one at a time.
+
+The `safetensors` library maps a whole file into memory to read it, and holds all tensors of a file
+to write it. Neither fits under a hard limit of memory that is smaller than a shard, so the format
+(a length, a JSON header, the bytes) is read and written plainly here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slm_plugin.errors import ModelSourceError
+
+FORMATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_NAMES = {dtype: name for name, dtype in FORMATS.items()}
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_DAMAGED = "the file is damaged or was not copied whole"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where one tensor lies.
+
+    Attributes:
+        file: The safetensors file.
+        offset: First byte, from the beginning of the file.
+        shape: Shape.
+        dtype: Number format in the file.
+    """
+
+    file: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def read(self) -> Tensor:
+        """Read the tensor into fresh memory.
+
+        Raises:
+            ModelSourceError: The file is gone or cut short.
+        """
+        data = torch.empty(math.prod(self.shape), dtype=self.dtype)
+        room = _bytes(data)
+        try:
+            with self.file.open("rb") as file:
+                file.seek(self.offset)
+                got = file.readinto(room)
+        except OSError as error:
+            raise ModelSourceError(f"cannot read {self.file}: {error.strerror or error}") from error
+        if got != len(room):
+            raise ModelSourceError(f"{self.file} ends in the middle of a tensor", hint=_DAMAGED)
+        return data.reshape(self.shape)
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """All tensors of a checkpoint folder by name; only headers are read.
+
+    Raises:
+        ModelSourceError: The folder has no safetensors weights, or a file is malformed.
+    """
+    if not (folder / INDEX).is_file():
+        if not (folder / SINGLE).is_file():
+            raise ModelSourceError(
+                f"{folder} holds neither {SINGLE} nor {INDEX}",
+                hint="reading layer by layer needs safetensors weights",
+            )
+        return _header(folder / SINGLE)
+    try:
+        places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        files = {str(name): Path(str(file)).name for name, file in places.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelSourceError(f"{folder / INDEX} is no index of weights: {error}") from error
+    headers = {file: _header(folder / file) for file in sorted(set(files.values()))}
+    for name, file in files.items():
+        if name not in headers[file]:
+            raise ModelSourceError(f"{folder / file} lacks {name}, which {INDEX} places there")
+    return {name: headers[file][name] for name, file in files.items()}
+
+
+def write_tensors(
+    file: Path,
+    tensors: Mapping[str, Tensor],
+    read: Callable[[Tensor], Tensor],
+) -> None:
+    """Write a safetensors file, byte for byte as ``safetensors.torch.save_file`` would.
+
+    Args:
+        file: The file.
+        tensors: Names and stand-ins that have shape and number format, one format for all.
+        read: Gives a stand-in's values; called for one tensor at a time.
+    """
+    names = sorted(tensors)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        stub = tensors[name]
+        begin, end = end, end + stub.numel() * stub.dtype.itemsize
+        header[name] = {
+            "dtype": _NAMES[stub.dtype],
+            "shape": list(stub.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            out.write(_bytes(read(tensors[name]).detach().cpu().contiguous()))
+
+
+def total_bytes(tensors: Iterable[StoredTensor]) -> int:
+    """Bytes of tensors as they are stored."""
+    return sum(math.prod(t.shape) * t.dtype.itemsize for t in tensors)
+
+
+def _header(file: Path) -> dict[str, StoredTensor]:
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if not 2 <= length <= size - 8:
+                raise ModelSourceError(f"{file} is no safetensors file", hint=_DAMAGED)
+            entries = json.loads(opened.read(length))
+        entries.pop("__metadata__", None)
+        found = {name: _entry(file, 8 + length, size, entry) for name, entry in entries.items()}
+    except OSError as error:
+        raise ModelSourceError(f"cannot read {file}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelSourceError(f"{file} is no safetensors file: {error}", hint=_DAMAGED) from error
+    return found
+
+
+def _entry(file: Path, start: int, size: int, entry: dict[str, Any]) -> StoredTensor:
+    if entry["dtype"] not in FORMATS:
+        raise ModelSourceError(
+            f"{file} holds weights in the format {entry['dtype']}",
+            hint=f"reading layer by layer takes {', '.join(FORMATS)}",
+        )
+    shape = tuple(int(length) for length in entry["shape"])
+    begin, end = entry["data_offsets"]
+    dtype = FORMATS[entry["dtype"]]
+    if end - begin != math.prod(shape) * dtype.itemsize or begin < 0 or start + end > size:
+        raise ModelSourceError(f"{file} is shorter than its header says", hint=_DAMAGED)
+    return StoredTensor(file, start + begin, shape, dtype)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor, shared."""
+    return tensor.flatten().view(torch.uint8).numpy().data
