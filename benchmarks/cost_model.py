@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from slm_plugin.pruners.depth.sliding import Rules, Window, walk, walk_to_size
+from slm_plugin.pruners.depth.runs import Measured, Run, Runs
+from slm_plugin.pruners.depth.sliding import WalkRules, walk, walk_to_size
 
 GB = 10**9
 TERA = 10**12
@@ -97,27 +98,30 @@ DEVICES = (
 )
 
 
-def trial_layers(layers: int, last: int, committed: tuple[Window, ...]) -> int:
+def trial_layers(layers: int, last: int, rest: Runs) -> int:
     """Layers that a trial runs."""
     above = layers - 1 - last
-    return 1 + above - sum(high - low for low, high in committed)
+    return 1 + above - sum(run.removed for run in rest)
 
 
 def search(layers: int, removed: int | None) -> tuple[int, int, int]:
     """Trials, layers that they run, and layers removed; None for a walk where nothing merges."""
-    rules = Rules(layers, 0, 1, flush_tail=True, trial_after_commit=False)
+    rules = WalkRules(layers, 0, 1)
     generator = random.Random(1234)
     price = [generator.uniform(0.2, 1) / layers for _ in range(layers)]
-    made: dict[tuple[int, int, tuple[Window, ...]], int] = {}
+    made: dict[tuple[int, int, Runs], int] = {}
 
-    def similarity(first: int, last: int, committed: tuple[Window, ...]) -> float:
-        made[first, last, committed] = trial_layers(layers, last, committed)
-        return 1 - sum(sum(price[low:high]) for low, high in ((first, last), *committed))
+    def measure(
+        first: int, last: int, rest: Runs, *, base: Runs = (), hopeless_at: float | None = None
+    ) -> Measured:
+        made[first, last, rest] = trial_layers(layers, last, rest)
+        run = Run(first, last, "telescoped")
+        return Measured(run, 1 - sum(sum(price[r.first : r.last]) for r in (run, *rest)))
 
     if removed is None:
-        walk(rules, 1.1, similarity)
+        walk(rules, 1.1, measure)
     else:
-        walk_to_size(rules, removed, similarity)
+        walk_to_size(rules, removed, measure, 1.0)
     return len(made), sum(made.values()), removed or 0
 
 

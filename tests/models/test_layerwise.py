@@ -19,7 +19,9 @@ from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.streaming import StreamedParameter, held, is_streamed
 from slm_plugin.pruners.depth.merge_rules import merged_layer
+from slm_plugin.pruners.depth.runs import Run
 from slm_plugin.pruners.depth.slm import SlidingLayerMerging, SlmOptions
+from slm_plugin.pruners.depth.trials import Trials
 from slm_plugin.pruners.plan import DropLayers, MergeLayers
 from slm_plugin.session import Session
 from slm_plugin.surgery import apply
@@ -27,7 +29,7 @@ from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target
 from tests.conftest import make_model, random_tokens
 
-RULES = ("telescoped", "rdsc", "mean", "keep_low", "keep_high", "ema(0.3)")
+RULES = ("telescoped", "rdsc", "mean", "keep_low", "keep_high", "ema(0.3)", "weighted(1,2,3)")
 
 
 def both(folder: Path, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -62,6 +64,28 @@ def test_plans_are_equal_byte_for_byte(tmp_path: Path, family: str, tied: bool, 
         apply(plan, session)
         found.append((plan.to_json(), session.fingerprint(), model.config.to_dict()))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [
+        (Target(threshold=0.5), {}),
+        (Target(layers_removed=3), {"criterion": "loss", "search": "greedy"}),
+        (Target(layers_removed=3), {"criterion": "logit_kl", "merge_rule": "best"}),
+        (Target(layers_removed=2), {"criterion": "cka", "search": "budgeted"}),
+    ],
+)
+def test_every_criterion_and_search_streams(
+    tmp_path: Path, target: Target, options: dict[str, object]
+) -> None:
+    """Where the head, the layers' influence or decided trials come in, plans are equal too."""
+    folder = saved(tmp_path, num_hidden_layers=8)
+    found = []
+    for model in both(folder):
+        session = Session(model, calibration=random_tokens(5, 16), batch_tokens=40)
+        found.append(SlidingLayerMerging(SlmOptions(**options), target).plan(session))  # type: ignore[arg-type]
+    assert found[0].to_json() == found[1].to_json()
+    assert found[0].operations
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -113,20 +137,18 @@ def test_one_layer_at_a_time(tmp_path: Path) -> None:
 
 def test_each_trial_reads_its_suffix_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many batches there are, a trial reads the merged layer and the layers above it."""
-    from slm_plugin.pruners.depth.slm import MergeTrials
-
     model = both(saved(tmp_path))[1]
     session = Session(model, calibration=random_tokens(6, 16), batch_tokens=16)
     reads = []
     monkeypatch.setattr(stored.StoredTensor, "read", _noting(reads, stored.StoredTensor.read))
     session.captured()
     assert len(reads) == 6 * 9
-    trials = MergeTrials(session, "telescoped", lambda: None)
+    trials = Trials(session, "flat_cosine", "telescoped")
     reads.clear()
-    trials.similarity(2, 4, ())
+    trials(2, 4, ())
     assert len(reads) == 2 * 9
     reads.clear()
-    trials.similarity(0, 1, ((3, 4),))
+    trials(0, 1, (Run(3, 4, "telescoped"),))
     assert len(reads) == 4 * 9
 
 

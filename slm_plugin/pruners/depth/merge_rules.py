@@ -86,33 +86,33 @@ def merge_weights(rule: str, weights: Sequence[Tensor]) -> Tensor:
         return weights[-1]
     if rule == "keep_low":
         return weights[0]
-    shares(rule, len(weights))
+    factors(rule, len(weights))
     streamed = next((w for w in weights if isinstance(w, StreamedParameter)), None)
     if streamed is not None:
         return StreamedParameter(Merged(rule, tuple(weights)), streamed.dtype, streamed.home)
     return computed(rule, weights)
 
 
-def shares(rule: str, layers: int) -> list[float]:
-    """The factor of every layer's parameter in the merged one, lowest layer first.
+def factors(rule: str, layers: int) -> tuple[list[float], float]:
+    """A merged parameter as a sum over the layers, lowest first, divided by one number.
 
     Raises:
         PlanError: The rule is for another number of layers, or there is no such rule.
     """
     if rule == "mean":
-        return [1 / layers] * layers
+        return [1.0] * layers, layers
     if rule == "rdsc":
-        return [-(layers - 2.0)] + [1.0] * (layers - 1)
+        return [-(layers - 2.0)] + [1.0] * (layers - 1), 1
     if match := _EMA.fullmatch(rule):
         new = float(match[1])
-        first = [(1 - new) ** (layers - 1)]
-        return first + [new * (1 - new) ** (layers - 1 - index) for index in range(1, layers)]
+        older = [new * (1 - new) ** (layers - 1 - index) for index in range(1, layers)]
+        return [(1 - new) ** (layers - 1), *older], 1
     if (match := _WEIGHTED.fullmatch(rule)) is None:
         raise PlanError(f"no merge rule is called '{rule}'", hint=f"rules: {', '.join(RULES)}")
     parts = [float(part) for part in match[1].split(",")]
     if len(parts) != layers:
         raise PlanError(f"the rule '{rule}' is for {len(parts)} layers, not {layers}")
-    return [part / sum(parts) for part in parts]
+    return parts, sum(parts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,11 +140,11 @@ def computed(rule: str, weights: Sequence[Tensor]) -> Tensor:
     memory give the same bits; the result has the weights' own number format.
     """
     wide = torch.promote_types(weights[0].dtype, torch.float32)
-    factors = shares(rule, len(weights))
-    merged = values(weights[0]).to(wide, copy=True).mul_(factors[0])
-    for weight, factor in zip(weights[1:], factors[1:], strict=True):
-        merged.add_(values(weight).to(wide), alpha=factor)
-    return merged.to(weights[0].dtype)
+    parts, whole = factors(rule, len(weights))
+    merged = values(weights[0]).to(wide, copy=True).mul_(parts[0])
+    for weight, part in zip(weights[1:], parts[1:], strict=True):
+        merged.add_(values(weight).to(wide), alpha=part)
+    return merged.div_(whole).to(weights[0].dtype)
 
 
 def merged_layer(
