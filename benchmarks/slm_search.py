@@ -1,11 +1,13 @@
 """Search of Sliding Layer Merging: this package against a straight transcription of the script.
 
-Three sides, each in a process of its own that loads the model, searches at one threshold and says
-what that took: seconds, peak resident memory above what was held after ``import torch``, and how
-often a decoder layer ran (in layer forwards of the whole calibration set, free of clock noise).
-``slm`` ends with the windows of the released loop and stops trials that are decided; ``released``
-is ``compatibility: released``, which makes every trial of the loop on all samples; the third is
-the loop itself, with a copy of the model for every trial.
+Four sides, each in a process of its own that loads the model, searches at one threshold and says
+what that took: seconds of the search, peak resident memory above what was held after ``import
+torch``, and how often a decoder layer ran (in layer forwards of the whole calibration set, free of
+clock noise). ``slm`` ends with the windows of the released loop and stops trials that are decided;
+``layerwise`` is the same on a model that is read from disk layer by layer; ``released`` is
+``compatibility: released``, which makes every trial of the loop on all samples; the last is the
+loop itself, with a copy of the model for every trial. Imports other than torch take part of the
+memory, whatever the model: that share has a line of its own.
 
     python benchmarks/slm_search.py --threshold 0.9 --samples 10 --length 128
 """
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-SIDES = ("slm", "released", "transcription")
+SIDES = ("slm", "layerwise", "released", "transcription")
 
 
 def resident_bytes() -> int:
@@ -41,11 +43,17 @@ def measure(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     baseline = resident_bytes()
+    from transformers.models.llama import modeling_llama  # noqa: F401 - counted as an import
+
     from slm_plugin.calibration.samples import CalibrationSource, draw
     from slm_plugin.models.loading import ModelSource, load
     from slm_plugin.models.view import DecoderView
 
-    model, tokenizer = load(ModelSource(id=arguments.model, dtype="float32", device="cpu"))
+    imports = resident_bytes() - baseline
+    memory = "layerwise" if side == "layerwise" else "whole"
+    model, tokenizer = load(
+        ModelSource(id=arguments.model, dtype="float32", device="cpu", memory=memory)
+    )
     source = CalibrationSource(
         source=arguments.source, samples=arguments.samples, length=arguments.length
     )
@@ -64,19 +72,22 @@ def measure(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
     if side == "transcription":
         found = transcribed(model, tokens, arguments.threshold)
     else:
-        found = search(side, model, tokenizer, tokens, arguments.threshold)
+        found = search(side, model, tokenizer, tokens, arguments)
     seconds = time.perf_counter() - started
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return {
         **found,
         "seconds": seconds,
         "peak_bytes": peak_bytes() - baseline,
+        "import_bytes": imports,
         "model_bytes": weights,
         "layer_forwards": samples_run / len(tokens),
     }
 
 
-def search(side: str, model: Any, tokenizer: Any, tokens: Any, threshold: float) -> dict[str, Any]:
+def search(
+    side: str, model: Any, tokenizer: Any, tokens: Any, arguments: argparse.Namespace
+) -> dict[str, Any]:
     """The package's search."""
     from slm_plugin.pruners.depth.slm import SlidingLayerMerging, SlmOptions
     from slm_plugin.session import Session
@@ -87,9 +98,8 @@ def search(side: str, model: Any, tokenizer: Any, tokens: Any, threshold: float)
         if side == "released"
         else SlmOptions(flush_tail=False, weights_only=True)
     )
-    plan = SlidingLayerMerging(options, Target(threshold=threshold)).plan(
-        Session(model, tokenizer, tokens)
-    )
+    session = Session(model, tokenizer, tokens, batch_tokens=arguments.batch_tokens)
+    plan = SlidingLayerMerging(options, Target(threshold=arguments.threshold)).plan(session)
     return {
         "windows": [[op.first, op.last] for op in plan.operations],
         # A trial that was stopped has no similarity over all samples to compare.
@@ -122,6 +132,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--threshold", type=float, default=0.9)
+    parser.add_argument("--batch-tokens", type=int, default=0, help="0: what suits the device")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -142,10 +153,15 @@ def report(results: dict[str, dict[str, Any]], *, as_json: bool) -> None:
     figures = {
         "seconds": "seconds",
         "peak / model bytes": "peak_bytes",
+        "of that, imports": "import_bytes",
         "layer forwards": "layer_forwards",
     }
     ratios = {
-        side: {name: slow[key] / results[side][key] for name, key in figures.items()}
+        side: {
+            name: slow[key] / results[side][key]
+            for name, key in figures.items()
+            if key != "import_bytes"
+        }
         for side in SIDES[:-1]
     }
     difference = max(
@@ -158,10 +174,10 @@ def report(results: dict[str, dict[str, Any]], *, as_json: bool) -> None:
     else:
         print(f"{'':20}" + "".join(f"{side:>15}" for side in SIDES))
         for name, key in figures.items():
-            scale = slow["model_bytes"] if key == "peak_bytes" else 1.0
+            scale = slow["model_bytes"] if key.endswith("_bytes") else 1.0
             values = "".join(f"{results[side][key] / scale:15.2f}" for side in SIDES)
             print(f"{name:20}{values}")
-        for name in figures:
+        for name in ratios["slm"]:
             values = "".join(f"{ratios[side][name]:15.2f}" for side in SIDES[:-1])
             print(f"{'ratio, ' + name:20}{values}")
         for key in ("trials", "stopped"):

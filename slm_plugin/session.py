@@ -31,7 +31,8 @@ class Session:
         original: Dimensions of the model as it was loaded: what ratios are a share of.
         source: The recipe's model id, for reports.
         seed: Seed of everything random in a run.
-        batch_tokens: Tokens that one calibration batch holds at most.
+        batch_tokens: Tokens that one calibration batch holds at most; 0 takes what suits the
+            model's device.
         journals: Folder where searches keep their trials over the end of the process; None keeps
             them in memory.
     """
@@ -41,7 +42,7 @@ class Session:
     calibration: Tensor | None = None
     source: str = ""
     seed: int = 1234
-    batch_tokens: int = 1024
+    batch_tokens: int = 0
     journals: Path | None = None
     original: Dimensions = field(init=False)
     _captured: list[Batch] | None = field(default=None, init=False, repr=False)
@@ -49,6 +50,10 @@ class Session:
 
     def __post_init__(self) -> None:
         self.original = self.view.dimensions()
+        if not self.batch_tokens:
+            # A CPU is as fast on small batches, which need less memory and let a search stop a
+            # trial sooner; a GPU is not (benchmarks/slm_search.py --batch-tokens).
+            self.batch_tokens = 256 if self.model.device.type == "cpu" else 8192
 
     @property
     def view(self) -> DecoderView:
