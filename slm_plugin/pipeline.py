@@ -89,8 +89,8 @@ def run(recipe: Recipe | str | Path, *, overwrite: bool = False) -> RunResult:
 def plan(recipe: Recipe | str | Path) -> dict[str, PruningPlan]:
     """Make the plans of a recipe, by file name, and write nothing.
 
-    Plans of later stages are for the model that the earlier ones leave, so those are applied in
-    memory.
+    Plans of later stages are for the model that the earlier ones leave, so those are carried out in
+    memory, recoveries too, up to the last plan.
 
     Raises:
         RecipeError: The recipe has mistakes.
@@ -99,12 +99,15 @@ def plan(recipe: Recipe | str | Path) -> dict[str, PruningPlan]:
     recipe = _checked(recipe)
     session = prepare(recipe)
     plans: dict[str, PruningPlan] = {}
-    for number, stage in enumerate(recipe.stages, start=1):
+    last = max(
+        (n for n, s in enumerate(recipe.stages, start=1) if isinstance(s, Pruner)), default=0
+    )
+    for number, stage in enumerate(recipe.stages[:last], start=1):
         if isinstance(stage, Pruner):
             with _timed(f"stage {number}: plan {stage.name}"):
                 made = stage.plan(session)
             plans[_plan_name(number, stage)] = made
-            if number < len(recipe.stages):
+            if number < last:
                 apply(made, session)
         else:
             stage.recover(session)

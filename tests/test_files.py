@@ -94,3 +94,9 @@ def test_a_text_file_is_written_by_rename(tmp_path: Path, monkeypatch: pytest.Mo
         write_text(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_written_file_can_be_read_by_others(tmp_path: Path) -> None:
+    """A result is no secret of the user who made it."""
+    write_text(tmp_path / "a.txt", "a")
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o644

@@ -163,3 +163,29 @@ def test_block_influence_is_the_definition(family: str) -> None:
         for a, b in itertools.pairwise(states)
     ]
     assert block_influence(session.view, session.captured()) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.6, 0.9, 1.01])
+def test_layers_run_no_oftener_than_the_walk_needs(threshold: float) -> None:
+    """One forward of every layer to capture, then the merged layer and those above, each trial."""
+    model = make_model(num_hidden_layers=8)
+    forwards = 0
+
+    def count(_module: torch.nn.Module, args: tuple[torch.Tensor, ...], _output: object) -> None:
+        nonlocal forwards
+        forwards += len(args[0])
+
+    kind = type(model.model.layers[0])
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, args, output: count(module, args, output) if type(module) is kind else None
+    )
+    try:
+        options = SlmOptions(early_rejection=False)
+        plan = SlidingLayerMerging(options, Target(threshold=threshold)).plan(session_of(model))
+    finally:
+        hook.remove()
+    needed = 8
+    for trial in plan.trials:
+        above = 8 - 1 - trial.last - sum(last - first for first, last in trial.committed)
+        needed += 1 + above
+    assert forwards == needed * len(TOKENS)
