@@ -140,6 +140,18 @@ def test_planning_alone_writes_nothing(recipe_file: Path, tmp_path: Path) -> Non
     assert plans == run(recipe_file).plans
 
 
+def test_planning_trains_nothing_behind_the_last_plan(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recovery that no plan follows does not run."""
+    pytest.importorskip("peft")
+    text = recipe_file.read_text().replace("evaluate:", "  - {recover: lora, epochs: 1}\nevaluate:")
+    monkeypatch.setattr(
+        "slm_plugin.recovery.lora.LoraRecovery.recover", lambda *_: pytest.fail("trained in vain")
+    )
+    assert len(slm_plugin.plan(Recipe.parse(text))) == 2
+
+
 def test_width_then_depth_works_too(recipe_file: Path) -> None:
     """The stages may come in the other order; captures are those of the narrowed model."""
     stages = (
