@@ -87,7 +87,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     before = sorted(tmp_path.iterdir())
     call = ["slm-plugin", "analyze", str(checkpoint), "--output", str(tmp_path / "out"), *filled]
     monkeypatch.setattr(sys, "argv", call)
-    monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
+    monkeypatch.setattr(cli.computing, "quiet_libraries", lambda: None)
     with pytest.raises(SystemExit) as exited:
         cli.main()
     assert exited.value.code == 2

@@ -1,0 +1,45 @@
+"""What all commands share: the application, its common arguments, and printing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Prune language models in depth and width, from one YAML recipe.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipePath = Annotated[Path, typer.Argument(help="Recipe file (YAML).")]
+ModelName = Annotated[str, typer.Argument(help="Alias, checkpoint folder, .gguf file or Hub id.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override, as stages.0.target.ratio=0.2; repeat for more."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")]
+
+
+def print_out(renderable: Any) -> None:
+    """Print a rich renderable on standard output; wide enough for tables when it is no terminal."""
+    from rich.console import Console
+
+    out = Console(highlight=False)
+    if not out.is_terminal:
+        out = Console(highlight=False, width=140)
+    out.print(renderable)
+
+
+def quiet_libraries() -> None:
+    """Keep the progress bars and notices of the libraries underneath off the terminal."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

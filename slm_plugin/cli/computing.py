@@ -1,0 +1,141 @@
+"""Commands that compute and write: run, plan, apply, analyze."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slm_plugin.cli.app import (
+    ModelName,
+    Overrides,
+    Overwrite,
+    RecipePath,
+    app,
+    print_out,
+    quiet_libraries,
+)
+
+
+@app.command()
+def run(recipe: RecipePath, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
+    """Carry a recipe out: load, prune, evaluate, export, report."""
+    quiet_libraries()
+    from slm_plugin import pipeline
+    from slm_plugin.recipe import Recipe
+    from slm_plugin.report.terminal import summary_table
+
+    result = pipeline.run(Recipe.read(recipe, overrides or ()), overwrite=overwrite)
+    print_out(summary_table(result.report))
+    typer.echo(f"Everything lies in {result.output}")
+    for path in sorted(result.output.iterdir()):
+        typer.echo(f"  {path.name}{'/' if path.is_dir() else ''}")
+
+
+@app.command()
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Folder for the plans; default: the output with .plans.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Stop after planning: write the plans and no weights."""
+    quiet_libraries()
+    from slm_plugin import pipeline
+    from slm_plugin.files import check_free, whole_folder
+    from slm_plugin.recipe import Recipe
+    from slm_plugin.report.explain import explain
+
+    read = Recipe.read(recipe, overrides or ())
+    folder = to or read.output.with_name(read.output.name + ".plans")
+    check_free(folder, overwrite=overwrite)
+    plans = pipeline.plan(read)
+    with whole_folder(folder, overwrite=overwrite) as scratch:
+        for name, made in plans.items():
+            made.write(scratch / name)
+    for name, made in plans.items():
+        print_out(explain(made))
+        typer.echo(f"{folder / name}")
+
+
+@app.command()
+def apply(
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="Plan file (JSON).")],
+    model: Annotated[str, typer.Option(help="The model that the plan was made for.")],
+    output: Annotated[Path, typer.Option(help="Folder for the pruned checkpoint.")],
+    dtype: Annotated[
+        str, typer.Option(help="auto, float32, bfloat16 or float16; as in the plan's recipe.")
+    ] = "auto",
+    upto: Annotated[
+        int | None, typer.Option(min=1, help="Carry out only the first so many operations.")
+    ] = None,
+    memory: Annotated[
+        str, typer.Option(help="whole, or layerwise: write it without holding the model.")
+    ] = "whole",
+    overwrite: Overwrite = False,
+) -> None:
+    """Apply a plan to the model that it was made for and write the checkpoint."""
+    quiet_libraries()
+    from pydantic import ValidationError
+
+    from slm_plugin.errors import UserError
+    from slm_plugin.export.checkpoint import CheckpointExporter
+    from slm_plugin.files import check_free, whole_folder
+    from slm_plugin.models.loading import ModelSource, load
+    from slm_plugin.pruners.plan import PruningPlan
+    from slm_plugin.session import Session
+    from slm_plugin.surgery import apply as carry_out
+
+    made = PruningPlan.read(plan_file)
+    if upto is not None:
+        made = made.upto(upto)
+    check_free(output, overwrite=overwrite)
+    try:
+        source = ModelSource(id=model, dtype=dtype, memory=memory)  # type: ignore[arg-type]
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        given = {"dtype": dtype, "memory": memory}[str(wrong["loc"][0])]
+        raise UserError(f"--{wrong['loc'][0]} {given}: {wrong['msg']}") from error
+    network, tokenizer = load(source)
+    session = Session(network, tokenizer, source=model)
+    carry_out(made, session)
+    with whole_folder(output, overwrite=overwrite) as scratch:
+        record = CheckpointExporter(CheckpointExporter.Options()).export(session, scratch)
+        made.write(scratch / "plan.json")
+    typer.echo(f"{output / record.folder}")
+
+
+@app.command()
+def analyze(
+    model: ModelName,
+    output: Annotated[Path, typer.Option(help="Folder for the page and the figures.")],
+    source: Annotated[
+        str, typer.Option(help="Calibration: builtin, a text or token file, a datasets id.")
+    ] = "builtin",
+    samples: Annotated[
+        int | None, typer.Option(min=4, help="Samples to draw; default: 32, of a token file all.")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens per sample; default: 128, or the file's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draw and of the noise control.")] = 1234,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare a model's layers: CKA, cosines, block influence, norms, as a page and JSON."""
+    quiet_libraries()
+    from slm_plugin.analyze import analyze as analyze_model
+
+    analyze_model(
+        model,
+        output,
+        source=source,
+        samples=samples,
+        length=length,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    for name in ("analysis.html", "analysis.json"):
+        typer.echo(f"{output / name}")

@@ -1,0 +1,98 @@
+"""Commands that only tell: validate, schema, list, explain, inspect, doctor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slm_plugin.cli.app import (
+    AsJson,
+    ModelName,
+    Overrides,
+    RecipePath,
+    app,
+    print_out,
+    quiet_libraries,
+)
+
+
+@app.command()
+def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Check a recipe whole and load nothing."""
+    from slm_plugin.recipe import Recipe
+
+    read = Recipe.read(recipe, overrides or ())
+    stages = ", ".join(stage.name for stage in read.stages) or "no stages"
+    typer.echo(f"{recipe} is a valid recipe: {stages}; output {read.output}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from slm_plugin.recipe.schema import schema as recipe_schema
+
+    typer.echo(json.dumps(recipe_schema(), indent=2))
+
+
+@app.command("list")
+def list_components(as_json: AsJson = False) -> None:
+    """List pruners, recoveries, evaluators and exporters with their options."""
+    from slm_plugin.listing import component_table, components
+
+    found = components()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        print_out(component_table(found))
+
+
+@app.command()
+def explain(
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="Plan file (JSON).")],
+    as_json: AsJson = False,
+) -> None:
+    """Say in words and a table what a plan will do."""
+    from slm_plugin.pruners.plan import PruningPlan
+    from slm_plugin.report.explain import explain as describe
+
+    made = PruningPlan.read(plan_file)
+    if as_json:
+        typer.echo(made.to_json(), nl=False)
+    else:
+        print_out(describe(made))
+
+
+@app.command()
+def inspect(
+    model: ModelName,
+    as_json: AsJson = False,
+) -> None:
+    """Show a model's dimensions, its parameters by part, and what can be pruned."""
+    quiet_libraries()
+    from slm_plugin.listing import inspection, inspection_table
+    from slm_plugin.models.loading import ModelSource, load
+    from slm_plugin.models.view import DecoderView
+
+    network, _ = load(ModelSource(id=model, device="cpu"))
+    found = inspection(DecoderView.of(network))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        print_out(inspection_table(model, found))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Show the versions found and wanted, and what each extra needs."""
+    from slm_plugin.listing import doctor_report, doctor_table
+
+    found = doctor_report()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        print_out(doctor_table(found))
+    if found["problems"]:
+        raise typer.Exit(1)
