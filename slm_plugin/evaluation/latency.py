@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from statistics import median
+import math
+from collections.abc import Callable, Sequence
+from statistics import median, stdev
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -68,13 +69,13 @@ class Latency(Evaluator):
             time_run(model, prompt, options.new_tokens)
             for _ in track(range(options.warmup + options.repeats), "latency")
         ][options.warmup :]
-        return self._measurements(
-            median(first for first, _ in runs), median(steps for _, steps in runs), model
-        )
+        reading, writing = zip(*runs, strict=True)
+        return self._measurements(reading, writing, model)
 
     def _measurements(
-        self, reading: float, writing: float, model: PreTrainedModel
+        self, reading: Sequence[float], writing: Sequence[float], model: PreTrainedModel
     ) -> list[Measurement]:
+        """The figures of the median run, with the standard error that the repeats leave."""
         options = self.options
         protocol = (
             f"batch {options.batch_size}, random prompt of {options.prompt_tokens} tokens, "
@@ -84,10 +85,15 @@ class Latency(Evaluator):
         read = options.batch_size * options.prompt_tokens
         written = options.batch_size * options.new_tokens
         figures = (
-            ("prefill speed", read / reading, "tokens/s"),
-            ("prefill time", 1000 * reading, "ms"),
-            ("decode speed", written / writing, "tokens/s"),
-            ("decode time per step", 1000 * writing / options.new_tokens, "ms"),
+            ("prefill speed", read / median(reading), "tokens/s", _spread(reading)),
+            ("prefill time", 1000 * median(reading), "ms", _spread(reading)),
+            ("decode speed", written / median(writing), "tokens/s", _spread(writing)),
+            (
+                "decode time per step",
+                1000 * median(writing) / options.new_tokens,
+                "ms",
+                _spread(writing),
+            ),
         )
         return [
             Measurement(
@@ -96,9 +102,17 @@ class Latency(Evaluator):
                 unit=unit,
                 protocol=protocol,
                 better="lower" if unit == "ms" else "higher",
+                stderr=None if spread is None else value * spread,
             )
-            for name, value, unit in figures
+            for name, value, unit, spread in figures
         ]
+
+
+def _spread(seconds: Sequence[float]) -> float | None:
+    """Standard error of the repeats as a share of their median: a busy machine shows in it."""
+    if len(seconds) < 2:
+        return None
+    return stdev(seconds) / math.sqrt(len(seconds)) / median(seconds)
 
 
 @torch.inference_mode()

@@ -109,3 +109,18 @@ def test_room_is_the_model_s_positions(session: Session) -> None:
     measure(session, prompt_tokens=254, new_tokens=2, repeats=1, warmup=0)
     with pytest.raises(UserError, match="needs 257 positions and the model has 256"):
         measure(session, prompt_tokens=255, new_tokens=2, repeats=1, warmup=0)
+
+
+def test_repeats_that_differ_show_as_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The standard error is that of the timed repeats, warm-up left out; one repeat has none."""
+    seconds = iter([(9.0, 9.0), (1.0, 2.0), (2.0, 2.0), (3.0, 2.0)] * 2)
+    monkeypatch.setattr(latency, "time_run", lambda *_: next(seconds))
+    session = Session(make_model())
+    options = LatencyOptions(prompt_tokens=4, new_tokens=2, repeats=3, warmup=1)
+    found = {m.name: m for m in Latency(options).measure(session)}
+    assert found["prefill time"].value == pytest.approx(2000)
+    assert found["prefill time"].stderr == pytest.approx(1000 / 3**0.5)
+    assert found["prefill speed"].stderr == pytest.approx(2 / 3**0.5 / 2)
+    assert found["decode time per step"].stderr == 0
+    once = LatencyOptions(prompt_tokens=4, new_tokens=2, repeats=1, warmup=1)
+    assert all(m.stderr is None for m in Latency(once).measure(session))
