@@ -1,6 +1,6 @@
 """The unreasonable ineffectiveness of the deeper layers: drop the block that turns least.
 
-Source: Gromov et al. (arXiv 2403.17887), section 3.2.
+Source: Gromov et al. (arXiv 2403.17887), the layer-pruning algorithm.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class AngularDistance(BetweenEnds):
         wanted = self.wanted(session)
         states = last_token_states(session.view, session.captured())
         scores = block_distances(states, wanted)
-        # A block goes by its lowest layer: as many places as an eligible layer of a model has that
-        # is one layer less than the block shorter.
+        # Seen as one layer, the block has as many places as a layer of a model that is that much
+        # shorter, and the same protected ends.
         (start,) = lowest(scores, 1, self.eligible(len(scores)))
         block = tuple(range(start, start + wanted))
         meaning = f"angular distance over {wanted} layers, 0 to 1, by the lowest of them"

@@ -1,7 +1,7 @@
 """Drop the deepest layers but the last one.
 
-Source: Gromov et al. (arXiv 2403.17887), section 4.4: a heuristic that needs no data and is poor
-until the model is healed.
+Source: Gromov et al. (arXiv 2403.17887), the simple heuristic: it needs no data and is poor until
+the model is healed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Shortened LLaMA: score every layer once, by one of three scores, and drop the lowest.
 
-Source: Shortened LLaMA (arXiv 2402.02834), section 3, and its released code.
+Source: Shortened LLaMA (arXiv 2402.02834) and its released code.
 """
 
 from __future__ import annotations

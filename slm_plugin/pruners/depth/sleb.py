@@ -1,6 +1,6 @@
 """SLEB: drop the layer that the model misses least, measure anew, and again.
 
-Source: SLEB (arXiv 2402.09025), algorithm 1, with its third metric.
+Source: SLEB (arXiv 2402.09025), with its third metric: the loss of the model as it then is.
 """
 
 from __future__ import annotations
