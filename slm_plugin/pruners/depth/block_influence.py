@@ -1,7 +1,7 @@
 """ShortGPT: drop the layers that turn the hidden state least.
 
-Source: ShortGPT (arXiv 2403.03853). The layers are scored once, on the whole model: what
-one layer is worth after another has gone is not looked at.
+Source: ShortGPT (arXiv 2403.03853). The layers are scored once, on the whole model: what one layer
+is worth after another has gone is not looked at.
 """
 
 from __future__ import annotations
