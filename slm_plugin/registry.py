@@ -101,6 +101,11 @@ class Registry(Generic[T]):
 pruners: Registry[Pruner] = Registry(
     "pruner",
     {
+        "angular": "slm_plugin.pruners.depth.angular",
+        "block_influence": "slm_plugin.pruners.depth.block_influence",
+        "deepest": "slm_plugin.pruners.depth.deepest",
+        "shortened": "slm_plugin.pruners.depth.shortened",
+        "sleb": "slm_plugin.pruners.depth.sleb",
         "slm": "slm_plugin.pruners.depth.slm",
         "torch_pruning": "slm_plugin.pruners.width.torch_pruning",
     },

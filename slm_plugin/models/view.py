@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from pydantic import BaseModel, ConfigDict
-from torch import nn
+from torch import Tensor, nn
 
 from slm_plugin.errors import UnsupportedModelError
 
@@ -174,6 +174,16 @@ def projections(layer: nn.Module) -> dict[str, nn.Linear]:
         for name in names:
             found[name] = layer.get_submodule(f"{block}.{name}")  # type: ignore[assignment]
     return found
+
+
+def projection_weights(layer: nn.Module) -> dict[str, Tensor]:
+    """The weights of a layer's seven linear maps, by their short names."""
+    return {name: linear.weight for name, linear in projections(layer).items()}
+
+
+def layer_weights(layer: nn.Module) -> dict[str, Tensor]:
+    """Every weight of a layer, the gains of norms too but no bias, by its name in the layer."""
+    return {n: p for n, p in layer.named_parameters() if n.rpartition(".")[2] == "weight"}
 
 
 def layer_lists(config: PretrainedConfig) -> Iterator[tuple[str, list[object]]]:

@@ -94,3 +94,24 @@ def layers_to_remove(target: Target, original: Dimensions, current: Dimensions) 
             f"ratio {(current.layers - 1) * share:.2f}",
         )
     return wanted
+
+
+def refuse_beyond(target: Target, wanted: int, most: int, layers: int, protection: str) -> None:
+    """Refuse to remove more layers than protection leaves.
+
+    Args:
+        target: What was asked for.
+        wanted: Layers that it means.
+        most: Layers that can go.
+        layers: Layers of the model.
+        protection: What keeps the others, in words.
+
+    Raises:
+        TargetError: More layers are wanted than can go.
+    """
+    if wanted > most:
+        raise TargetError(
+            f"the target ({target.describe()}) means {wanted} layers; with {protection} "
+            f"at most {most} of {layers} can go",
+            hint="lower the target or the protection",
+        )

@@ -35,6 +35,11 @@ class MergeLayers(_Data):
     rule: str = "telescoped"
     weights_only: bool = False
 
+    @property
+    def layers_removed(self) -> int:
+        """Layers that go."""
+        return self.last - self.first
+
     @model_validator(mode="after")
     def _a_run(self) -> Self:
         if self.last <= self.first:
@@ -47,6 +52,11 @@ class DropLayers(_Data):
 
     op: Literal["drop_layers"] = "drop_layers"
     indices: Indices
+
+    @property
+    def layers_removed(self) -> int:
+        """Layers that go."""
+        return len(self.indices)
 
 
 class KeepChannels(_Data):
@@ -71,7 +81,7 @@ Operation = Annotated[
 
 
 class Trial(_Data):
-    """One candidate that a depth strategy evaluated.
+    """One candidate that a depth strategy evaluated: layers merged into one, or dropped.
 
     ``committed`` holds the windows that were merged already when the trial was made. The
     similarity is the criterion's mean over the calibration samples; ``samples`` says how many of
@@ -92,6 +102,16 @@ class UnitScores(_Data):
 
     layer: Index
     unit: Literal["mlp_channel", "kv_group"]
+    scores: tuple[float, ...]
+
+
+class LayerScores(_Data):
+    """What a depth strategy says of every layer, or of every block by its lowest layer.
+
+    The lowest go first, among those that the strategy may take.
+    """
+
+    meaning: str
     scores: tuple[float, ...]
 
 
@@ -117,6 +137,7 @@ class PruningPlan(_Data):
     trials: tuple[Trial, ...] = ()
     explored: tuple[Trial, ...] = ()
     scores: tuple[UnitScores, ...] = ()
+    layer_scores: LayerScores | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -148,11 +169,7 @@ class PruningPlan(_Data):
                 hint="`slm-plugin explain` shows them",
             )
         kept = self.operations[:count]
-        gone = sum(
-            op.last - op.first if isinstance(op, MergeLayers) else len(op.indices)
-            for op in kept
-            if isinstance(op, MergeLayers | DropLayers)
-        )
+        gone = sum(op.layers_removed for op in kept if isinstance(op, MergeLayers | DropLayers))
         note = f"cut to the first {count} of {len(self.operations)} operations"
         return self.model_copy(
             update={

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from slm_plugin.pruners.depth.runs import DROP
 from slm_plugin.pruners.plan import (
     DropLayers,
     KeepChannels,
@@ -35,8 +36,9 @@ def kept_groups(plan: PruningPlan) -> dict[int, tuple[int, ...]]:
 
 
 def final_trials(plan: PruningPlan) -> set[int]:
-    """Positions of the trials whose windows the plan merges: the last accepted one of each."""
+    """Positions of the trials that the plan carries out: the last accepted one of each window."""
     windows = {(op.first, op.last) for op in plan.operations if isinstance(op, MergeLayers)}
+    windows |= {(i, i) for op in plan.operations if isinstance(op, DropLayers) for i in op.indices}
     last = {
         (trial.first, trial.last): position
         for position, trial in enumerate(plan.trials)
@@ -47,5 +49,7 @@ def final_trials(plan: PruningPlan) -> set[int]:
 
 def layers_left(plan: PruningPlan, trial: Trial) -> int:
     """Layers of the model that a trial evaluated."""
-    merged = [*trial.committed, (trial.first, trial.last)]
-    return plan.before.layers - sum(last - first for first, last in merged)
+    windows = [*trial.committed, (trial.first, trial.last)]
+    # A strategy merges or drops: what it did before was of the same kind.
+    stays = 0 if trial.rule == DROP else 1
+    return plan.before.layers - sum(last - first + 1 - stays for first, last in windows)

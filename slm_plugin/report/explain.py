@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from slm_plugin.pruners.plan import DropLayers, MergeLayers, PruningPlan
+from slm_plugin.pruners.plan import DropLayers, LayerScores, MergeLayers, PruningPlan
 from slm_plugin.report import comparison, quantities
 from slm_plugin.report.consequences import (
     destinations,
@@ -39,6 +39,8 @@ def explain(plan: PruningPlan) -> Explanation:
     parts = [_origin(plan), _effect(plan)]
     if plan.trials:
         parts.append(_search(plan))
+    if plan.layer_scores is not None:
+        parts.append(_scores(plan.layer_scores))
     for heading, lines in (("Notes", plan.notes), ("Warnings", plan.warnings)):
         if lines:
             parts.append("\n".join([f"{heading}:", *(f"  - {line}" for line in lines)]))
@@ -86,6 +88,14 @@ def _search(plan: PruningPlan) -> str:
     )
 
 
+def _scores(layers: LayerScores) -> str:
+    """All scores, lowest first: also those of layers that were protected."""
+    scores = layers.scores
+    order = sorted(range(len(scores)), key=scores.__getitem__)
+    listed = ", ".join(f"{index} ({scores[index]:.4g})" for index in order)
+    return f"Scores, lowest first, by layer: {listed}.\nA score is the {layers.meaning}."
+
+
 def _layer_table(plan: PruningPlan) -> Table:
     table = Table(title="Layers", title_justify="left")
     for heading in ("operation", "layers", "becomes", "layers removed", "similarity"):
@@ -109,7 +119,9 @@ def _layer_table(plan: PruningPlan) -> Table:
             )
         elif isinstance(op, DropLayers):
             gone = quantities.spans(op.indices)
-            table.add_row(Text("drop"), gone, "", str(len(op.indices)), "")
+            alone = (op.indices[0], op.indices[-1])
+            found = similarity.get(alone, "") if len(op.indices) == 1 else ""
+            table.add_row(Text("drop"), gone, "", str(len(op.indices)), found)
     return table
 
 

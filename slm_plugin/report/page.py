@@ -12,6 +12,7 @@ from slm_plugin.models.view import Dimensions
 from slm_plugin.pruners.plan import PruningPlan
 from slm_plugin.report import comparison, pictures, quantities
 from slm_plugin.report.environment import environment
+from slm_plugin.report.pictures.walks import done
 from slm_plugin.report.record import RunReport, StageRecord
 from slm_plugin.report.usage import recipe_yaml, snippets
 
@@ -109,6 +110,7 @@ def stage_pictures(record: StageRecord, plan: PruningPlan | None) -> tuple[Pictu
 
 
 def _depth(plan: PruningPlan, name: str) -> list[Picture | None]:
+    drops = any(done(trial) == "dropped" for trial in plan.trials)
     return [
         picture(
             "Which layer went where",
@@ -116,13 +118,13 @@ def _depth(plan: PruningPlan, name: str) -> list[Picture | None]:
             lambda: pictures.fates(plan, f"{name}-fates"),
         ),
         picture(
-            "The walk of the window",
-            "Every row is one trial, in order: the layers that it would merge into one, and how "
-            "similar the model stays.",
+            "The trials" if drops else "The walk of the window",
+            "Every row is one trial, in order: the layers that it would merge into one, or drop, "
+            "and how similar the model stays.",
             lambda: pictures.walk(plan, f"{name}-walk"),
         ),
         picture(
-            "The cost of merging",
+            "The cost of dropping" if drops else "The cost of merging",
             "Similarity of every trial, and the layers that the model would have left.",
             lambda: pictures.similarities(plan, f"{name}-similarities"),
         ),

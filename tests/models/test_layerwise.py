@@ -23,6 +23,7 @@ from slm_plugin.pruners.depth.runs import Run
 from slm_plugin.pruners.depth.slm import SlidingLayerMerging, SlmOptions
 from slm_plugin.pruners.depth.trials import Trials
 from slm_plugin.pruners.plan import DropLayers, MergeLayers
+from slm_plugin.registry import pruners
 from slm_plugin.session import Session
 from slm_plugin.surgery import apply
 from slm_plugin.surgery.layers import apply_layers
@@ -86,6 +87,20 @@ def test_every_criterion_and_search_streams(
         found.append(SlidingLayerMerging(SlmOptions(**options), target).plan(session))  # type: ignore[arg-type]
     assert found[0].to_json() == found[1].to_json()
     assert found[0].operations
+
+
+@pytest.mark.parametrize("name", ["block_influence", "angular", "deepest", "sleb"])
+def test_strategies_that_drop_layers_stream(tmp_path: Path, name: str) -> None:
+    """Same plan, scores and trials to the last digit, and the same model behind it."""
+    folder = saved(tmp_path, num_hidden_layers=8)
+    kind = pruners.get(name)
+    found = []
+    for model in both(folder):
+        session = Session(model, calibration=random_tokens(5, 16), batch_tokens=40)
+        plan = kind(kind.Options(), Target(layers_removed=3)).plan(session)
+        apply(plan, session)
+        found.append((plan.to_json(), session.fingerprint()))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("rule", RULES)

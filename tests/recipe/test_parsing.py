@@ -113,6 +113,51 @@ def test_a_recipe_that_reads_only_weights_needs_no_calibration() -> None:
     assert Recipe.parse(text).calibration is None
 
 
+DROPPING = """\
+version: 1
+model: {id: smollm2-135m}
+calibration: {source: builtin, samples: 4, length: 32}
+stages:
+  - {prune: block_influence, target: {layers_removed: 2}, protect_last: 1}
+  - {prune: angular, target: {ratio: 0.1}, protect_first: 2}
+  - {prune: deepest, target: {parameters: 100M}}
+  - {prune: sleb, target: {layers_removed: 2}, criterion: logit_kl}
+  - {prune: shortened, target: {layers_removed: 2}, score: taylor, keep_list: false}
+output: OUTPUT
+"""
+
+
+def test_strategies_that_drop_layers_are_known() -> None:
+    """Each with every kind of target but a threshold, and its own options."""
+    stages = Recipe.parse(DROPPING).stages
+    names = ["block_influence", "angular", "deepest", "sleb", "shortened"]
+    assert [stage.name for stage in stages] == names
+    assert stages[3].options.protect_first == stages[3].options.protect_last == 1
+    assert [stage.needs_calibration for stage in stages] == [True, True, False, True, True]
+    with pytest.raises(RecipeError, match="sleb takes no target of kind 'threshold'"):
+        Recipe.parse(DROPPING, overrides=["stages.3.target={threshold: 0.5}"])
+    with pytest.raises(RecipeError, match="did you mean 'keep_list'"):
+        Recipe.parse(DROPPING.replace("keep_list", "keeplist"))
+
+
+def test_layerwise_takes_dropping_but_for_gradients() -> None:
+    """All strategies that only run layers stream; `shortened` reads weights and does not."""
+    layerwise = DROPPING.replace("smollm2-135m", "smollm2-135m, memory: layerwise")
+    with pytest.raises(RecipeError, match=r"stages\.4: 'shortened' needs") as caught:
+        Recipe.parse(layerwise)
+    assert len(caught.value.message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("score", ["deepest", "shortened"])
+def test_dropping_by_weights_or_depth_needs_no_calibration(score: str) -> None:
+    """Deepest reads nothing, magnitude only the weights."""
+    stage = "{prune: deepest, target: {layers_removed: 1}}"
+    if score == "shortened":
+        stage = "{prune: shortened, target: {layers_removed: 1}, score: magnitude}"
+    text = f"version: 1\nmodel: {{id: smollm2-135m}}\nstages:\n  - {stage}\noutput: OUTPUT\n"
+    assert Recipe.parse(text).calibration is None
+
+
 def test_missing_extras_are_told_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stage whose packages are not installed is refused with the install command."""
     from slm_plugin import extras

@@ -107,6 +107,29 @@ def dropping_plan() -> PruningPlan:
     )
 
 
+def searching_plan() -> PruningPlan:
+    """Layers 20 and 9 were dropped one after the other, each after a trial."""
+    trials = (
+        Trial(first=20, last=20, rule="drop", similarity=-0.12, accepted=True),
+        Trial(
+            first=9,
+            last=9,
+            rule="drop",
+            committed=((20, 20),),
+            similarity=-0.31,
+            accepted=True,
+        ),
+    )
+    return depth_plan(
+        pruner="sleb",
+        operations=(DropLayers(indices=(20,)), DropLayers(indices=(9,))),
+        target=Target(layers_removed=2),
+        after=ORIGINAL.without_layers(2),
+        trials=trials,
+        threshold=None,
+    )
+
+
 @cache
 def width_plan(layers: int = SHALLOW.layers) -> PruningPlan:
     """Layers lose 176 of 1536 MLP channels and one of three KV groups each.

@@ -72,3 +72,10 @@ def test_kept_units_are_read_by_layer() -> None:
     assert {k: len(v) for k, v in consequences.kept_groups(plan).items()} == dict.fromkeys(
         range(27), 2
     )
+
+
+def test_dropped_layers_count_once_each() -> None:
+    """A trial that drops a layer leaves one less, and the plan's drops are its final trials."""
+    plan = sample_plans.searching_plan()
+    assert [consequences.layers_left(plan, trial) for trial in plan.trials] == [29, 28]
+    assert consequences.final_trials(plan) == {0, 1}

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from slm_plugin.pruners.plan import KeepChannels, PruningPlan
+from slm_plugin.pruners.plan import KeepChannels, LayerScores, PruningPlan
 from slm_plugin.report.explain import explain
 from tests.report import sample_plans, samples
 
@@ -37,6 +37,23 @@ def test_every_merge_and_drop_is_told() -> None:
         ["merge, rule telescoped", "24-26", "layer 23", "2", "0.9311"],
         ["merge, rule telescoped", "17-18", "layer 17", "1", "0.9158"],
     ]
+
+
+def test_dropped_layers_are_told_with_their_trial() -> None:
+    """One row a layer, with the similarity that the model had without it."""
+    assert rows(printed(sample_plans.searching_plan())) == [
+        ["drop", "20", "", "1", "-0.1200"],
+        ["drop", "9", "", "1", "-0.3100"],
+    ]
+
+
+def test_scores_are_listed_lowest_first() -> None:
+    """Every layer with its score, and what a score is."""
+    scores = LayerScores(meaning="share of nothing", scores=(0.5, 0.25, 0.75))
+    plan = sample_plans.dropping_plan().model_copy(update={"layer_scores": scores})
+    text = " ".join(printed(plan).split())
+    assert "Scores, lowest first, by layer: 1 (0.25), 0 (0.5), 2 (0.75)." in text
+    assert "A score is the share of nothing." in text
 
 
 def test_every_layer_with_what_it_keeps_is_told() -> None:

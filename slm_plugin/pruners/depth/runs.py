@@ -1,4 +1,4 @@
-"""Runs of layers that merge, and what a trial of one gave: the words that searches share."""
+"""Runs of layers that merge or go, and what a trial of one gave: the words of all searches."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from typing import NamedTuple, Protocol
 
 from slm_plugin.pruners.plan import Trial
 
+# In the place of a merge rule: nothing takes the place of the run.
+DROP = "drop"
+
 
 class Run(NamedTuple):
-    """Layers first..last of the original model, merged into one; see `plan.MergeLayers`."""
+    """Layers first..last of the original model, merged into one; see `plan.MergeLayers`.
+
+    With the rule `DROP` they go altogether.
+    """
 
     first: int
     last: int
@@ -19,7 +25,7 @@ class Run(NamedTuple):
     @property
     def removed(self) -> int:
         """Layers that the run takes away."""
-        return self.last - self.first
+        return self.last - self.first + (self.rule == DROP)
 
 
 Runs = tuple[Run, ...]
@@ -123,5 +129,5 @@ class Found:
 
 
 def removed(runs: Runs) -> int:
-    """Layers that merging these runs takes away."""
+    """Layers that these runs take away."""
     return sum(run.removed for run in runs)

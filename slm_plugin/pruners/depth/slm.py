@@ -13,18 +13,16 @@ from pydantic import AfterValidator, Field, model_validator
 
 from slm_plugin.errors import TargetError, UnsupportedModelError
 from slm_plugin.models.view import Dimensions
-from slm_plugin.progress import counting, say
 from slm_plugin.pruners import base
 from slm_plugin.pruners.depth.best_first import best_first
 from slm_plugin.pruners.depth.budgeted import budgeted
 from slm_plugin.pruners.depth.criteria import CRITERIA
-from slm_plugin.pruners.depth.journal import journal_of
+from slm_plugin.pruners.depth.decision import depth_plan
 from slm_plugin.pruners.depth.merge_rules import check_rule
 from slm_plugin.pruners.depth.runs import Found
 from slm_plugin.pruners.depth.sliding import WalkRules, walk, walk_to_size
-from slm_plugin.pruners.depth.trials import Trials
+from slm_plugin.pruners.depth.trials import Trials, trials_of
 from slm_plugin.pruners.plan import MergeLayers, PruningPlan
-from slm_plugin.pruners.portability import portability
 from slm_plugin.registry import register_pruner
 from slm_plugin.session import Session
 
@@ -141,13 +139,8 @@ class SlidingLayerMerging(base.Pruner):
                 hint="give a threshold or drop `compatibility: released`",
             )
         wanted = base.layers_to_remove(self.target, original, current)
-        if wanted > rules.most:
-            raise TargetError(
-                f"the target ({self.target.describe()}) means {wanted} layers; with "
-                f"protect_first {rules.protect_first} and protect_last {rules.protect_last} "
-                f"at most {rules.most} of {rules.layers} can go",
-                hint="lower the target or the protection",
-            )
+        protection = f"protect_first {rules.protect_first} and protect_last {rules.protect_last}"
+        base.refuse_beyond(self.target, wanted, rules.most, rules.layers, protection)
 
     def plan(self, session: Session) -> PruningPlan:
         """Search, and write down which runs of layers merge.
@@ -167,39 +160,28 @@ class SlidingLayerMerging(base.Pruner):
                 hint="slm merges only layers of one kind",
             )
         options = self.options
-        journal = journal_of(session, options.criterion)
-        if journal.read_from_disk:
-            say(f"  {journal.read_from_disk} trials known from {journal.path}")
-        with counting("slm: trials") as count:
-            trials = Trials(
-                session,
-                options.criterion,
-                options.merge_rule,
-                weights_only=options.weights_only,
-                count=count,
-                journal=journal,
-            )
+        with trials_of(
+            session,
+            self.name,
+            options.criterion,
+            options.merge_rule,
+            weights_only=options.weights_only,
+        ) as trials:
             found = self._search(session, before, trials)
-        after = before.without_layers(found.removed)
-        return PruningPlan(
-            pruner=self.name,
-            kind=self.kind,
-            options=options.model_dump(),
-            target=self.target,
-            fingerprint=session.fingerprint(),
-            before=before,
-            after=after,
-            operations=tuple(
-                MergeLayers(
-                    first=run.first, last=run.last, rule=run.rule, weights_only=run.weights_only
-                )
-                for run in found.runs
-            ),
+        operations = [
+            MergeLayers(
+                first=run.first, last=run.last, rule=run.rule, weights_only=run.weights_only
+            )
+            for run in found.runs
+        ]
+        return depth_plan(
+            self,
+            session,
+            operations,
+            self._notes(found),
             threshold=found.threshold,
             trials=found.trials,
             explored=tuple(trials.others(found)),
-            notes=self._notes(session.original, before, found),
-            warnings=portability(before, after, view.config),
         )
 
     def _rules(self, layers: int) -> WalkRules:
@@ -230,15 +212,12 @@ class SlidingLayerMerging(base.Pruner):
             return budgeted(rules, trials, wanted, trials.same)
         return walk_to_size(rules, wanted, trials, trials.greatest)
 
-    def _notes(self, original: Dimensions, before: Dimensions, found: Found) -> tuple[str, ...]:
+    def _notes(self, found: Found) -> tuple[str, ...]:
         """What a reader of the plan should know of the decision."""
         if not found.runs:
             return ("no run of layers merges",)
-        share = found.removed * before.layer_parameters / original.parameters
-        count = "1 layer is" if found.removed == 1 else f"{found.removed} layers are"
         meaning = CRITERIA[self.options.criterion].meaning
         return (
-            f"{count} {share:.2%} of the original parameters",
             f"similarity: {meaning}, mean over the calibration samples",
             *found.notes,
         )

@@ -1,15 +1,17 @@
-"""Trials: what a criterion says of the model with some runs of layers merged, without a copy.
+"""Trials: what a criterion says of the model with some runs of layers merged or dropped.
 
-Layers below the lowest run are still the original ones, so their captured outputs serve every
-trial: only the merged layer, the layers above it and the final norm run. No logits are made unless
-the criterion is about them, and no trial is made twice.
+Nothing is copied. Layers below the lowest run are still the original ones, so their captured
+outputs serve every trial: only the merged layer, the layers above it and the final norm run. No
+logits are made unless the criterion is about them, and no trial is made twice.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +20,50 @@ from slm_plugin.calibration.captures import run_batches
 from slm_plugin.calibration.spool import Spool
 from slm_plugin.errors import NumericalError
 from slm_plugin.models.streaming import is_streamed
+from slm_plugin.progress import counting, say
 from slm_plugin.pruners.depth.criteria import CRITERIA, Prepared
 from slm_plugin.pruners.depth.influence import block_influence
-from slm_plugin.pruners.depth.journal import Journal
+from slm_plugin.pruners.depth.journal import Journal, journal_of
 from slm_plugin.pruners.depth.merge_rules import candidates, merged_layer
-from slm_plugin.pruners.depth.runs import Found, Measured, Run, Runs
+from slm_plugin.pruners.depth.runs import DROP, Found, Measured, Run, Runs
 from slm_plugin.pruners.plan import Trial
 from slm_plugin.session import Session
 
 
+@contextmanager
+def trials_of(
+    session: Session, name: str, criterion: str, rule: str, *, weights_only: bool = False
+) -> Iterator[Trials]:
+    """Trials that are counted aloud and kept in the session's journal.
+
+    Args:
+        session: Gives the layers and what they see.
+        name: The strategy, for the one who waits.
+        criterion: Name of one of `criteria.CRITERIA`.
+        rule: The merge rule, as a recipe names it, or `runs.DROP`.
+        weights_only: See `plan.MergeLayers`.
+
+    Raises:
+        OutputError: The journal cannot be written.
+    """
+    journal = journal_of(session, criterion)
+    if journal.read_from_disk:
+        say(f"  {journal.read_from_disk} trials known from {journal.path}")
+    with counting(f"{name}: trials") as count:
+        yield Trials(
+            session, criterion, rule, weights_only=weights_only, count=count, journal=journal
+        )
+
+
+class _Gone(nn.Module):
+    """Stands in for layers that are dropped: what reaches it passes through."""
+
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        return hidden_states
+
+
 class Trials:
-    """Evaluates merges on the captured calibration set; a `runs.Measure`.
+    """Evaluates merges and drops on the captured calibration set; a `runs.Measure`.
 
     Attributes:
         greatest: No trial's value is greater.
@@ -37,7 +72,7 @@ class Trials:
     Args:
         session: Gives the layers and what they see.
         criterion: Name of one of `criteria.CRITERIA`.
-        rule: The merge rule, as a recipe names it.
+        rule: The merge rule, as a recipe names it, or `runs.DROP`.
         weights_only: See `plan.MergeLayers`.
         count: Called for every trial that is made.
         journal: Where the values are kept.
@@ -82,7 +117,7 @@ class Trials:
         base: Runs = (),
         hopeless_at: float | None = None,
     ) -> Measured:
-        """Try to merge one more run; see `runs.Measure`.
+        """Try to merge or drop one more run; see `runs.Measure`.
 
         Raises:
             NumericalError: A value is NaN.
@@ -92,7 +127,7 @@ class Trials:
         for rule in candidates(self._rule, first, last, lambda: self._influences):
             run = Run(first, last, rule, self._weights_only)
             # A window of one layer merges nothing.
-            runs = tuple(sorted((run, *rest) if first < last else rest))
+            runs = tuple(sorted((run, *rest) if run.removed else rest))
             found.append(Measured(run, *self._value(runs, base, max(bars, default=None))))
             if found[-1].samples is None:
                 bars.append(found[-1].value)
@@ -186,6 +221,8 @@ class Trials:
             index = run.last + 1 if run else index + 1
 
     def _merge(self, run: Run) -> nn.Module:
+        if run.rule == DROP:
+            return _Gone()
         layers = list(self._view.layers)[run.first : run.last + 1]
         return merged_layer(run.rule, layers, weights_only=run.weights_only)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from slm_plugin.calibration.captures import split
 from slm_plugin.errors import NumericalError
-from slm_plugin.models.view import DecoderView, projections
+from slm_plugin.models.view import DecoderView, projection_weights
 
 # A backward pass holds every layer's activations; a forward pass holds one layer's at a time.
 BACKWARD_TOKENS = 512
@@ -36,7 +36,11 @@ def only_trainable(model: nn.Module, parameters: Iterable[Tensor]) -> Iterator[N
             parameter.grad = grad
 
 
-def loss_gradients(view: DecoderView, batches: Iterable[Tensor]) -> list[dict[str, Tensor]]:
+def loss_gradients(
+    view: DecoderView,
+    batches: Iterable[Tensor],
+    weights_of: Callable[[nn.Module], dict[str, Tensor]] = projection_weights,
+) -> list[dict[str, Tensor]]:
     """Gradient of the mean next-token cross entropy over all batches.
 
     Each weight's gradient moves into its float32 sum as soon as it exists, so that one set of
@@ -45,14 +49,15 @@ def loss_gradients(view: DecoderView, batches: Iterable[Tensor]) -> list[dict[st
     Args:
         view: The model.
         batches: Token ids, each ``(samples, length)`` with the same length.
+        weights_of: The weights of a layer that are asked for, by name.
 
     Returns:
-        For every layer, by projection, the gradient of the weight in the weight's shape, float32.
+        For every layer, by name, the gradient of the weight in the weight's shape, float32.
 
     Raises:
         NumericalError: The loss is NaN or infinite.
     """
-    weights = [{n: m.weight for n, m in projections(layer).items()} for layer in view.layers]
+    weights = [weights_of(layer) for layer in view.layers]
     flat = [weight for layer in weights for weight in layer.values()]
     sums = {id(weight): torch.zeros_like(weight, dtype=torch.float32) for weight in flat}
     samples = 0

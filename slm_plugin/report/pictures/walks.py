@@ -1,11 +1,13 @@
-"""Pictures of a depth strategy's search: the walk of the window and what merging costs."""
+"""Pictures of a depth strategy's search: its trials in order and what each would cost."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
+from slm_plugin.pruners.depth.runs import DROP
 from slm_plugin.pruners.plan import PruningPlan, Trial
+from slm_plugin.report import quantities
 from slm_plugin.report.consequences import final_trials, layers_left
 from slm_plugin.report.pictures import canvas
 
@@ -27,7 +29,7 @@ _REJECTED: canvas.Look = {
 
 
 def walk(plan: PruningPlan, name: str = "walk") -> str:
-    """The window's walk: a row a trial, a bar over the layers it would merge, its similarity.
+    """The window's walk: a row a trial, a bar over its layers, its similarity.
 
     Args:
         plan: A depth plan.
@@ -58,7 +60,7 @@ def walk(plan: PruningPlan, name: str = "walk") -> str:
         bars.set_ylabel("trial")
         bars.yaxis.set_label_coords(-0.07, 0.5)
         canvas.whole_numbers(bars.xaxis)
-        _legend(bars, bool(final), any(trial.committed for trial in trials))
+        _legend(bars, done(trials[0]), bool(final), any(trial.committed for trial in trials))
         _similarity_column(sheet.axes(6.55, 0.45, 0.85, 0.55), plan, final)
     return sheet.svg
 
@@ -73,7 +75,12 @@ def _rows(axes: Axes, count: int) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _legend(axes: Axes, final: bool, committed: bool) -> None:
+def done(trial: Trial) -> str:
+    """What a trial does to its layers, in one word."""
+    return "dropped" if trial.rule == DROP else "merged"
+
+
+def _legend(axes: Axes, done: str, final: bool, committed: bool) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -82,9 +89,9 @@ def _legend(axes: Axes, final: bool, committed: bool) -> None:
         Patch(label="accepted", **_ACCEPTED),
     ]
     if final:
-        entries.append(Patch(label="accepted, merged by the plan", **_FINAL))
+        entries.append(Patch(label=f"accepted, {done} by the plan", **_FINAL))
     if committed:
-        entries.append(Line2D([], [], label="merged before", **_MERGED))
+        entries.append(Line2D([], [], label=f"{done} before", **_MERGED))
     axes.legend(
         handles=entries,
         loc="lower left",
@@ -146,7 +153,7 @@ def _limits(plan: PruningPlan) -> tuple[float, float]:
 
 
 def similarities(plan: PruningPlan, name: str = "similarities") -> str:
-    """What merging costs: the similarity of every trial, above the layers it would leave.
+    """What it costs: the similarity of every trial, above the layers it would leave.
 
     Args:
         plan: A depth plan.
@@ -190,7 +197,7 @@ def similarities(plan: PruningPlan, name: str = "similarities") -> str:
 
 def _note_window(axes: Axes, number: int, trial: Trial, *, leftwards: bool) -> None:
     axes.annotate(
-        f"merged {trial.first}\N{EN DASH}{trial.last}",
+        f"{done(trial)} {quantities.spans(range(trial.first, trial.last + 1))}",
         (number, trial.similarity),
         xytext=(-7 if leftwards else 7, 3),
         textcoords="offset points",

@@ -93,6 +93,15 @@ def test_a_plan_without_trials_has_no_walk() -> None:
     assert walk(plan) == similarities(plan) == ""
 
 
+def test_dropped_layers_are_not_called_merged() -> None:
+    """A search that drops layers says so in its legend and beside its points."""
+    plan = sample_plans.searching_plan()
+    bars, costs = words(walk(plan)), words(similarities(plan))
+    assert "accepted, dropped by the plan" in bars and "dropped before" in bars
+    assert {"dropped 20", "dropped 9"} <= set(costs)
+    assert not any("merged" in text for text in (*bars, *costs))
+
+
 def trials_of(*values: float) -> PruningPlan:
     """A plan whose trials had these similarities, without a threshold."""
     trials = [

@@ -1,0 +1,113 @@
+"""The unreasonable ineffectiveness of the deeper layers: drop the block that turns least.
+
+Source: Gromov et al. (arXiv 2403.17887), the layer-pruning algorithm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from slm_plugin.calibration.captures import Batch
+from slm_plugin.models.view import DecoderView
+from slm_plugin.pruners.depth.decision import depth_plan
+from slm_plugin.pruners.depth.dropping import BetweenEnds, lowest
+from slm_plugin.pruners.depth.influence import layer_states
+from slm_plugin.pruners.plan import DropLayers, LayerScores, PruningPlan
+from slm_plugin.registry import register_pruner
+from slm_plugin.session import Session
+
+
+@register_pruner("angular")
+class AngularDistance(BetweenEnds):
+    """Drop the contiguous block whose input and output differ least in angle (Gromov et al.).
+
+    As published, any block may go, one that starts at the lowest or ends at the highest layer
+    too. The hidden state is that of the last token of every sample, which has seen all others.
+    """
+
+    streams: ClassVar = True
+
+    def plan(self, session: Session) -> PruningPlan:
+        """Measure every block of the wanted size and drop the nearest to doing nothing.
+
+        Raises:
+            TargetError: The target cannot be reached.
+            NumericalError: A hidden state is NaN or zero.
+        """
+        wanted = self.wanted(session)
+        states = last_token_states(session.view, session.captured())
+        scores = block_distances(states, wanted)
+        # Seen as one layer, the block has as many places as a layer of a model that is that much
+        # shorter, and the same protected ends.
+        (start,) = lowest(scores, 1, self.eligible(len(scores)))
+        block = tuple(range(start, start + wanted))
+        meaning = f"angular distance over {wanted} layers, 0 to 1, by the lowest of them"
+        return depth_plan(
+            self,
+            session,
+            [DropLayers(indices=block)],
+            [f"of all blocks of {wanted}, this one turns the last token's hidden state least"],
+            layer_scores=LayerScores(meaning=meaning, scores=tuple(scores)),
+        )
+
+
+@torch.inference_mode()
+def last_token_states(view: DecoderView, captured: Sequence[Batch]) -> Tensor:
+    """Hidden state of every sample's last token between the layers.
+
+    Samples all have one length, without padding. The last state is taken before the final norm.
+
+    Args:
+        view: The model.
+        captured: What its layers see.
+
+    Returns:
+        ``(layers + 1, samples, hidden)``, in float64 on the CPU: the input of every layer, and
+        the output of the last one.
+    """
+    parts = []
+    for batch in captured:
+        states = layer_states(view, batch)
+        parts.append(torch.stack([state[:, -1].double().cpu() for state in states]))
+    return torch.cat(parts, dim=1)
+
+
+def block_distances(states: Tensor, layers: int) -> list[float]:
+    """Mean angular distance over every block of so many layers.
+
+    Args:
+        states: ``(layers of the model + 1, samples, hidden)``.
+        layers: Layers of a block.
+
+    Returns:
+        One number a block, by its lowest layer: ``layers of the model - layers + 1`` of them.
+    """
+    below, above = states[:-layers], states[layers:]
+    return angular_distance(below, above).mean(-1).tolist()
+
+
+def angular_distance(x: Tensor, y: Tensor) -> Tensor:
+    """Angle between vectors along the last axis, as a share of a half turn.
+
+    ``arccos`` of the cosine loses half the digits for small angles, which are the ones that
+    matter, and is NaN where rounding takes the cosine above 1. The angle between unit vectors is
+    also ``2 atan2(|x - y|, |x + y|)``, which has neither fault: equal vectors give exactly 0.
+
+    Args:
+        x: ``(..., hidden)``.
+        y: ``(..., hidden)``.
+
+    Returns:
+        ``(...)``, from 0 to 1, in float64; NaN for a vector that is zero.
+    """
+    x, y = x.double(), y.double()
+    x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    y = y / torch.linalg.vector_norm(y, dim=-1, keepdim=True)
+    apart = torch.linalg.vector_norm(x - y, dim=-1)
+    together = torch.linalg.vector_norm(x + y, dim=-1)
+    return 2 * torch.atan2(apart, together) / math.pi

@@ -1,0 +1,62 @@
+"""A depth strategy's decision as a plan: what every one of them writes down alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from slm_plugin.pruners.base import Pruner
+from slm_plugin.pruners.plan import DropLayers, LayerScores, MergeLayers, PruningPlan, Trial
+from slm_plugin.pruners.portability import portability
+from slm_plugin.session import Session
+
+
+def depth_plan(
+    pruner: Pruner,
+    session: Session,
+    operations: Sequence[MergeLayers | DropLayers],
+    notes: Sequence[str],
+    *,
+    threshold: float | None = None,
+    trials: tuple[Trial, ...] = (),
+    explored: tuple[Trial, ...] = (),
+    layer_scores: LayerScores | None = None,
+) -> PruningPlan:
+    """The plan of these operations for the session's model as it is.
+
+    Args:
+        pruner: Who decided.
+        session: Gives the model.
+        operations: What happens to its layers, in the order in which it was decided.
+        notes: Why, in sentences; how many parameters go is said before them.
+        threshold: The threshold that decided, if one did.
+        trials: The trials of the decision, in their order.
+        explored: Further trials on the way there.
+        layer_scores: The scores that decided, if scores did.
+
+    Raises:
+        PlanError: No reader could build the model that the plan leaves.
+        TargetError: The installed transformers would refuse to load it.
+    """
+    before = session.view.dimensions()
+    removed = sum(operation.layers_removed for operation in operations)
+    after = before.without_layers(removed)
+    if removed:
+        share = removed * before.layer_parameters / session.original.parameters
+        count = "1 layer is" if removed == 1 else f"{removed} layers are"
+        notes = (f"{count} {share:.2%} of the original parameters", *notes)
+    return PruningPlan(
+        pruner=pruner.name,
+        kind=pruner.kind,
+        options=pruner.options.model_dump(),
+        target=pruner.target,
+        fingerprint=session.fingerprint(),
+        before=before,
+        after=after,
+        operations=tuple(operations),
+        threshold=threshold,
+        trials=trials,
+        explored=explored,
+        layer_scores=layer_scores,
+        notes=tuple(notes),
+        warnings=portability(before, after, session.model.config),
+    )

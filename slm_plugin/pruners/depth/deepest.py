@@ -1,0 +1,47 @@
+"""Drop the deepest layers but the last one.
+
+Source: Gromov et al. (arXiv 2403.17887), the simple heuristic: it needs no data and is poor until
+the model is healed.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from slm_plugin.pruners.depth.decision import depth_plan
+from slm_plugin.pruners.depth.dropping import LayerDropping, one_by_one
+from slm_plugin.pruners.plan import PruningPlan
+from slm_plugin.registry import register_pruner
+from slm_plugin.session import Session
+
+
+@register_pruner("deepest")
+class Deepest(LayerDropping):
+    """Drop the deepest layers except the last one; reads neither data nor weights."""
+
+    streams: ClassVar = True
+    protection: ClassVar = "the last layer kept"
+
+    @property
+    def needs_calibration(self) -> bool:
+        """No data is looked at."""
+        return False
+
+    def eligible(self, layers: int) -> range:
+        """All layers but the last."""
+        return range(layers - 1)
+
+    def plan(self, session: Session) -> PruningPlan:
+        """Take layers from below the last one downwards.
+
+        Raises:
+            TargetError: The target cannot be reached.
+        """
+        wanted = self.wanted(session)
+        deepest_first = self.eligible(len(session.view.layers))[::-1]
+        return depth_plan(
+            self,
+            session,
+            one_by_one(deepest_first[:wanted]),
+            ["the deepest layers go, except the last one; recover the model before using it"],
+        )

@@ -1,0 +1,92 @@
+"""Strategies that drop whole layers: what they may take, and the choice by score."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Collection, Sequence
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from slm_plugin.errors import NumericalError
+from slm_plugin.models.view import Dimensions
+from slm_plugin.pruners import base
+from slm_plugin.pruners.plan import DropLayers
+from slm_plugin.session import Session
+
+
+class LayerDropping(base.Pruner):
+    """A strategy that drops whole layers, down to a size."""
+
+    kind: ClassVar = "depth"
+    targets: ClassVar = ("layers_removed", "ratio", "parameters")
+
+    @abstractmethod
+    def eligible(self, layers: int) -> Sequence[int]:
+        """Layers that may go, of a model with so many, in ascending order."""
+
+    @property
+    @abstractmethod
+    def protection(self) -> str:
+        """What keeps the other layers, in words."""
+
+    def check_target(self, original: Dimensions, current: Dimensions) -> None:
+        """Refuse what the protected layers do not leave room for."""
+        wanted = base.layers_to_remove(self.target, original, current)
+        most = min(len(self.eligible(current.layers)), current.layers - 1)
+        base.refuse_beyond(self.target, wanted, most, current.layers, self.protection)
+
+    def wanted(self, session: Session) -> int:
+        """Layers to drop.
+
+        Raises:
+            TargetError: The target cannot be reached.
+        """
+        current = session.view.dimensions()
+        self.check_target(session.original, current)
+        return base.layers_to_remove(self.target, session.original, current)
+
+
+class EndsOptions(base.Options):
+    """Layers at both ends that stay."""
+
+    protect_first: Annotated[int, Field(ge=0, description="lowest layers that stay")] = 0
+    protect_last: Annotated[int, Field(ge=0, description="highest layers that stay")] = 0
+
+
+class BetweenEnds(LayerDropping):
+    """A strategy that may take any layer between protected ends."""
+
+    Options: ClassVar = EndsOptions
+    options: EndsOptions
+
+    def eligible(self, layers: int) -> range:
+        """Layers between the protected ones."""
+        return range(self.options.protect_first, layers - self.options.protect_last)
+
+    @property
+    def protection(self) -> str:
+        """The two options."""
+        options = self.options
+        return f"protect_first {options.protect_first} and protect_last {options.protect_last}"
+
+
+def lowest(scores: Sequence[float], wanted: int, eligible: Collection[int]) -> list[int]:
+    """The layers with the lowest scores, lowest first; of equal ones the lowest layer first.
+
+    Raises:
+        NumericalError: A score is NaN or infinite: it would lose or win comparisons by chance.
+    """
+    for index, score in enumerate(scores):
+        if not math.isfinite(score):
+            raise NumericalError(
+                f"the score of layer {index} is {score}",
+                hint="check the model's weights, or load it in float32 or bfloat16",
+            )
+    return sorted(eligible, key=lambda index: (scores[index], index))[:wanted]
+
+
+def one_by_one(indices: Sequence[int]) -> list[DropLayers]:
+    """An operation a layer, so that a plan can be cut to the first ones that were decided."""
+    return [DropLayers(indices=(index,)) for index in indices]

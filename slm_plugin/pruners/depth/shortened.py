@@ -1,0 +1,148 @@
+"""Shortened LLaMA: score every layer once, by one of three scores, and drop the lowest.
+
+Source: Shortened LLaMA (arXiv 2402.02834) and its released code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from slm_plugin.models.view import DecoderView, layer_weights
+from slm_plugin.pruners import base
+from slm_plugin.pruners.depth.decision import depth_plan
+from slm_plugin.pruners.depth.dropping import LayerDropping, lowest, one_by_one
+from slm_plugin.pruners.depth.runs import DROP
+from slm_plugin.pruners.depth.trials import trials_of
+from slm_plugin.pruners.plan import LayerScores, PruningPlan
+from slm_plugin.pruners.width.gradients import loss_gradients
+from slm_plugin.registry import register_pruner
+from slm_plugin.session import Session
+
+# Layers of the published keep-list, from the bottom and from the top.
+KEPT_FIRST, KEPT_LAST = 4, 2
+MEANINGS = {
+    "loss": "increase of the calibration loss without the layer, in nats a token",
+    "taylor": "sum over the layer's weights of |weight times gradient of the calibration loss|",
+    "magnitude": "sum over the layer's weights of |weight|",
+}
+
+
+class ShortenedOptions(base.Options):
+    """What layers are scored by, and the published list of layers that never go."""
+
+    score: Annotated[
+        Literal["loss", "taylor", "magnitude"],
+        Field(description="loss is the published PPL; magnitude reads only the weights"),
+    ] = "loss"
+    keep_list: Annotated[
+        bool, Field(description="the four lowest and the two highest layers stay (Taylor+, Mag+)")
+    ] = True
+
+
+@register_pruner("shortened")
+class Shortened(LayerDropping):
+    """Drop the layers of lowest loss, Taylor or magnitude score (Shortened LLaMA).
+
+    The keep-list is on by default for every score: the released code applies it to all orders
+    unless told otherwise.
+    """
+
+    Options: ClassVar = ShortenedOptions
+    options: ShortenedOptions
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Magnitudes are read off the weights."""
+        return self.options.score != "magnitude"
+
+    @property
+    def protection(self) -> str:
+        """The keep-list, when it is on."""
+        if self.options.keep_list:
+            return f"keep_list (the {KEPT_FIRST} lowest and the {KEPT_LAST} highest layers)"
+        return "no layer protected"
+
+    def eligible(self, layers: int) -> range:
+        """All layers, or those that are not on the keep-list."""
+        return range(KEPT_FIRST, layers - KEPT_LAST) if self.options.keep_list else range(layers)
+
+    def plan(self, session: Session) -> PruningPlan:
+        """Score every layer of the whole model and drop the lowest.
+
+        Raises:
+            TargetError: The target cannot be reached.
+            NumericalError: A loss or a score is NaN or infinite.
+        """
+        wanted = self.wanted(session)
+        scores = self._scores(session)
+        gone = lowest(scores, wanted, self.eligible(len(scores)))
+        return depth_plan(
+            self,
+            session,
+            one_by_one(gone),
+            ["layers go in the order of their scores on the whole model"],
+            layer_scores=LayerScores(meaning=MEANINGS[self.options.score], scores=tuple(scores)),
+        )
+
+    def _scores(self, session: Session) -> list[float]:
+        if self.options.score == "magnitude":
+            return magnitudes(session.view)
+        if self.options.score == "taylor":
+            return taylor(session.view, session.batches())
+        return losses_without(session, self.name)
+
+
+def losses_without(session: Session, name: str) -> list[float]:
+    """How much the mean calibration loss grows when one layer of the whole model is dropped.
+
+    The published score is the perplexity without the layer, which is in the same order.
+
+    Args:
+        session: Gives the model and the calibration set.
+        name: The strategy, for the one who waits.
+
+    Returns:
+        One number a layer, in nats a token.
+    """
+    with trials_of(session, name, "loss", DROP) as measure:
+        return [-measure(layer, layer, ()).value for layer in range(len(session.view.layers))]
+
+
+def taylor(view: DecoderView, batches: Iterable[Tensor]) -> list[float]:
+    """Sum of ``|w * dL/dw|`` over all weights of each layer, norm gains included, biases not.
+
+    L is the mean loss over all samples: gradients are summed with their signs over all of them
+    and the absolute value is taken once, at the end, so batches make no difference. The released
+    code does the same within the ten samples that it sees at once.
+
+    Args:
+        view: The model.
+        batches: Calibration token ids, each ``(samples, length)``.
+
+    Returns:
+        One number a layer.
+
+    Raises:
+        NumericalError: The loss is NaN or infinite.
+    """
+    gradients = loss_gradients(view, batches, layer_weights)
+    return [
+        _sum(weight.detach().double() * gradient[name] for name, weight in weights.items())
+        for weights, gradient in zip(map(layer_weights, view.layers), gradients, strict=True)
+    ]
+
+
+def magnitudes(view: DecoderView) -> list[float]:
+    """Sum of ``|w|`` over all weights of each layer, norm gains included, biases not."""
+    return [
+        _sum(weight.detach() for weight in layer_weights(layer).values()) for layer in view.layers
+    ]
+
+
+def _sum(terms: Iterable[Tensor]) -> float:
+    """Sum of absolute values, in float64: half precision would swallow most of it."""
+    return sum(float(term.double().abs().sum()) for term in terms)

@@ -1,0 +1,220 @@
+"""What holds for every strategy that drops whole layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from slm_plugin.errors import CalibrationError, NumericalError, TargetError
+from slm_plugin.models.fingerprint import fingerprint
+from slm_plugin.pruners.depth.dropping import lowest
+from slm_plugin.pruners.plan import DropLayers, PruningPlan
+from slm_plugin.registry import pruners
+from slm_plugin.session import Session
+from slm_plugin.surgery import apply
+from slm_plugin.target import Target
+from tests.conftest import make_model
+from tests.pruners.depth.strategies import (
+    TOKENS,
+    gone,
+    make_identity,
+    own_text,
+    planned,
+    session_of,
+)
+
+# A strategy, options that let it take nearly all of a tiny model, and the most of 8 it can drop.
+STRATEGIES = [
+    ("block_influence", {}, 7),
+    ("angular", {}, 7),
+    ("deepest", {}, 7),
+    ("sleb", {}, 6),
+    ("shortened", {"score": "loss", "keep_list": False}, 7),
+    ("shortened", {"score": "taylor", "keep_list": False}, 7),
+    ("shortened", {"score": "magnitude", "keep_list": False}, 7),
+]
+OPTIONS = [
+    pytest.param(name, options, id="-".join([name, *map(str, options.values())]))
+    for name, options, _ in STRATEGIES
+]
+# Those that look at what the model does with data.
+MEASURING = [case for case in OPTIONS if case.id not in ("deepest", "shortened-magnitude-False")]
+
+
+@torch.no_grad()
+def greedy(model: torch.nn.Module, *, use_cache: bool) -> torch.Tensor:
+    """Six greedy tokens after the prompt."""
+    return model.generate(  # type: ignore[operator,no-any-return]
+        TOKENS[:2],
+        attention_mask=torch.ones_like(TOKENS[:2]),
+        max_new_tokens=6,
+        min_new_tokens=6,
+        do_sample=False,
+        use_cache=use_cache,
+    )
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_a_plan_applies_and_the_model_generates(
+    family: str, name: str, options: dict[str, object]
+) -> None:
+    """Exactly the planned layers go, and greedy tokens agree with and without KV cache."""
+    model = make_model(family, num_hidden_layers=7)
+    layers = list(model.model.layers)
+    session = session_of(model)
+    plan = planned(name, model, 3, **options)
+    assert plan.layers_removed == len(set(gone(plan))) == 3
+    apply(plan, session)
+    kept = [layer for index, layer in enumerate(layers) if index not in gone(plan)]
+    assert list(model.model.layers) == kept
+    assert torch.equal(greedy(model, use_cache=True), greedy(model, use_cache=False))
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_planning_leaves_the_model_as_it_is(
+    family: str, name: str, options: dict[str, object]
+) -> None:
+    """No bit, no layer, no gradient, no gradient flag and no hook changes."""
+    model = make_model(family)
+    layers, before = list(model.model.layers), fingerprint(model)
+    planned(name, model, 2, **options)
+    assert list(model.model.layers) == layers
+    assert fingerprint(model) == before
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(("name", "options"), MEASURING)
+@pytest.mark.parametrize("count", [1, 3])
+def test_planted_identity_layers_go_first(
+    family: str, name: str, options: dict[str, object], count: int
+) -> None:
+    """A run of layers that do nothing is found, and no logit changes when it goes."""
+    model = make_model(family, num_hidden_layers=10)
+    planted = [4, 5, 6][:count]
+    make_identity(model, planted)
+    session = session_of(model)
+    with torch.no_grad():
+        tokens = own_text(model)
+        before = model(TOKENS).logits
+        plan = planned(name, model, count, tokens=tokens, **options)
+        assert sorted(gone(plan)) == planted
+        apply(plan, session)
+        assert torch.equal(model(TOKENS).logits, before)
+
+
+@pytest.mark.parametrize(("name", "options"), MEASURING)
+def test_the_order_of_samples_does_not_matter(name: str, options: dict[str, object]) -> None:
+    """Shuffled calibration data, and other batches of it, give the same layers."""
+    shuffled = TOKENS[torch.tensor([4, 2, 0, 5, 1, 3])]
+    kind = pruners.get(name)
+    found = {
+        tuple(gone(kind(kind.Options(**options), Target(layers_removed=3)).plan(session)))
+        for session in (
+            session_of(make_model(num_hidden_layers=8)),
+            session_of(make_model(num_hidden_layers=8), calibration=shuffled),
+            session_of(make_model(num_hidden_layers=8), batch_tokens=10_000),
+        )
+    }
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(("name", "options", "most"), STRATEGIES)
+def test_all_sizes_up_to_the_greatest(name: str, options: dict[str, object], most: int) -> None:
+    """One, half and all that can go go exactly, and one more is refused with the limit."""
+    for wanted in (1, most // 2, most):
+        assert (
+            len(gone(planned(name, make_model(num_hidden_layers=8), wanted, **options))) == wanted
+        )
+    with pytest.raises(TargetError, match=rf"at most {most} of 8|the model has 8"):
+        planned(name, make_model(num_hidden_layers=8), 8 if most == 7 else most + 1, **options)
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_ratio_and_parameters_become_the_nearest_number_of_layers(
+    name: str, options: dict[str, object]
+) -> None:
+    """2.4 layers' worth of parameters are two layers, and the first note states their share."""
+    dims = session_of(make_model(num_hidden_layers=8)).original
+    share = dims.layer_parameters / dims.parameters
+    for target in (
+        Target(ratio=2.4 * share),
+        Target(parameters=dims.parameters - int(2.4 * dims.layer_parameters)),
+    ):
+        plan = planned(name, make_model(num_hidden_layers=8), target, **options)
+        assert plan.layers_removed == 2
+        assert plan.parameters_removed == 2 * dims.layer_parameters
+        assert plan.notes[0] == f"2 layers are {2 * share:.2%} of the original parameters"
+
+
+@pytest.mark.parametrize("name", ["block_influence", "angular", "sleb"])
+def test_protected_ends_stay(name: str) -> None:
+    """Identity layers at the ends stay where they are protected; more than the rest is refused."""
+    model = make_model(num_hidden_layers=8)
+    make_identity(model, [0, 1, 6, 7])
+    ends = {"protect_first": 2, "protect_last": 2}
+    for wanted in (1, 2, 3, 4):
+        assert set(gone(planned(name, model, wanted, **ends))) <= {2, 3, 4, 5}
+    with pytest.raises(TargetError, match="protect_first 2 and protect_last 2 at most 4 of 8"):
+        planned(name, model, 5, **ends)
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_a_written_plan_is_read_again(
+    name: str, options: dict[str, object], tmp_path: pytest.TempPathFactory
+) -> None:
+    """Scores and all, the plan survives its file, and its options make the same strategy."""
+    plan = planned(name, make_model(), 2, **options)
+    file = tmp_path / "plan.json"  # type: ignore[operator]
+    plan.write(file)
+    assert PruningPlan.read(file) == plan
+    kind = pruners.get(name)
+    assert kind.Options(**plan.options) == kind.Options(**options)
+
+
+@pytest.mark.parametrize(("name", "options"), MEASURING)
+def test_a_model_that_gives_nan_is_refused(name: str, options: dict[str, object]) -> None:
+    """NaN neither wins nor loses a comparison."""
+    model = make_model()
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight.fill_(float("nan"))
+    with pytest.raises(NumericalError):
+        planned(name, model, 1, **options)
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_a_strategy_says_whether_it_needs_calibration(
+    name: str, options: dict[str, object]
+) -> None:
+    """Without a calibration set it plans all the same, or tells what is missing."""
+    kind = pruners.get(name)
+    pruner = kind(kind.Options(**options), Target(layers_removed=1))
+    if pruner.needs_calibration:
+        with pytest.raises(CalibrationError):
+            pruner.plan(Session(make_model()))
+    else:
+        assert pruner.plan(Session(make_model())).layers_removed == 1
+
+
+def test_of_equal_scores_the_lowest_layer_goes() -> None:
+    """The order is by score, then by index, and only eligible layers take part."""
+    assert lowest([1.0, 0.0, 2.0, 0.0, 0.0], 2, [1, 2, 3, 4]) == [1, 3]
+    assert lowest([1.0, 0.0, 2.0, 0.0, 0.0], 2, [0, 2, 4]) == [4, 0]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_is_refused(bad: float) -> None:
+    """Also where the layer is not eligible."""
+    with pytest.raises(NumericalError, match="layer 1 is"):
+        lowest([1.0, bad, 2.0], 1, [0])
+
+
+def test_plans_that_drop_layer_by_layer_can_be_cut() -> None:
+    """The first operations of a plan are the smaller plan of the same strategy."""
+    for name in ("block_influence", "deepest", "sleb"):
+        plan = planned(name, make_model(num_hidden_layers=8), 4)
+        smaller = planned(name, make_model(num_hidden_layers=8), 2)
+        assert plan.upto(2).operations == smaller.operations
+        assert plan.upto(2).after == smaller.after
+        assert all(isinstance(op, DropLayers) and len(op.indices) == 1 for op in plan.operations)
