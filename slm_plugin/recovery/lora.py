@@ -127,7 +127,7 @@ class LoraRecovery(Recovery):
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
-            yield float(loss)
+            yield loss.item()
 
 
 def _shuffled(tokens: Tensor, options: LoraOptions, seed: int) -> Iterator[Tensor]:
