@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from slm_plugin.models.streaming import values
 from slm_plugin.pruners.depth.cka import Estimator, gram, gram_cka
 
 Prepared = tuple[Tensor, ...]
+CriterionName = Literal["flat_cosine", "token_cosine", "cka", "cka_unbiased", "logit_kl", "loss"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ def _cka(estimator: Estimator) -> Criterion:
     )
 
 
-CRITERIA = {
+CRITERIA: dict[CriterionName, Criterion] = {
     "flat_cosine": Criterion(
         meaning="cosine of a sample's whole final hidden state",
         same=1.0,

@@ -6,11 +6,11 @@ Source: SLEB (arXiv 2402.09025), with its third metric: the loss of the model as
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from slm_plugin.pruners.depth.criteria import CRITERIA
+from slm_plugin.pruners.depth.criteria import CRITERIA, CriterionName
 from slm_plugin.pruners.depth.decision import depth_plan
 from slm_plugin.pruners.depth.dropping import BetweenEnds, EndsOptions, one_by_one
 from slm_plugin.pruners.depth.runs import DROP, Found, Measure, Measured, Runs
@@ -24,7 +24,7 @@ class SlebOptions(EndsOptions):
     """What a layer is judged by, and the published barriers at both ends."""
 
     criterion: Annotated[
-        Literal["flat_cosine", "token_cosine", "cka", "cka_unbiased", "logit_kl", "loss"],
+        CriterionName,
         Field(description="how alike the shortened model is to the original; published: loss"),
     ] = "loss"
     protect_first: Annotated[

@@ -16,7 +16,7 @@ from slm_plugin.models.view import Dimensions
 from slm_plugin.pruners import base
 from slm_plugin.pruners.depth.best_first import best_first
 from slm_plugin.pruners.depth.budgeted import budgeted
-from slm_plugin.pruners.depth.criteria import CRITERIA
+from slm_plugin.pruners.depth.criteria import CRITERIA, CriterionName
 from slm_plugin.pruners.depth.decision import depth_plan
 from slm_plugin.pruners.depth.merge_rules import check_rule
 from slm_plugin.pruners.depth.runs import Found
@@ -53,7 +53,7 @@ class SlmOptions(base.Options):
         Field(description="released: the published code's loop, trial for trial"),
     ] = "none"
     criterion: Annotated[
-        Literal["flat_cosine", "token_cosine", "cka", "cka_unbiased", "logit_kl", "loss"],
+        CriterionName,
         Field(description="how alike the merged model is to the original; published: flat_cosine"),
     ] = "flat_cosine"
     search: Annotated[

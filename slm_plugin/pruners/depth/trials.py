@@ -21,7 +21,7 @@ from slm_plugin.calibration.spool import Spool
 from slm_plugin.errors import NumericalError
 from slm_plugin.models.streaming import is_streamed
 from slm_plugin.progress import counting, say
-from slm_plugin.pruners.depth.criteria import CRITERIA, Prepared
+from slm_plugin.pruners.depth.criteria import CRITERIA, CriterionName, Prepared
 from slm_plugin.pruners.depth.influence import block_influence
 from slm_plugin.pruners.depth.journal import Journal, journal_of
 from slm_plugin.pruners.depth.merge_rules import candidates, merged_layer
@@ -32,7 +32,7 @@ from slm_plugin.session import Session
 
 @contextmanager
 def trials_of(
-    session: Session, name: str, criterion: str, rule: str, *, weights_only: bool = False
+    session: Session, name: str, criterion: CriterionName, rule: str, *, weights_only: bool = False
 ) -> Iterator[Trials]:
     """Trials that are counted aloud and kept in the session's journal.
 
@@ -81,7 +81,7 @@ class Trials:
     def __init__(
         self,
         session: Session,
-        criterion: str,
+        criterion: CriterionName,
         rule: str,
         *,
         weights_only: bool = False,
