@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,13 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def make_checkpoint(folder: Path, **overrides: Any) -> Path:
+    """A tiny Llama with its tokenizer, on disk."""
+    make_model(**overrides).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
 def random_tokens(samples: int = 4, length: int = 16, *, seed: int = 7) -> torch.Tensor:
     """Token ids, ``(samples, length)``, without special tokens."""
     generator = torch.Generator().manual_seed(seed)
@@ -120,6 +128,14 @@ def own_journals(
         monkeypatch.setattr("slm_plugin.pipeline.cache_folder", lambda: cache)
     else:
         monkeypatch.setenv("SLM_PLUGIN_CACHE", str(cache))
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    """Calibration ids in a JSON file."""
+    path = tmp_path / "ids.json"
+    path.write_text(json.dumps(random_tokens(6, 24).tolist()))
+    return path
 
 
 @pytest.fixture(params=sorted(FAMILIES))

@@ -14,24 +14,13 @@ from slm_plugin.analysis.record import Analysis
 from slm_plugin.analyze import analyze
 from slm_plugin.calibration.samples import digest
 from slm_plugin.errors import OutputError
-from tests.conftest import make_model, make_tokenizer, random_tokens
+from tests.conftest import make_checkpoint, random_tokens
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A tiny Llama with its tokenizer, on disk."""
-    folder = tmp_path / "model"
-    make_model(num_hidden_layers=3).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def tokens(tmp_path: Path) -> Path:
-    """Calibration ids in a JSON file."""
-    path = tmp_path / "ids.json"
-    path.write_text(json.dumps(random_tokens(6, 24).tolist()))
-    return path
+    return make_checkpoint(tmp_path / "model", num_hidden_layers=3)
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:

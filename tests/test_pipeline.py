@@ -19,24 +19,13 @@ import slm_plugin
 from slm_plugin import PruningPlan, Recipe, Session, apply, run
 from slm_plugin.errors import OutputError, PlanError, TargetError, VerificationError
 from slm_plugin.models.loading import ModelSource, load
-from tests.conftest import make_model, make_tokenizer, random_tokens
+from tests.conftest import make_checkpoint, make_model
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A tiny Llama with its tokenizer, on disk."""
-    folder = tmp_path / "model"
-    make_model(num_hidden_layers=8).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def tokens(tmp_path: Path) -> Path:
-    """Calibration ids in a JSON file."""
-    path = tmp_path / "ids.json"
-    path.write_text(json.dumps(random_tokens(6, 24).tolist()))
-    return path
+    return make_checkpoint(tmp_path / "model", num_hidden_layers=8)
 
 
 @pytest.fixture
