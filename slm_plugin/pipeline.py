@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -24,6 +24,7 @@ from slm_plugin.progress import say
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.plan import PruningPlan
 from slm_plugin.recipe import Recipe, Stage
+from slm_plugin.recovery.base import Recovery
 from slm_plugin.report.record import RunReport, StageRecord, StateRecord
 from slm_plugin.report.writer import write_report
 from slm_plugin.session import Session
@@ -71,6 +72,7 @@ def run(recipe: Recipe | str | Path, *, overwrite: bool = False) -> RunResult:
     source = session.fingerprint()
     with whole_folder(recipe.output, overwrite=overwrite) as folder:
         _measure(recipe, session, log, 0, "before")
+        _keep_reference(recipe.stages, session)
         for number, stage in enumerate(recipe.stages, start=1):
             _stage(stage, number, session, log, folder)
             if number < len(recipe.stages):
@@ -102,6 +104,7 @@ def plan(recipe: Recipe | str | Path) -> dict[str, PruningPlan]:
     last = max(
         (n for n, s in enumerate(recipe.stages, start=1) if isinstance(s, Pruner)), default=0
     )
+    _keep_reference(recipe.stages[:last], session)
     for number, stage in enumerate(recipe.stages[:last], start=1):
         if isinstance(stage, Pruner):
             with _timed(f"stage {number}: plan {stage.name}"):
@@ -142,6 +145,11 @@ def prepare(recipe: Recipe) -> Session:
         with _timed(f"calibration from {recipe.calibration.source}"):
             session.calibration = draw(recipe.calibration, model, tokenizer, recipe.seed)
     return session
+
+
+def _keep_reference(stages: Sequence[Stage], session: Session) -> None:
+    if any(isinstance(stage, Recovery) and stage.reference for stage in stages):
+        session.keep_reference()
 
 
 def _refuse_unstreamable(recipe: Recipe, session: Session) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,9 @@ class Session:
         tokenizer: Its tokenizer; None when only token ids are used.
         calibration: Token ids, ``(samples, length)``; None when no stage needs them.
         original: Dimensions of the model as it was loaded: what ratios are a share of.
+        sources: For every layer of the model the lowest and the highest layer that it is made of,
+            of those that were loaded.
+        reference: What the layers saw when `keep_reference` was called; None before that.
         source: The recipe's model id, for reports.
         seed: Seed of everything random in a run.
         batch_tokens: Tokens that one calibration batch holds at most; 0 takes what suits the
@@ -45,11 +48,14 @@ class Session:
     batch_tokens: int = 0
     journals: Path | None = None
     original: Dimensions = field(init=False)
+    sources: tuple[tuple[int, int], ...] = field(init=False)
+    reference: list[Batch] | None = field(default=None, init=False, repr=False)
     _captured: list[Batch] | None = field(default=None, init=False, repr=False)
     _fingerprint: Fingerprint | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.original = self.view.dimensions()
+        self.sources = tuple((index, index) for index in range(self.original.layers))
         if not self.batch_tokens:
             # A CPU is as fast on small batches, which need less memory and let a search stop a
             # trial sooner; a GPU is not (benchmarks/slm_search.py --batch-tokens).
@@ -85,6 +91,17 @@ class Session:
             self._captured = capture(self.view, self.batches())
         return self._captured
 
+    def keep_reference(self) -> None:
+        """Keep what the layers see now, for recoveries that lead a pruned model back to it.
+
+        The states lie on disk, beside the final one of every batch, and outlive `release`.
+
+        Raises:
+            CalibrationError: The session has no calibration set.
+            NumericalError: The model produces NaN or infinity.
+        """
+        self.reference = self.captured()
+
     def fingerprint(self) -> Fingerprint:
         """Identity of the model in its present state."""
         if self._fingerprint is None:
@@ -94,6 +111,15 @@ class Session:
     def release(self) -> None:
         """Give up captured activations; the next request captures anew."""
         self._captured = None
+
+    def layers_changed(self, runs: Sequence[tuple[int, int]]) -> None:
+        """Note what the layers are made of now.
+
+        Args:
+            runs: For every layer the lowest and the highest of the former layers.
+        """
+        former = self.sources
+        self.sources = tuple((former[first][0], former[last][1]) for first, last in runs)
 
     def model_changed(self) -> None:
         """Forget everything that was derived from the model's former state."""

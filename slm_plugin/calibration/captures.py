@@ -21,7 +21,8 @@ class Batch:
 
     Attributes:
         tokens: Token ids, ``(samples, length)``.
-        inputs: Input of every layer, each ``(samples, length, hidden)``, read from disk.
+        inputs: Input of every layer, each ``(samples, length, hidden)``, read from disk, and as
+            one more the last layer's output, before the final norm.
         arguments: Keyword arguments that the decoder hands to every layer: mask, positions.
         final: Hidden state behind the final norm, ``(samples, length, hidden)``.
     """
@@ -49,7 +50,7 @@ def capture(view: DecoderView, batches: Iterable[Tensor]) -> list[Batch]:
         NumericalError: The model produces NaN or infinity.
     """
     asked = list(batches)
-    heard = [_listen(view, tokens) for tokens in asked]
+    heard = [enter(view, tokens) for tokens in asked]
     arguments = [said for _, said in heard]
     hidden = [embedded for embedded, _ in heard]
     inputs = [Spool() for _ in asked]
@@ -58,6 +59,8 @@ def capture(view: DecoderView, batches: Iterable[Tensor]) -> list[Batch]:
             for batch, spool in enumerate(inputs):
                 spool.append(hidden[batch])
                 hidden[batch] = run_layers([layer], hidden[batch], arguments[batch][index])
+    for spool, state in zip(inputs, hidden, strict=True):
+        spool.append(state)
     finals = [view.norm(state) for state in hidden]
     if not all(torch.isfinite(final).all() for final in finals):
         raise NumericalError(
@@ -107,8 +110,17 @@ class _Listener(nn.Module):
         return hidden_states
 
 
-def _listen(view: DecoderView, tokens: Tensor) -> tuple[Tensor, tuple[dict[str, Any], ...]]:
-    """The embedding of token ids, and what the decoder hands to each layer beside it."""
+def enter(view: DecoderView, tokens: Tensor) -> tuple[Tensor, tuple[dict[str, Any], ...]]:
+    """What the decoder hands to its layers, without running one.
+
+    Args:
+        view: The model.
+        tokens: Token ids, ``(samples, length)``.
+
+    Returns:
+        The input of the first layer, ``(samples, length, hidden)``, and the keyword arguments of
+        every layer: mask, positions.
+    """
     layers = view.layers
     listeners = [_Listener(layer) for layer in layers]
     view.decoder.layers = nn.ModuleList(listeners)

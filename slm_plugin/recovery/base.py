@@ -31,6 +31,9 @@ class RecoveryOptions(BaseModel):
 class Recovery(ABC):
     """Changes weights, never shapes.
 
+    ``reference`` says that the recovery leads the model back to what its layers computed before
+    the first stage: it finds that in `Session.reference`.
+
     Args:
         options: An instance of the class's ``Options``.
     """
@@ -38,6 +41,7 @@ class Recovery(ABC):
     name: ClassVar[str]
     extra: ClassVar[str | None] = None
     streams: ClassVar[bool] = False
+    reference: ClassVar[bool] = False
     Options: ClassVar[type[BaseModel]] = RecoveryOptions
 
     def __init__(self, options: BaseModel) -> None:

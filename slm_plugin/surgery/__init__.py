@@ -40,7 +40,7 @@ def apply(plan: PruningPlan, session: Session) -> None:
         if depth:
             from slm_plugin.surgery.layers import apply_layers
 
-            apply_layers(session.model, depth)
+            session.layers_changed(apply_layers(session.model, depth))
         if width:
             from slm_plugin.surgery.channels import apply_channels
 

@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def apply_layers(model: PreTrainedModel, operations: Sequence[MergeLayers | DropLayers]) -> None:
+def apply_layers(
+    model: PreTrainedModel, operations: Sequence[MergeLayers | DropLayers]
+) -> list[tuple[int, int]]:
     """Merge and drop layers in place.
 
     A merged layer stands at the place of its run's lowest layer and keeps that layer's kind of
     attention. Layer indices, ``num_hidden_layers`` and every per-layer list of the config follow,
     so that the KV cache and a stock reload work.
+
+    Returns:
+        For every layer that is left the lowest and the highest layer that it is made of.
 
     Raises:
         PlanError: Operations overlap, or name layers that the model does not have.
@@ -29,24 +34,24 @@ def apply_layers(model: PreTrainedModel, operations: Sequence[MergeLayers | Drop
     view = DecoderView.of(model)
     layers = list(view.layers)
     replaced = _replacements(operations, len(layers))
-    kept: list[int] = []
+    kept: list[tuple[int, int]] = []
     result: list[nn.Module] = []
     for index, layer in enumerate(layers):
         operation = replaced.get(index)
         if operation is None:
             result.append(layer)
+            kept.append((index, index))
         elif isinstance(operation, MergeLayers) and index == operation.first:
             run = layers[operation.first : operation.last + 1]
             result.append(merged_layer(operation.rule, run, weights_only=operation.weights_only))
-        else:
-            continue
-        kept.append(index)
+            kept.append((operation.first, operation.last))
     if not result:
         raise PlanError("the plan removes every layer of the model")
-    _cut_config(view, kept)
+    _cut_config(view, [first for first, _ in kept])
     for position, layer in enumerate(result):
         _renumber(layer, position)
     view.decoder.layers = nn.ModuleList(result)
+    return kept
 
 
 def _replacements(

@@ -20,9 +20,10 @@ def test_layer_inputs_are_the_hidden_states(family: str) -> None:
     (batch,) = capture(DecoderView.of(model), [tokens])
     with torch.no_grad():
         expected = model.model(tokens, output_hidden_states=True).hidden_states
-    assert len(batch.inputs) == 6
+    assert len(batch.inputs) == 7
     for index in range(6):
         torch.testing.assert_close(batch.inputs[index], expected[index])
+    torch.testing.assert_close(model.model.norm(batch.inputs[6]), expected[-1])
     torch.testing.assert_close(batch.final, expected[-1])
 
 

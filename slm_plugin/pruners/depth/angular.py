@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from slm_plugin.calibration.captures import Batch
-from slm_plugin.models.view import DecoderView
 from slm_plugin.pruners.depth.decision import depth_plan
 from slm_plugin.pruners.depth.dropping import BetweenEnds, lowest
-from slm_plugin.pruners.depth.influence import layer_states
 from slm_plugin.pruners.plan import DropLayers, LayerScores, PruningPlan
 from slm_plugin.registry import register_pruner
 from slm_plugin.session import Session
@@ -40,7 +38,7 @@ class AngularDistance(BetweenEnds):
             NumericalError: A hidden state is NaN or zero.
         """
         wanted = self.wanted(session)
-        states = last_token_states(session.view, session.captured())
+        states = last_token_states(session.captured())
         scores = block_distances(states, wanted)
         # Seen as one layer, the block has as many places as a layer of a model that is that much
         # shorter, and the same protected ends.
@@ -57,23 +55,21 @@ class AngularDistance(BetweenEnds):
 
 
 @torch.inference_mode()
-def last_token_states(view: DecoderView, captured: Sequence[Batch]) -> Tensor:
+def last_token_states(captured: Sequence[Batch]) -> Tensor:
     """Hidden state of every sample's last token between the layers.
 
     Samples all have one length, without padding. The last state is taken before the final norm.
 
     Args:
-        view: The model.
-        captured: What its layers see.
+        captured: What the model's layers see.
 
     Returns:
         ``(layers + 1, samples, hidden)``, in float64 on the CPU: the input of every layer, and
         the output of the last one.
     """
-    parts = []
-    for batch in captured:
-        states = layer_states(view, batch)
-        parts.append(torch.stack([state[:, -1].double().cpu() for state in states]))
+    parts = [
+        torch.stack([state[:, -1].double().cpu() for state in batch.inputs]) for batch in captured
+    ]
     return torch.cat(parts, dim=1)
 
 

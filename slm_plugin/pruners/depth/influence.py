@@ -6,9 +6,8 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from slm_plugin.calibration.captures import Batch, run_batches
+from slm_plugin.calibration.captures import Batch
 from slm_plugin.errors import NumericalError
 from slm_plugin.models.view import DecoderView
 from slm_plugin.pruners.depth.criteria import token_cosine
@@ -36,7 +35,7 @@ def block_influence(view: DecoderView, captured: Sequence[Batch]) -> list[float]
     total = torch.zeros(layers, dtype=torch.float64)
     samples = 0
     for batch in captured:
-        for index, (before, after) in enumerate(itertools.pairwise(layer_states(view, batch))):
+        for index, (before, after) in enumerate(itertools.pairwise(batch.inputs)):
             total[index] += token_cosine(before, after).sum().cpu()
         samples += len(batch.tokens)
     influence = 1 - total / samples
@@ -46,21 +45,3 @@ def block_influence(view: DecoderView, captured: Sequence[Batch]) -> list[float]
             hint="load the model in float32 or bfloat16: float16 overflows",
         )
     return influence.tolist()
-
-
-@torch.inference_mode()
-def layer_states(view: DecoderView, batch: Batch) -> list[Tensor]:
-    """Hidden states between the layers: the input of each, and the output of the last one.
-
-    That output is taken before the final norm, as every other layer's.
-
-    Args:
-        view: The model.
-        batch: What its layers see of some samples.
-
-    Returns:
-        ``layers + 1`` tensors of ``(samples, length, hidden)``.
-    """
-    top = len(view.layers) - 1
-    states = [batch.inputs[index] for index in range(top + 1)]
-    return states + run_batches([(top, view.layers[top])], [batch], states[-1:])
