@@ -17,8 +17,8 @@ from slm_plugin.pruners.depth.decision import depth_plan
 from slm_plugin.pruners.depth.dropping import LayerDropping, lowest, one_by_one
 from slm_plugin.pruners.depth.runs import DROP
 from slm_plugin.pruners.depth.trials import trials_of
+from slm_plugin.pruners.gradients import loss_gradients
 from slm_plugin.pruners.plan import LayerScores, PruningPlan
-from slm_plugin.pruners.width.gradients import loss_gradients
 from slm_plugin.registry import register_pruner
 from slm_plugin.session import Session
 

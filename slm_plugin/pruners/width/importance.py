@@ -16,8 +16,8 @@ from slm_plugin.models.view import (
     Dimensions,
     projections,
 )
+from slm_plugin.pruners.gradients import loss_gradients
 from slm_plugin.pruners.plan import UnitScores
-from slm_plugin.pruners.width.gradients import loss_gradients
 from slm_plugin.pruners.width.groups import axis, kv_group_members
 
 Norm = Literal[1, 2]

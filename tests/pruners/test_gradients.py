@@ -1,4 +1,4 @@
-"""Tests of slm_plugin.pruners.width.gradients."""
+"""Tests of slm_plugin.pruners.gradients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from slm_plugin.errors import NumericalError
 from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.models.view import DecoderView, projections
-from slm_plugin.pruners.width.gradients import loss_gradients, only_trainable
+from slm_plugin.pruners.gradients import loss_gradients, only_trainable
 from slm_plugin.pruners.width.groups import kv_group_members
 from tests.conftest import make_model, random_tokens
 
