@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import re
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pydantic import Field
 
 from slm_plugin.evaluation.base import Evaluator, EvaluatorOptions, Measurement
 from slm_plugin.evaluation.prefill import check_room, prefill, random_prompt
+from slm_plugin.models.streaming import StreamedParameter
 from slm_plugin.models.view import Dimensions
 from slm_plugin.registry import register_evaluator
 
@@ -37,9 +39,9 @@ class FootprintOptions(EvaluatorOptions):
 class Footprint(Evaluator):
     """Parameters, bytes of the weights, bytes of the KV cache, and the peak of one prefill.
 
-    The peak is PyTorch's allocated memory on CUDA. On a CPU under Linux it is the largest resident
-    set of the whole process during the prefill, Python and libraries and whatever else the process
-    holds included: compare it within one run. Elsewhere it is left out.
+    The peak is the weights' bytes and what the prefill adds to them: on CUDA to PyTorch's allocated
+    memory, on a CPU under Linux to the resident set. What else the process holds (libraries, a
+    calibration set, other stages' leavings) has no part in it. Elsewhere it is left out.
     """
 
     streams = True
@@ -74,13 +76,15 @@ class Footprint(Evaluator):
             ),
         ]
         prompt = random_prompt(session, 1, self.options.tokens)
-        peak = peak_memory(model.device, partial(_run, model, prompt))
-        if peak is not None:
-            what, size = peak
+        added = added_memory(model.device, partial(_run, model, prompt))
+        if added is not None:
+            where, size = added
             protocol = (
-                f"{what} during one prefill of {self.options.tokens} tokens, MB of 10^6 bytes"
+                f"weights and what one prefill of {self.options.tokens} tokens adds to {where}, "
+                "MB of 10^6 bytes"
             )
-            measurements.append(_lower("peak memory", size / MEGABYTE, "MB", protocol))
+            peak = (held_bytes(model) + size) / MEGABYTE
+            measurements.append(_lower("peak memory", peak, "MB", protocol))
         return measurements
 
 
@@ -89,28 +93,57 @@ def weight_bytes(model: PreTrainedModel) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
+def held_bytes(model: PreTrainedModel) -> int:
+    """Bytes of the parameters that are in memory: all but those that are read at every forward."""
+    held = (p for p in model.parameters() if not isinstance(p, StreamedParameter))
+    return sum(p.numel() * p.element_size() for p in held)
+
+
 def cache_bytes_per_token(sizes: Dimensions, dtype: torch.dtype) -> int:
     """Bytes that one token of one sequence adds to the key/value cache."""
     return 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * dtype.itemsize
 
 
-def peak_memory(device: torch.device, work: Callable[[], object]) -> tuple[str, int] | None:
-    """What was measured and its peak in bytes while ``work`` runs; None where nothing tells."""
+def added_memory(device: torch.device, work: Callable[[], object]) -> tuple[str, int] | None:
+    """Where memory was measured, and how far ``work`` takes it above what was held before.
+
+    Returns:
+        The place in words and bytes; None where nothing tells.
+    """
+    if device.type != "cuda" and (device.type != "cpu" or not RESET.exists()):
+        return None
+    # The first run brings in what is loaded lazily: weights that are mapped from a file, libraries.
+    work()
     gc.collect()
     if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         work()
-        return "memory allocated on the GPU", torch.cuda.max_memory_allocated(device)
-    if device.type != "cpu":
-        return None
+        return "the allocated GPU memory", torch.cuda.max_memory_allocated(device) - before
+    _give_back_free_memory()
     try:
         # 5 resets the high-water mark of the resident set: proc_pid_clear_refs(5).
         RESET.write_text("5")
+        before = _resident("VmRSS")
+        work()
+        return "the resident set", _resident("VmHWM") - before
     except OSError:
         return None
-    work()
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", STATUS.read_text(), flags=re.MULTILINE)
-    return ("resident set of the whole process", 1024 * int(found[1])) if found else None
+
+
+def _give_back_free_memory() -> None:
+    """Let the C library return what it holds in reserve: work would fill that without a trace."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _resident(line: str) -> int:
+    """Bytes that a line of the process's status gives."""
+    found = re.search(rf"^{line}:\s+(\d+) kB$", STATUS.read_text(), flags=re.MULTILINE)
+    if found is None:
+        raise OSError(f"{STATUS} has no line {line}")
+    return 1024 * int(found[1])
 
 
 @torch.inference_mode()
