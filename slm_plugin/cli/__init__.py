@@ -25,11 +25,8 @@ def main() -> None:
     except KeyboardInterrupt:
         _complain("interrupted; nothing was written")
         code = 130
-    except MemoryError:
-        _complain("out of memory", "use a smaller model, batch or dtype")
-        code = 1
     except Exception as error:
-        code = _unexpected(error)
+        code = _out_of_memory() if _is_out_of_memory(error) else _unexpected(error)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -38,6 +35,20 @@ def _complain(message: str, hint: str = "") -> None:
         console.print(f"error: {line}", style="red", markup=False, soft_wrap=True)
     if hint:
         console.print(f"hint: {hint}", markup=False, soft_wrap=True)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: PyTorch has a class for that on a GPU, and only words on a CPU."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "allocate memory" in str(error)
+
+
+def _out_of_memory() -> int:
+    _complain(
+        "out of memory; nothing was written",
+        "use `memory: layerwise`, bfloat16, or fewer or shorter calibration samples",
+    )
+    return 1
 
 
 def _unexpected(error: Exception) -> int:
