@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from slm_plugin.errors import UnsupportedModelError
+from slm_plugin.models.view import DecoderView
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.plan import DropLayers, LayerScores, MergeLayers, PruningPlan, Trial
 from slm_plugin.pruners.portability import portability
@@ -60,3 +62,17 @@ def depth_plan(
         notes=tuple(notes),
         warnings=portability(before, after, session.model.config),
     )
+
+
+def refuse_mixed_kinds(pruner: Pruner, view: DecoderView) -> None:
+    """Refuse to merge where layers attend in different ways.
+
+    Raises:
+        UnsupportedModelError: The layers are of different kinds.
+    """
+    kinds = sorted(set(getattr(view.config, "layer_types", None) or ()))
+    if len(kinds) > 1:
+        raise UnsupportedModelError(
+            f"the model's layers are of different kinds ({', '.join(kinds)})",
+            hint=f"{pruner.name} merges only layers of one kind",
+        )

@@ -68,6 +68,7 @@ class Measure(Protocol):
         *,
         base: Runs = (),
         hopeless_at: float | None = None,
+        rule: str | None = None,
     ) -> Measured:
         """Try one more run on top of others.
 
@@ -78,6 +79,7 @@ class Measure(Protocol):
             base: The runs of a model that many trials in a row start from: what layers below the
                 first difference see is then computed once.
             hopeless_at: The trial may stop when its value is certain not to exceed this.
+            rule: The run's own merge rule, where it is not that of all runs.
         """
 
 

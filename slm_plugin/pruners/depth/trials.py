@@ -116,6 +116,7 @@ class Trials:
         *,
         base: Runs = (),
         hopeless_at: float | None = None,
+        rule: str | None = None,
     ) -> Measured:
         """Try to merge or drop one more run; see `runs.Measure`.
 
@@ -124,8 +125,8 @@ class Trials:
         """
         bars = [] if hopeless_at is None else [hopeless_at]
         found: list[Measured] = []
-        for rule in candidates(self._rule, first, last, lambda: self._influences):
-            run = Run(first, last, rule, self._weights_only)
+        for each in candidates(rule or self._rule, first, last, lambda: self._influences):
+            run = Run(first, last, each, self._weights_only)
             # A window of one layer merges nothing.
             runs = tuple(sorted((run, *rest) if run.removed else rest))
             found.append(Measured(run, *self._value(runs, base, max(bars, default=None))))
