@@ -105,6 +105,7 @@ pruners: Registry[Pruner] = Registry(
         "block_influence": "slm_plugin.pruners.depth.block_influence",
         "deepest": "slm_plugin.pruners.depth.deepest",
         "laco": "slm_plugin.pruners.depth.laco",
+        "merge_concat": "slm_plugin.pruners.depth.merge_concat",
         "shortened": "slm_plugin.pruners.depth.shortened",
         "sleb": "slm_plugin.pruners.depth.sleb",
         "slm": "slm_plugin.pruners.depth.slm",

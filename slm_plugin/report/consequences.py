@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from slm_plugin.pruners.depth.runs import DROP
 from slm_plugin.pruners.plan import (
+    ConcatLayers,
     DropLayers,
     KeepChannels,
     KeepHeads,
@@ -18,7 +19,7 @@ def destinations(plan: PruningPlan) -> list[int | None]:
     dropped = {i for op in plan.operations if isinstance(op, DropLayers) for i in op.indices}
     into = list(range(plan.before.layers))
     for op in plan.operations:
-        if isinstance(op, MergeLayers):
+        if isinstance(op, MergeLayers | ConcatLayers):
             into[op.first : op.last + 1] = [op.first] * (op.last - op.first + 1)
     survivors = sorted({home for home in into if home not in dropped})
     place = {home: position for position, home in enumerate(survivors)}

@@ -9,22 +9,23 @@ from torch import nn
 
 from slm_plugin.errors import PlanError
 from slm_plugin.models.view import DecoderView, layer_lists
+from slm_plugin.pruners.depth.concatenation import concatenated_layer
 from slm_plugin.pruners.depth.merge_rules import merged_layer
-from slm_plugin.pruners.plan import DropLayers, MergeLayers
+from slm_plugin.pruners.plan import ConcatLayers, DropLayers, LayerOperation, MergeLayers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def apply_layers(model: PreTrainedModel, operations: Sequence[MergeLayers | DropLayers]) -> None:
-    """Merge and drop layers in place.
+def apply_layers(model: PreTrainedModel, operations: Sequence[LayerOperation]) -> None:
+    """Merge, concatenate and drop layers in place.
 
     A merged layer stands at the place of its run's lowest layer and keeps that layer's kind of
     attention. Layer indices, ``num_hidden_layers`` and every per-layer list of the config follow,
     so that the KV cache and a stock reload work.
 
     Raises:
-        PlanError: Operations overlap, or name layers that the model does not have.
+        PlanError: Operations overlap, or name layers or units that the model does not have.
     """
     view = DecoderView.of(model)
     layers = list(view.layers)
@@ -35,11 +36,11 @@ def apply_layers(model: PreTrainedModel, operations: Sequence[MergeLayers | Drop
         operation = replaced.get(index)
         if operation is None:
             result.append(layer)
-        elif isinstance(operation, MergeLayers) and index == operation.first:
-            run = layers[operation.first : operation.last + 1]
-            result.append(merged_layer(operation.rule, run, weights_only=operation.weights_only))
-        else:
+        elif isinstance(operation, DropLayers) or index != operation.first:
             continue
+        else:
+            run = layers[operation.first : operation.last + 1]
+            result.append(_made_of(operation, run, view))
         kept.append(index)
     if not result:
         raise PlanError("the plan removes every layer of the model")
@@ -49,16 +50,23 @@ def apply_layers(model: PreTrainedModel, operations: Sequence[MergeLayers | Drop
     view.decoder.layers = nn.ModuleList(result)
 
 
-def _replacements(
-    operations: Sequence[MergeLayers | DropLayers], count: int
-) -> dict[int, MergeLayers | DropLayers]:
+def _made_of(
+    operation: MergeLayers | ConcatLayers, run: Sequence[nn.Module], view: DecoderView
+) -> nn.Module:
+    """The layer that a run of layers becomes."""
+    if isinstance(operation, ConcatLayers):
+        return concatenated_layer(operation.parts, run, view.dimensions())
+    return merged_layer(operation.rule, run, weights_only=operation.weights_only)
+
+
+def _replacements(operations: Sequence[LayerOperation], count: int) -> dict[int, LayerOperation]:
     """The operation that takes each layer, by index."""
-    replaced: dict[int, MergeLayers | DropLayers] = {}
+    replaced: dict[int, LayerOperation] = {}
     for operation in operations:
-        if isinstance(operation, MergeLayers):
-            indices: Sequence[int] = range(operation.first, operation.last + 1)
+        if isinstance(operation, DropLayers):
+            indices: Sequence[int] = operation.indices
         else:
-            indices = operation.indices
+            indices = range(operation.first, operation.last + 1)
         for index in indices:
             if index >= count:
                 raise PlanError(f"the plan names layer {index}; the model has {count} layers")
