@@ -109,6 +109,7 @@ pruners: Registry[Pruner] = Registry(
         "shortened": "slm_plugin.pruners.depth.shortened",
         "sleb": "slm_plugin.pruners.depth.sleb",
         "slm": "slm_plugin.pruners.depth.slm",
+        "sublayer": "slm_plugin.pruners.depth.sublayer",
         "torch_pruning": "slm_plugin.pruners.width.torch_pruning",
     },
 )

@@ -110,6 +110,32 @@ class ConcatLayers(_Data):
         return self
 
 
+class DropSublayers(_Data):
+    """Attention blocks and as many MLP blocks go, each with the norm in front of it.
+
+    Of what is left, each attention makes a layer with the MLP that follows it; a plan whose blocks
+    do not alternate then cannot be carried out.
+    """
+
+    op: Literal["drop_sublayers"] = "drop_sublayers"
+    attention: Indices
+    mlp: Indices
+
+    @property
+    def layers_removed(self) -> int:
+        """Layers that go."""
+        return len(self.attention)
+
+    @model_validator(mode="after")
+    def _as_many(self) -> Self:
+        if len(self.attention) != len(self.mlp):
+            raise ValueError(
+                f"{len(self.attention)} attention and {len(self.mlp)} mlp blocks: as many of both "
+                "must go"
+            )
+        return self
+
+
 class KeepChannels(_Data):
     """MLP channels (rows of gate and up, columns of down) that stay in one layer."""
 
@@ -127,7 +153,8 @@ class KeepHeads(_Data):
 
 
 LayerOperation = MergeLayers | DropLayers | ConcatLayers
-Operation = Annotated[LayerOperation | KeepChannels | KeepHeads, Field(discriminator="op")]
+DepthOperation = LayerOperation | DropSublayers
+Operation = Annotated[DepthOperation | KeepChannels | KeepHeads, Field(discriminator="op")]
 
 
 class Trial(_Data):
@@ -135,7 +162,8 @@ class Trial(_Data):
 
     ``committed`` holds the windows that were merged already when the trial was made. The
     similarity is the criterion's mean over the calibration samples; ``samples`` says how many of
-    them were seen where fewer than all decided that the trial fails.
+    them were seen where fewer than all decided that the trial fails; ``layers_removed`` how many
+    layers the tried model lacks, where some windows were merged and others dropped.
     """
 
     first: Index
@@ -144,6 +172,7 @@ class Trial(_Data):
     committed: tuple[tuple[Index, Index], ...] = ()
     similarity: float
     samples: int | None = None
+    layers_removed: int | None = None
     accepted: bool
 
 
@@ -219,7 +248,7 @@ class PruningPlan(_Data):
                 hint="`slm-plugin explain` shows them",
             )
         kept = self.operations[:count]
-        gone = sum(op.layers_removed for op in kept if isinstance(op, LayerOperation))
+        gone = sum(op.layers_removed for op in kept if isinstance(op, DepthOperation))
         note = f"cut to the first {count} of {len(self.operations)} operations"
         return self.model_copy(
             update={

@@ -8,7 +8,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from slm_plugin.pruners.plan import ConcatLayers, DropLayers, LayerScores, MergeLayers, PruningPlan
+from slm_plugin.pruners.plan import (
+    ConcatLayers,
+    DropLayers,
+    DropSublayers,
+    LayerScores,
+    MergeLayers,
+    PruningPlan,
+)
 from slm_plugin.report import comparison, quantities
 from slm_plugin.report.consequences import (
     destinations,
@@ -105,6 +112,7 @@ def _layer_table(plan: PruningPlan) -> Table:
         (plan.trials[i].first, plan.trials[i].last): f"{plan.trials[i].similarity:.4f}"
         for i in final_trials(plan)
     }
+    steps = iter(sorted(final_trials(plan)))
     for op in plan.operations:
         if isinstance(op, MergeLayers | ConcatLayers):
             span = quantities.spans(range(op.first, op.last + 1))
@@ -122,6 +130,12 @@ def _layer_table(plan: PruningPlan) -> Table:
             alone = (op.indices[0], op.indices[-1])
             found = similarity.get(alone, "") if len(op.indices) == 1 else ""
             table.add_row(Text("drop"), gone, "", str(len(op.indices)), found)
+        elif isinstance(op, DropSublayers):
+            gone = quantities.spans(sorted({*op.attention, *op.mlp}))
+            step = next(steps, None)
+            found = "" if step is None else f"{plan.trials[step].similarity:.4f}"
+            way = f"drop attention {quantities.spans(op.attention)}, MLP {quantities.spans(op.mlp)}"
+            table.add_row(Text(way), gone, "", str(op.layers_removed), found)
     return table
 
 

@@ -9,15 +9,23 @@ from torch import nn
 
 from slm_plugin.errors import PlanError
 from slm_plugin.models.view import DecoderView, layer_lists
+from slm_plugin.pruners.depth.composition import composed_layer, pairs_left
 from slm_plugin.pruners.depth.concatenation import concatenated_layer
 from slm_plugin.pruners.depth.merge_rules import merged_layer
-from slm_plugin.pruners.plan import ConcatLayers, DropLayers, LayerOperation, MergeLayers
+from slm_plugin.pruners.plan import (
+    ConcatLayers,
+    DepthOperation,
+    DropLayers,
+    DropSublayers,
+    LayerOperation,
+    MergeLayers,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def apply_layers(model: PreTrainedModel, operations: Sequence[LayerOperation]) -> None:
+def apply_layers(model: PreTrainedModel, operations: Sequence[DepthOperation]) -> None:
     """Merge, concatenate and drop layers in place.
 
     A merged layer stands at the place of its run's lowest layer and keeps that layer's kind of
@@ -25,9 +33,29 @@ def apply_layers(model: PreTrainedModel, operations: Sequence[LayerOperation]) -
     so that the KV cache and a stock reload work.
 
     Raises:
-        PlanError: Operations overlap, or name layers or units that the model does not have.
+        PlanError: Operations overlap, name layers or units that the model does not have, or leave
+            what is no sequence of layers.
     """
     view = DecoderView.of(model)
+    blocks = [operation for operation in operations if isinstance(operation, DropSublayers)]
+    whole = [operation for operation in operations if not isinstance(operation, DropSublayers)]
+    if blocks and whole:
+        raise PlanError(
+            "the plan takes single blocks and whole layers", hint="make it two plans, one a stage"
+        )
+    kept, result = _composed(view, blocks) if blocks else _layers_left(view, whole)
+    if not result:
+        raise PlanError("the plan removes every layer of the model")
+    _cut_config(view, kept)
+    for position, layer in enumerate(result):
+        _renumber(layer, position)
+    view.decoder.layers = nn.ModuleList(result)
+
+
+def _layers_left(
+    view: DecoderView, operations: Sequence[LayerOperation]
+) -> tuple[list[int], list[nn.Module]]:
+    """The layers of the result, and the index of the layer whose place each one takes."""
     layers = list(view.layers)
     replaced = _replacements(operations, len(layers))
     kept: list[int] = []
@@ -42,12 +70,17 @@ def apply_layers(model: PreTrainedModel, operations: Sequence[LayerOperation]) -
             run = layers[operation.first : operation.last + 1]
             result.append(_made_of(operation, run, view))
         kept.append(index)
-    if not result:
-        raise PlanError("the plan removes every layer of the model")
-    _cut_config(view, kept)
-    for position, layer in enumerate(result):
-        _renumber(layer, position)
-    view.decoder.layers = nn.ModuleList(result)
+    return kept, result
+
+
+def _composed(
+    view: DecoderView, operations: Sequence[DropSublayers]
+) -> tuple[list[int], list[nn.Module]]:
+    """The same where attention and MLP blocks go: a layer attends as it did."""
+    layers = list(view.layers)
+    pairs = pairs_left(operations, len(layers))
+    result = [layers[a] if a == m else composed_layer(layers[a], layers[m]) for a, m in pairs]
+    return [attention for attention, _ in pairs], result
 
 
 def _made_of(

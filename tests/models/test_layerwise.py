@@ -90,7 +90,7 @@ def test_every_criterion_and_search_streams(
 
 
 @pytest.mark.parametrize(
-    "name", ["block_influence", "angular", "deepest", "sleb", "laco", "merge_concat"]
+    "name", ["block_influence", "angular", "deepest", "sleb", "laco", "merge_concat", "sublayer"]
 )
 def test_strategies_that_drop_layers_stream(tmp_path: Path, name: str) -> None:
     """Same plan, scores and trials to the last digit, and the same model behind it."""

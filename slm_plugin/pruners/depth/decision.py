@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from slm_plugin.errors import UnsupportedModelError
 from slm_plugin.models.view import DecoderView
 from slm_plugin.pruners.base import Pruner
-from slm_plugin.pruners.plan import LayerOperation, LayerScores, PruningPlan, Trial
+from slm_plugin.pruners.plan import DepthOperation, LayerScores, PruningPlan, Trial
 from slm_plugin.pruners.portability import portability
 from slm_plugin.session import Session
 
@@ -15,7 +15,7 @@ from slm_plugin.session import Session
 def depth_plan(
     pruner: Pruner,
     session: Session,
-    operations: Sequence[LayerOperation],
+    operations: Sequence[DepthOperation],
     notes: Sequence[str],
     *,
     threshold: float | None = None,
