@@ -324,7 +324,7 @@ def test_nan_and_layers_of_different_kinds_are_refused() -> None:
     """NaN never counts as too different, and sliding layers never absorb full ones."""
     model = make_model(num_hidden_layers=8)
     with torch.no_grad():
-        model.model.layers[3].self_attn.q_proj.weight.fill_(math.nan)
+        model.model.layers[3].mlp.down_proj.weight.fill_(math.nan)
     with pytest.raises(NumericalError):
         planned("laco", model, Target(threshold=0.5))
     kinds = ["full_attention"] * 4 + ["sliding_attention"] * 4
