@@ -104,9 +104,12 @@ pruners: Registry[Pruner] = Registry(
         "angular": "slm_plugin.pruners.depth.angular",
         "block_influence": "slm_plugin.pruners.depth.block_influence",
         "deepest": "slm_plugin.pruners.depth.deepest",
+        "laco": "slm_plugin.pruners.depth.laco",
+        "merge_concat": "slm_plugin.pruners.depth.merge_concat",
         "shortened": "slm_plugin.pruners.depth.shortened",
         "sleb": "slm_plugin.pruners.depth.sleb",
         "slm": "slm_plugin.pruners.depth.slm",
+        "sublayer": "slm_plugin.pruners.depth.sublayer",
         "torch_pruning": "slm_plugin.pruners.width.torch_pruning",
     },
 )

@@ -16,6 +16,7 @@ from slm_plugin.models.view import Dimensions
 from slm_plugin.target import Target
 
 Index = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Indices = Annotated[tuple[Index, ...], Field(min_length=1)]
 
 
@@ -59,6 +60,82 @@ class DropLayers(_Data):
         return len(self.indices)
 
 
+class LayerPart(_Data):
+    """What one layer gives to a layer that several are concatenated to.
+
+    Attributes:
+        layer: The layer.
+        channels: MLP channels (rows of gate and up, columns of down) that it gives; may be none.
+        kv_groups: Key/value heads that it gives, each with the query heads that read it.
+        norm_share: Its share in the mean of the layers' norms.
+        bias_share: Its share in the sum of the biases of o_proj and down_proj.
+    """
+
+    layer: Index
+    channels: tuple[Index, ...]
+    kv_groups: tuple[Index, ...]
+    norm_share: Share = 1
+    bias_share: Share = 1
+
+
+class ConcatLayers(_Data):
+    """Consecutive layers become one of the same shape, made of channels and heads of each.
+
+    The channels and the KV groups of the parts add up to those of one layer, and stand in it part
+    after part. It stands at the place of the lowest layer.
+    """
+
+    op: Literal["concat_layers"] = "concat_layers"
+    parts: Annotated[tuple[LayerPart, ...], Field(min_length=2)]
+
+    @property
+    def first(self) -> int:
+        """Lowest layer that takes part."""
+        return self.parts[0].layer
+
+    @property
+    def last(self) -> int:
+        """Highest layer that takes part."""
+        return self.parts[-1].layer
+
+    @property
+    def layers_removed(self) -> int:
+        """Layers that go."""
+        return len(self.parts) - 1
+
+    @model_validator(mode="after")
+    def _consecutive(self) -> Self:
+        if [part.layer for part in self.parts] != list(range(self.first, self.last + 1)):
+            raise ValueError("the parts must come from consecutive layers, lowest first")
+        return self
+
+
+class DropSublayers(_Data):
+    """Attention blocks and as many MLP blocks go, each with the norm in front of it.
+
+    Of what is left, each attention makes a layer with the MLP that follows it; a plan whose blocks
+    do not alternate then cannot be carried out.
+    """
+
+    op: Literal["drop_sublayers"] = "drop_sublayers"
+    attention: Indices
+    mlp: Indices
+
+    @property
+    def layers_removed(self) -> int:
+        """Layers that go."""
+        return len(self.attention)
+
+    @model_validator(mode="after")
+    def _as_many(self) -> Self:
+        if len(self.attention) != len(self.mlp):
+            raise ValueError(
+                f"{len(self.attention)} attention and {len(self.mlp)} mlp blocks: as many of both "
+                "must go"
+            )
+        return self
+
+
 class KeepChannels(_Data):
     """MLP channels (rows of gate and up, columns of down) that stay in one layer."""
 
@@ -75,9 +152,9 @@ class KeepHeads(_Data):
     kv_groups: Indices
 
 
-Operation = Annotated[
-    MergeLayers | DropLayers | KeepChannels | KeepHeads, Field(discriminator="op")
-]
+LayerOperation = MergeLayers | DropLayers | ConcatLayers
+DepthOperation = LayerOperation | DropSublayers
+Operation = Annotated[DepthOperation | KeepChannels | KeepHeads, Field(discriminator="op")]
 
 
 class Trial(_Data):
@@ -85,7 +162,8 @@ class Trial(_Data):
 
     ``committed`` holds the windows that were merged already when the trial was made. The
     similarity is the criterion's mean over the calibration samples; ``samples`` says how many of
-    them were seen where fewer than all decided that the trial fails.
+    them were seen where fewer than all decided that the trial fails; ``layers_removed`` how many
+    layers the tried model lacks, where some windows were merged and others dropped.
     """
 
     first: Index
@@ -94,6 +172,7 @@ class Trial(_Data):
     committed: tuple[tuple[Index, Index], ...] = ()
     similarity: float
     samples: int | None = None
+    layers_removed: int | None = None
     accepted: bool
 
 
@@ -169,7 +248,7 @@ class PruningPlan(_Data):
                 hint="`slm-plugin explain` shows them",
             )
         kept = self.operations[:count]
-        gone = sum(op.layers_removed for op in kept if isinstance(op, MergeLayers | DropLayers))
+        gone = sum(op.layers_removed for op in kept if isinstance(op, DepthOperation))
         note = f"cut to the first {count} of {len(self.operations)} operations"
         return self.model_copy(
             update={

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from slm_plugin.pruners.depth.composition import pairs_left
 from slm_plugin.pruners.depth.runs import DROP
 from slm_plugin.pruners.plan import (
+    ConcatLayers,
     DropLayers,
+    DropSublayers,
     KeepChannels,
     KeepHeads,
     MergeLayers,
@@ -14,11 +17,19 @@ from slm_plugin.pruners.plan import (
 
 
 def destinations(plan: PruningPlan) -> list[int | None]:
-    """Index in the result of every original layer; None for a layer that is dropped."""
+    """Index in the result of every original layer; None for a layer that is dropped.
+
+    A layer of which one block is left is where that block is.
+    """
+    blocks = [op for op in plan.operations if isinstance(op, DropSublayers)]
+    if blocks:
+        pairs = pairs_left(blocks, plan.before.layers)
+        home = {layer: position for position, pair in enumerate(pairs) for layer in pair}
+        return [home.get(layer) for layer in range(plan.before.layers)]
     dropped = {i for op in plan.operations if isinstance(op, DropLayers) for i in op.indices}
     into = list(range(plan.before.layers))
     for op in plan.operations:
-        if isinstance(op, MergeLayers):
+        if isinstance(op, MergeLayers | ConcatLayers):
             into[op.first : op.last + 1] = [op.first] * (op.last - op.first + 1)
     survivors = sorted({home for home in into if home not in dropped})
     place = {home: position for position, home in enumerate(survivors)}
@@ -36,7 +47,12 @@ def kept_groups(plan: PruningPlan) -> dict[int, tuple[int, ...]]:
 
 
 def final_trials(plan: PruningPlan) -> set[int]:
-    """Positions of the trials that the plan carries out: the last accepted one of each window."""
+    """Positions of the trials that the plan carries out: the last accepted one of each window.
+
+    Of blocks that go two by two, each accepted trial was a step.
+    """
+    if any(isinstance(op, DropSublayers) for op in plan.operations):
+        return {i for i, trial in enumerate(plan.trials) if trial.accepted}
     windows = {(op.first, op.last) for op in plan.operations if isinstance(op, MergeLayers)}
     windows |= {(i, i) for op in plan.operations if isinstance(op, DropLayers) for i in op.indices}
     last = {
@@ -50,6 +66,8 @@ def final_trials(plan: PruningPlan) -> set[int]:
 def layers_left(plan: PruningPlan, trial: Trial) -> int:
     """Layers of the model that a trial evaluated."""
     windows = [*trial.committed, (trial.first, trial.last)]
-    # A strategy merges or drops: what it did before was of the same kind.
+    if trial.layers_removed is not None:
+        return plan.before.layers - trial.layers_removed
+    # Otherwise what was done before was of the same kind.
     stays = 0 if trial.rule == DROP else 1
     return plan.before.layers - sum(last - first + 1 - stays for first, last in windows)

@@ -8,7 +8,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from slm_plugin.pruners.plan import DropLayers, LayerScores, MergeLayers, PruningPlan
+from slm_plugin.pruners.plan import (
+    ConcatLayers,
+    DropLayers,
+    DropSublayers,
+    LayerScores,
+    MergeLayers,
+    PruningPlan,
+)
 from slm_plugin.report import comparison, quantities
 from slm_plugin.report.consequences import (
     destinations,
@@ -105,16 +112,17 @@ def _layer_table(plan: PruningPlan) -> Table:
         (plan.trials[i].first, plan.trials[i].last): f"{plan.trials[i].similarity:.4f}"
         for i in final_trials(plan)
     }
+    steps = iter(sorted(final_trials(plan)))
     for op in plan.operations:
-        if isinstance(op, MergeLayers):
+        if isinstance(op, MergeLayers | ConcatLayers):
             span = quantities.spans(range(op.first, op.last + 1))
             home = homes[op.first] if op.first < len(homes) else None
             found = similarity.get((op.first, op.last), "")
             table.add_row(
-                Text(f"merge, rule {op.rule}"),
+                Text(_way(op)),
                 span,
                 f"layer {home}",
-                str(op.last - op.first),
+                str(op.layers_removed),
                 found,
             )
         elif isinstance(op, DropLayers):
@@ -122,7 +130,22 @@ def _layer_table(plan: PruningPlan) -> Table:
             alone = (op.indices[0], op.indices[-1])
             found = similarity.get(alone, "") if len(op.indices) == 1 else ""
             table.add_row(Text("drop"), gone, "", str(len(op.indices)), found)
+        elif isinstance(op, DropSublayers):
+            gone = quantities.spans(sorted({*op.attention, *op.mlp}))
+            step = next(steps, None)
+            found = "" if step is None else f"{plan.trials[step].similarity:.4f}"
+            way = f"drop attention {quantities.spans(op.attention)}, MLP {quantities.spans(op.mlp)}"
+            table.add_row(Text(way), gone, "", str(op.layers_removed), found)
     return table
+
+
+def _way(op: MergeLayers | ConcatLayers) -> str:
+    """How several layers become one."""
+    if isinstance(op, MergeLayers):
+        return f"merge, rule {op.rule}"
+    channels = "+".join(f"{len(part.channels):,}" for part in op.parts)
+    groups = "+".join(str(len(part.kv_groups)) for part in op.parts)
+    return f"concatenate, {channels} MLP channels, {groups} KV groups"
 
 
 def _unit_table(plan: PruningPlan) -> Table:

@@ -110,7 +110,7 @@ def stage_pictures(record: StageRecord, plan: PruningPlan | None) -> tuple[Pictu
 
 
 def _depth(plan: PruningPlan, name: str) -> list[Picture | None]:
-    drops = any(done(trial) == "dropped" for trial in plan.trials)
+    drops = any(done(trial) != "merged" for trial in plan.trials)
     return [
         picture(
             "Which layer went where",

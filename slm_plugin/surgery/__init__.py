@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from slm_plugin.errors import PlanError, VerificationError
-from slm_plugin.pruners.plan import DropLayers, KeepChannels, KeepHeads, MergeLayers, PruningPlan
+from slm_plugin.pruners.plan import DepthOperation, KeepChannels, KeepHeads, PruningPlan
 
 if TYPE_CHECKING:
     from slm_plugin.session import Session
@@ -30,7 +30,7 @@ def apply(plan: PruningPlan, session: Session) -> None:
             f"the plan was made for another model: {', '.join(differs)} differ",
             hint="apply it to the checkpoint and dtype that it was made for, or plan anew",
         )
-    depth = [op for op in plan.operations if isinstance(op, MergeLayers | DropLayers)]
+    depth = [op for op in plan.operations if isinstance(op, DepthOperation)]
     width = [op for op in plan.operations if isinstance(op, KeepChannels | KeepHeads)]
     if depth and width:
         raise PlanError(

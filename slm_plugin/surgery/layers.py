@@ -9,17 +9,26 @@ from torch import nn
 
 from slm_plugin.errors import PlanError
 from slm_plugin.models.view import DecoderView, layer_lists
+from slm_plugin.pruners.depth.composition import composed_layer, pairs_left
+from slm_plugin.pruners.depth.concatenation import concatenated_layer
 from slm_plugin.pruners.depth.merge_rules import merged_layer
-from slm_plugin.pruners.plan import DropLayers, MergeLayers
+from slm_plugin.pruners.plan import (
+    ConcatLayers,
+    DepthOperation,
+    DropLayers,
+    DropSublayers,
+    LayerOperation,
+    MergeLayers,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 def apply_layers(
-    model: PreTrainedModel, operations: Sequence[MergeLayers | DropLayers]
+    model: PreTrainedModel, operations: Sequence[DepthOperation]
 ) -> list[tuple[int, int]]:
-    """Merge and drop layers in place.
+    """Merge, concatenate and drop layers in place.
 
     A merged layer stands at the place of its run's lowest layer and keeps that layer's kind of
     attention. Layer indices, ``num_hidden_layers`` and every per-layer list of the config follow,
@@ -29,22 +38,17 @@ def apply_layers(
         For every layer that is left the lowest and the highest layer that it is made of.
 
     Raises:
-        PlanError: Operations overlap, or name layers that the model does not have.
+        PlanError: Operations overlap, name layers or units that the model does not have, or leave
+            what is no sequence of layers.
     """
     view = DecoderView.of(model)
-    layers = list(view.layers)
-    replaced = _replacements(operations, len(layers))
-    kept: list[tuple[int, int]] = []
-    result: list[nn.Module] = []
-    for index, layer in enumerate(layers):
-        operation = replaced.get(index)
-        if operation is None:
-            result.append(layer)
-            kept.append((index, index))
-        elif isinstance(operation, MergeLayers) and index == operation.first:
-            run = layers[operation.first : operation.last + 1]
-            result.append(merged_layer(operation.rule, run, weights_only=operation.weights_only))
-            kept.append((operation.first, operation.last))
+    blocks = [operation for operation in operations if isinstance(operation, DropSublayers)]
+    whole = [operation for operation in operations if not isinstance(operation, DropSublayers)]
+    if blocks and whole:
+        raise PlanError(
+            "the plan takes single blocks and whole layers", hint="make it two plans, one a stage"
+        )
+    kept, result = _composed(view, blocks) if blocks else _layers_left(view, whole)
     if not result:
         raise PlanError("the plan removes every layer of the model")
     _cut_config(view, [first for first, _ in kept])
@@ -54,16 +58,55 @@ def apply_layers(
     return kept
 
 
-def _replacements(
-    operations: Sequence[MergeLayers | DropLayers], count: int
-) -> dict[int, MergeLayers | DropLayers]:
-    """The operation that takes each layer, by index."""
-    replaced: dict[int, MergeLayers | DropLayers] = {}
-    for operation in operations:
-        if isinstance(operation, MergeLayers):
-            indices: Sequence[int] = range(operation.first, operation.last + 1)
+def _layers_left(
+    view: DecoderView, operations: Sequence[LayerOperation]
+) -> tuple[list[tuple[int, int]], list[nn.Module]]:
+    """The layers of the result, and which layers each one is made of."""
+    layers = list(view.layers)
+    replaced = _replacements(operations, len(layers))
+    kept: list[tuple[int, int]] = []
+    result: list[nn.Module] = []
+    for index, layer in enumerate(layers):
+        operation = replaced.get(index)
+        if operation is None:
+            result.append(layer)
+            kept.append((index, index))
+        elif isinstance(operation, DropLayers) or index != operation.first:
+            continue
         else:
-            indices = operation.indices
+            run = layers[operation.first : operation.last + 1]
+            result.append(_made_of(operation, run, view))
+            kept.append((operation.first, operation.last))
+    return kept, result
+
+
+def _composed(
+    view: DecoderView, operations: Sequence[DropSublayers]
+) -> tuple[list[tuple[int, int]], list[nn.Module]]:
+    """The same where attention and MLP blocks go: a layer attends as it did."""
+    layers = list(view.layers)
+    pairs = pairs_left(operations, len(layers))
+    result = [layers[a] if a == m else composed_layer(layers[a], layers[m]) for a, m in pairs]
+    return pairs, result
+
+
+def _made_of(
+    operation: MergeLayers | ConcatLayers, run: Sequence[nn.Module], view: DecoderView
+) -> nn.Module:
+    """The layer that a run of layers becomes."""
+    if isinstance(operation, ConcatLayers):
+        return concatenated_layer(operation.parts, run, view.dimensions())
+    return merged_layer(operation.rule, run, weights_only=operation.weights_only)
+
+
+def _replacements(operations: Sequence[LayerOperation], count: int) -> dict[int, LayerOperation]:
+    """The operation that takes each layer, by index."""
+    replaced: dict[int, LayerOperation] = {}
+    for operation in operations:
+        if isinstance(operation, DropLayers):
+            indices: Sequence[int] = operation.indices
+        else:
+            indices = range(operation.first, operation.last + 1)
         for index in indices:
             if index >= count:
                 raise PlanError(f"the plan names layer {index}; the model has {count} layers")

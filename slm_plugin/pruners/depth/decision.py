@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from slm_plugin.errors import UnsupportedModelError
+from slm_plugin.models.view import DecoderView
 from slm_plugin.pruners.base import Pruner
-from slm_plugin.pruners.plan import DropLayers, LayerScores, MergeLayers, PruningPlan, Trial
+from slm_plugin.pruners.plan import DepthOperation, LayerScores, PruningPlan, Trial
 from slm_plugin.pruners.portability import portability
 from slm_plugin.session import Session
 
@@ -13,7 +15,7 @@ from slm_plugin.session import Session
 def depth_plan(
     pruner: Pruner,
     session: Session,
-    operations: Sequence[MergeLayers | DropLayers],
+    operations: Sequence[DepthOperation],
     notes: Sequence[str],
     *,
     threshold: float | None = None,
@@ -60,3 +62,17 @@ def depth_plan(
         notes=tuple(notes),
         warnings=portability(before, after, session.model.config),
     )
+
+
+def refuse_mixed_kinds(pruner: Pruner, view: DecoderView) -> None:
+    """Refuse to merge where layers attend in different ways.
+
+    Raises:
+        UnsupportedModelError: The layers are of different kinds.
+    """
+    kinds = sorted(set(getattr(view.config, "layer_types", None) or ()))
+    if len(kinds) > 1:
+        raise UnsupportedModelError(
+            f"the model's layers are of different kinds ({', '.join(kinds)})",
+            hint=f"{pruner.name} merges only layers of one kind",
+        )

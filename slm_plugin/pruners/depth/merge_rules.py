@@ -28,7 +28,7 @@ from slm_plugin.models.view import projections
 
 RULES = ("telescoped", "rdsc", "mean", "keep_low", "keep_high", "ema(w)", "activation", "best")
 _EMA = re.compile(r"ema\((\d*\.?\d+)\)")
-_WEIGHTED = re.compile(r"weighted\((\d[\d.]*(?:,\d[\d.]*)*)\)")
+_WEIGHTED = re.compile(r"weighted\((-?\d[\d.]*(?:,-?\d[\d.]*)*)\)")
 
 
 def check_rule(rule: str) -> str:
@@ -112,6 +112,8 @@ def factors(rule: str, layers: int) -> tuple[list[float], float]:
     parts = [float(part) for part in match[1].split(",")]
     if len(parts) != layers:
         raise PlanError(f"the rule '{rule}' is for {len(parts)} layers, not {layers}")
+    if not sum(parts):
+        raise PlanError(f"the weights of the rule '{rule}' add up to 0")
     return parts, sum(parts)
 
 

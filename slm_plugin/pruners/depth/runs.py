@@ -9,12 +9,14 @@ from slm_plugin.pruners.plan import Trial
 
 # In the place of a merge rule: nothing takes the place of the run.
 DROP = "drop"
+# Likewise: the first layer's attention and the last one's MLP are what is left of the run.
+JOIN = "join"
 
 
 class Run(NamedTuple):
     """Layers first..last of the original model, merged into one; see `plan.MergeLayers`.
 
-    With the rule `DROP` they go altogether.
+    With the rule `DROP` they go altogether; see `JOIN` for the other one that is no merge rule.
     """
 
     first: int
@@ -46,6 +48,7 @@ class Measured(NamedTuple):
 
     def trial(self, rest: Runs, *, accepted: bool) -> Trial:
         """The trial as a line of a plan."""
+        dropped = {run.rule == DROP for run in (self.run, *rest)}
         return Trial(
             first=self.run.first,
             last=self.run.last,
@@ -53,6 +56,7 @@ class Measured(NamedTuple):
             committed=tuple((run.first, run.last) for run in rest),
             similarity=self.value,
             samples=self.samples,
+            layers_removed=removed((self.run, *rest)) if len(dropped) > 1 else None,
             accepted=accepted,
         )
 
@@ -68,6 +72,7 @@ class Measure(Protocol):
         *,
         base: Runs = (),
         hopeless_at: float | None = None,
+        rule: str | None = None,
     ) -> Measured:
         """Try one more run on top of others.
 
@@ -78,6 +83,7 @@ class Measure(Protocol):
             base: The runs of a model that many trials in a row start from: what layers below the
                 first difference see is then computed once.
             hopeless_at: The trial may stop when its value is certain not to exceed this.
+            rule: The run's own merge rule, where it is not that of all runs.
         """
 
 

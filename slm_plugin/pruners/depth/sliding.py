@@ -6,6 +6,7 @@ Source: SLM (arXiv 2502.19159), algorithm 1, in the exact form of the authors' r
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from slm_plugin.pruners.depth.runs import Found, Measure, Measured, Rules, Run, removed
@@ -71,21 +72,33 @@ def walk(rules: WalkRules, threshold: float, measure: Measure, wanted: int | Non
 def walk_to_size(rules: WalkRules, wanted: int, measure: Measure, greatest: float) -> Found:
     """Find the highest threshold whose walk takes ``wanted`` layers away, and stop there.
 
-    A walk takes the same path for all thresholds from its greatest rejected value up to its
-    least accepted one, so each walk rules out an interval, and bisection needs few of them.
-
     Args:
         rules: What the walk may do.
         wanted: Layers to take away, from 1 to ``rules.most``; all of these are reachable.
         measure: As for `walk`.
         greatest: No value is greater.
     """
-    # With no threshold at all the first run swallows one layer after the other.
-    best = walk(rules, -math.inf, measure, wanted)
+    return highest_threshold(
+        lambda threshold: walk(rules, threshold, measure, wanted), wanted, greatest
+    )
+
+
+def highest_threshold(walked: Callable[[float], Found], wanted: int, greatest: float) -> Found:
+    """Find the highest threshold whose walk takes ``wanted`` layers away.
+
+    A walk takes the same path for all thresholds from its greatest rejected value up to its
+    least accepted one, so each walk rules out an interval, and bisection needs few of them.
+
+    Args:
+        walked: Walks with a threshold, up to ``wanted`` layers and no further.
+        wanted: Layers to take away; without any threshold the walk takes them.
+        greatest: No value is greater.
+    """
+    best = walked(-math.inf)
     low, high = _least_accepted(best), greatest
     tried = 1
     while low < high:
-        made = walk(rules, (low + high) / 2, measure, wanted)
+        made = walked((low + high) / 2)
         tried += 1
         if made.removed == wanted:
             best = made

@@ -21,11 +21,12 @@ from slm_plugin.calibration.spool import Spool
 from slm_plugin.errors import NumericalError
 from slm_plugin.models.streaming import is_streamed
 from slm_plugin.progress import counting, say
+from slm_plugin.pruners.depth.composition import composed_layer
 from slm_plugin.pruners.depth.criteria import CRITERIA, CriterionName, Prepared
 from slm_plugin.pruners.depth.influence import block_influence
 from slm_plugin.pruners.depth.journal import Journal, journal_of
 from slm_plugin.pruners.depth.merge_rules import candidates, merged_layer
-from slm_plugin.pruners.depth.runs import DROP, Found, Measured, Run, Runs
+from slm_plugin.pruners.depth.runs import DROP, JOIN, Found, Measured, Run, Runs
 from slm_plugin.pruners.plan import Trial
 from slm_plugin.session import Session
 
@@ -116,6 +117,7 @@ class Trials:
         *,
         base: Runs = (),
         hopeless_at: float | None = None,
+        rule: str | None = None,
     ) -> Measured:
         """Try to merge or drop one more run; see `runs.Measure`.
 
@@ -124,8 +126,8 @@ class Trials:
         """
         bars = [] if hopeless_at is None else [hopeless_at]
         found: list[Measured] = []
-        for rule in candidates(self._rule, first, last, lambda: self._influences):
-            run = Run(first, last, rule, self._weights_only)
+        for each in candidates(rule or self._rule, first, last, lambda: self._influences):
+            run = Run(first, last, each, self._weights_only)
             # A window of one layer merges nothing.
             runs = tuple(sorted((run, *rest) if run.removed else rest))
             found.append(Measured(run, *self._value(runs, base, max(bars, default=None))))
@@ -224,6 +226,8 @@ class Trials:
         if run.rule == DROP:
             return _Gone()
         layers = list(self._view.layers)[run.first : run.last + 1]
+        if run.rule == JOIN:
+            return composed_layer(layers[0], layers[-1])
         return merged_layer(run.rule, layers, weights_only=run.weights_only)
 
     def _stand_on(self, base: Runs) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from slm_plugin.pruners.depth.runs import DROP
+from slm_plugin.pruners.depth.runs import DROP, JOIN
 from slm_plugin.pruners.plan import PruningPlan, Trial
 from slm_plugin.report import quantities
 from slm_plugin.report.consequences import final_trials, layers_left
@@ -60,7 +60,8 @@ def walk(plan: PruningPlan, name: str = "walk") -> str:
         bars.set_ylabel("trial")
         bars.yaxis.set_label_coords(-0.07, 0.5)
         canvas.whole_numbers(bars.xaxis)
-        _legend(bars, done(trials[0]), bool(final), any(trial.committed for trial in trials))
+        ways = " or ".join(sorted({done(trial) for trial in trials}))
+        _legend(bars, ways, bool(final), any(trial.committed for trial in trials))
         _similarity_column(sheet.axes(6.55, 0.45, 0.85, 0.55), plan, final)
     return sheet.svg
 
@@ -77,7 +78,7 @@ def _rows(axes: Axes, count: int) -> None:
 
 def done(trial: Trial) -> str:
     """What a trial does to its layers, in one word."""
-    return "dropped" if trial.rule == DROP else "merged"
+    return {DROP: "dropped", JOIN: "joined"}.get(trial.rule or "", "merged")
 
 
 def _legend(axes: Axes, done: str, final: bool, committed: bool) -> None:

@@ -146,3 +146,14 @@ def test_unknown_rules_are_refused(rule: str) -> None:
     """A rule that does not exist is an error that lists those which do."""
     with pytest.raises(ValueError, match="no merge rule is called"):
         check_rule(rule)
+
+
+def test_weights_may_be_negative_but_add_up_to_something() -> None:
+    """The written form of an RDSC within an RDSC is a sum like any other."""
+    run = weights(4)
+    merged = merge_weights("weighted(-1,-1,2,1)", run)
+    torch.testing.assert_close(merged, -run[0] - run[1] + 2 * run[2] + run[3])
+    with pytest.raises(PlanError, match="add up to 0"):
+        merge_weights("weighted(1,-1)", run[:2])
+    with pytest.raises(PlanError, match="no merge rule"):
+        merge_weights("weighted(--1,1)", run[:2])

@@ -1,0 +1,252 @@
+"""LaCo: collapse groups of so many layers, top first, while the final hidden state stays similar.
+
+Source: LaCo (arXiv 2402.11187), algorithm 1. The paper's formula for one group, "reserving
+differences while seeking common", is the rule ``rdsc``; the released notebooks compute
+``telescoped``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from slm_plugin.errors import TargetError
+from slm_plugin.models.view import Dimensions
+from slm_plugin.pruners import base
+from slm_plugin.pruners.depth.criteria import CRITERIA, CriterionName
+from slm_plugin.pruners.depth.decision import depth_plan, refuse_mixed_kinds
+from slm_plugin.pruners.depth.merge_rules import factors
+from slm_plugin.pruners.depth.runs import Found, Measure, Measured, Run, Runs, removed
+from slm_plugin.pruners.depth.sliding import highest_threshold
+from slm_plugin.pruners.depth.trials import Trials, trials_of
+from slm_plugin.pruners.plan import MergeLayers, PruningPlan, Trial
+from slm_plugin.registry import register_pruner
+from slm_plugin.session import Session
+
+Clamp = Literal["published", "released", "range"]
+Rule = Literal["telescoped", "rdsc"]
+
+
+class LacoOptions(base.Options):
+    """The published parameters, by what they are: C, I, the range from L to H, and the rule."""
+
+    criterion: Annotated[
+        CriterionName,
+        Field(description="how alike the merged model is to the original; published: flat_cosine"),
+    ] = "flat_cosine"
+    layers_per_merge: Annotated[
+        int, Field(ge=2, description="layers that become one in a merge (C)")
+    ] = 4
+    interval: Annotated[
+        int, Field(ge=1, description="layers between the starts of two merges (I)")
+    ] = 2
+    lowest: Annotated[int, Field(ge=0, description="lowest layer that may take part (L)")] = 1
+    highest: Annotated[
+        int | None,
+        Field(ge=1, description="the first merge ends below this layer (H); default: the last"),
+    ] = None
+    merge_rule: Annotated[
+        Rule, Field(description="telescoped: the released code; rdsc: the paper's formula")
+    ] = "telescoped"
+    clamp: Annotated[
+        Clamp,
+        Field(
+            description="where a window goes that reaches above the model after a merge; "
+            "published: down until it ends with the last layer; released: it is cut off there; "
+            "range: down until it ends below `highest`, so that what lies above never merges"
+        ),
+    ] = "published"
+
+
+@dataclass(frozen=True, slots=True)
+class CollapseRules:
+    """What the walk may do.
+
+    Attributes:
+        layers: Decoder layers of the model.
+        size: Layers of a full window.
+        interval: Layers between a merge and the next window.
+        lowest: Lowest layer of any window.
+        highest: The first window ends below this layer.
+        rule: How the layers of a window become one.
+        clamp: Where a window goes that reaches above the model.
+    """
+
+    layers: int
+    size: int
+    interval: int
+    lowest: int
+    highest: int
+    rule: Rule
+    clamp: Clamp
+
+    @property
+    def most(self) -> int:
+        """Layers that go when every trial is good."""
+
+        def good(first: int, last: int, rest: Runs, **asked: object) -> Measured:
+            return Measured(Run(first, last, self.rule), 0.0)
+
+        return collapse(self, -math.inf, good).removed
+
+    def next_window(self, low: int, left: int) -> int:
+        """Lowest layer of the window behind a merge at ``low``, of a model with so many left."""
+        low -= self.interval
+        if self.clamp == "released":
+            return left - 1 - self.size if low >= left else low
+        above = self.layers - self.highest if self.clamp == "range" else 0
+        return min(low, left - above - self.size)
+
+
+def collapse(
+    rules: CollapseRules, threshold: float, measure: Measure, wanted: int | None = None
+) -> Found:
+    """Walk down the decoder and merge every window that leaves the model similar to the original.
+
+    A merged layer is a layer: a later window may absorb it.
+
+    Args:
+        rules: What the walk may do.
+        threshold: A merge is good when its value is greater.
+        measure: Compares the model with a run merged, on top of those merged already, with the
+            original one.
+        wanted: Stop when that many layers are gone; the last windows are as short as that needs.
+    """
+    trials: list[Trial] = []
+    runs: Runs = ()
+    # Layers of the model as it then is, each as the run of original layers that it stands for.
+    layers = [Run(index, index, rules.rule) for index in range(rules.layers)]
+    # A walk to a size is one of many: which interval of thresholds it stands for, its exact
+    # values tell.
+    hopeless_at = threshold if wanted is None else None
+    low = rules.highest - rules.size
+    while low >= rules.lowest and removed(runs) != wanted:
+        size = rules.size if wanted is None else min(rules.size, wanted - removed(runs) + 1)
+        window = layers[low : low + size]
+        first, last = window[0].first, window[-1].last
+        rest = tuple(run for run in runs if run not in window)
+        tried = measure(
+            first, last, rest, rule=absorbing(rules.rule, window), hopeless_at=hopeless_at
+        )
+        good = tried.value > threshold
+        trials.append(tried.trial(rest, accepted=good))
+        if not good:
+            low -= 1
+            continue
+        if len(window) > 1:
+            layers[low : low + size] = [tried.run]
+            runs = (*rest, tried.run)
+        low = rules.next_window(low, len(layers))
+    return Found(runs, tuple(trials), threshold)
+
+
+def absorbing(rule: Rule, window: Sequence[Run]) -> str:
+    """The rule that makes a window one layer, as one of the original layers in it.
+
+    Telescoping to a layer that telescoped to its own top layer ends at that one. RDSC is a sum, so
+    of sums it is a sum again: the absorbed layers, minus the lowest once less than there are.
+
+    Args:
+        rule: How the layers of the window become one.
+        window: What stands for each of its layers, lowest first.
+    """
+    if rule == "telescoped" or len(window) == 1:
+        return window[0].rule
+    if all(run.first == run.last for run in window):
+        return rule
+    parts = [factors(run.rule, run.last - run.first + 1)[0] for run in window]
+    lowest = [(2 - len(window)) * part for part in parts[0]]
+    whole = [*lowest, *(part for absorbed in parts[1:] for part in absorbed)]
+    return f"weighted({','.join(f'{part + 0:.0f}' for part in whole)})"
+
+
+@register_pruner("laco")
+class LayerCollapse(base.Pruner):
+    """Merge groups of layers, top first, while the final hidden state stays similar."""
+
+    kind: ClassVar = "depth"
+    targets: ClassVar = ("threshold", "layers_removed", "ratio", "parameters")
+    streams: ClassVar = True
+    Options: ClassVar = LacoOptions
+    options: LacoOptions
+
+    def check_target(self, original: Dimensions, current: Dimensions) -> None:
+        """Refuse a range without room for one window, and what the walk cannot reach in it."""
+        super().check_target(original, current)
+        rules = self._rules(current.layers)
+        span = f"layers_per_merge {rules.size}, lowest {rules.lowest} and highest {rules.highest}"
+        if rules.highest > rules.layers:
+            raise TargetError(
+                f"highest is {rules.highest}; the model has {rules.layers} layers",
+                hint=f"give at most {rules.layers}",
+            )
+        if rules.highest - rules.size < rules.lowest:
+            raise TargetError(
+                f"with {span} no window fits into the {rules.layers} layers of the model",
+                hint="merge fewer layers at once or widen the range",
+            )
+        if self.target.kind != "threshold":
+            wanted = base.layers_to_remove(self.target, original, current)
+            base.refuse_beyond(
+                self.target,
+                wanted,
+                rules.most,
+                rules.layers,
+                f"{span}, interval {rules.interval}",
+            )
+
+    def plan(self, session: Session) -> PruningPlan:
+        """Walk, and write down which runs of layers merge.
+
+        Raises:
+            TargetError: The target cannot be reached.
+            UnsupportedModelError: The layers are of different kinds.
+            NumericalError: The model or a trial gives NaN.
+        """
+        before = session.view.dimensions()
+        self.check_target(session.original, before)
+        refuse_mixed_kinds(self, session.view)
+        options = self.options
+        with trials_of(session, self.name, options.criterion, options.merge_rule) as trials:
+            found = self._search(session, before, trials)
+        return depth_plan(
+            self,
+            session,
+            [MergeLayers(first=run.first, last=run.last, rule=run.rule) for run in found.runs],
+            self._notes(found),
+            threshold=found.threshold,
+            trials=found.trials,
+            explored=tuple(trials.others(found)),
+        )
+
+    def _rules(self, layers: int) -> CollapseRules:
+        options = self.options
+        return CollapseRules(
+            layers=layers,
+            size=options.layers_per_merge,
+            interval=options.interval,
+            lowest=options.lowest,
+            highest=layers - 1 if options.highest is None else options.highest,
+            rule=options.merge_rule,
+            clamp=options.clamp,
+        )
+
+    def _search(self, session: Session, before: Dimensions, trials: Trials) -> Found:
+        rules = self._rules(before.layers)
+        if self.target.threshold is not None:
+            return collapse(rules, self.target.threshold, trials)
+        wanted = base.layers_to_remove(self.target, session.original, before)
+        return highest_threshold(
+            lambda threshold: collapse(rules, threshold, trials, wanted), wanted, trials.greatest
+        )
+
+    def _notes(self, found: Found) -> tuple[str, ...]:
+        """What a reader of the plan should know of the decision."""
+        if not found.runs:
+            return ("no run of layers merges",)
+        meaning = CRITERIA[self.options.criterion].meaning
+        return (f"similarity: {meaning}, mean over the calibration samples", *found.notes)

@@ -1,0 +1,266 @@
+"""CoMe: merge neighbouring layers by concatenating the most important channels of each.
+
+Source: CoMe (arXiv 2510.15304), in the training-free form without a search over ratios.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from slm_plugin.calibration.captures import Batch, run_batches
+from slm_plugin.calibration.spool import Spool
+from slm_plugin.errors import NumericalError
+from slm_plugin.models.view import DecoderView
+from slm_plugin.progress import counting
+from slm_plugin.pruners import base
+from slm_plugin.pruners.depth.angular import block_distances
+from slm_plugin.pruners.depth.concatenation import concatenated_layer
+from slm_plugin.pruners.depth.criteria import token_cosine
+from slm_plugin.pruners.depth.decision import depth_plan
+from slm_plugin.pruners.depth.dropping import lowest
+from slm_plugin.pruners.depth.sensitivity import sensitivities
+from slm_plugin.pruners.plan import ConcatLayers, LayerPart, LayerScores, PruningPlan
+from slm_plugin.registry import register_pruner
+from slm_plugin.session import Session
+
+# Hidden states between two layers, ``(samples, length, hidden)``, by the number of the batch.
+States = Callable[[int], Tensor]
+
+
+@register_pruner("merge_concat")
+class MergeConcat(base.Pruner):
+    """Merge the two neighbours that turn the last token least, channel by channel (CoMe)."""
+
+    kind: ClassVar = "depth"
+    targets: ClassVar = ("layers_removed", "ratio", "parameters")
+    streams: ClassVar = True
+
+    def plan(self, session: Session) -> PruningPlan:
+        """Merge pairs, one after the other, and write down what each result is made of.
+
+        Raises:
+            TargetError: The target cannot be reached.
+            NumericalError: A hidden state is NaN or zero.
+        """
+        view = session.view
+        before = view.dimensions()
+        wanted = base.layers_to_remove(self.target, session.original, before)
+        kinds = layer_kinds(view)
+        most = sum(low == high for low, high in itertools.pairwise(kinds))
+        unlike = "layers of different kinds, which never merge,"
+        base.refuse_beyond(self.target, wanted, most, before.layers, unlike)
+        current = Current(view, session.captured())
+        first_scores: list[float] = []
+        decided: list[Slot] = []
+        notes: list[str] = []
+        with counting(f"{self.name}: merges") as count:
+            for _ in range(wanted):
+                scores = current.distances()
+                first_scores = first_scores or scores
+                (at,) = lowest(scores, 1, current.alike(kinds))
+                low, high = current.slots[at : at + 2]
+                share = current.share(at)
+                decided = [slot for slot in decided if slot not in (low, high)]
+                decided.append(current.merge(at, share))
+                notes.append(
+                    f"{low.describe()} and {high.describe()}: angular distance {scores[at]:.4f}, "
+                    f"shares {share:.1%} and {1 - share:.1%}"
+                )
+                count()
+        meaning = "angular distance over 2 layers, 0 to 1, by the lower, before any merge"
+        return depth_plan(
+            self,
+            session,
+            [ConcatLayers(parts=slot.parts) for slot in decided],
+            notes,
+            layer_scores=LayerScores(meaning=meaning, scores=tuple(first_scores)),
+        )
+
+
+def layer_kinds(view: DecoderView) -> list[object]:
+    """How each layer attends; all alike where the config does not tell."""
+    return list(getattr(view.config, "layer_types", None) or [None] * len(view.layers))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slot:
+    """A layer of the model as it then is.
+
+    Attributes:
+        parts: What the original layers gave to it.
+        module: The layer.
+    """
+
+    parts: tuple[LayerPart, ...]
+    module: nn.Module
+
+    @property
+    def first(self) -> int:
+        """Lowest original layer in it, whose mask and positions it takes."""
+        return self.parts[0].layer
+
+    def describe(self) -> str:
+        """Its original layers, as notes name them."""
+        last = self.parts[-1].layer
+        return f"layer {last}" if last == self.first else f"layers {self.first}-{last}"
+
+
+class Current:
+    """The model with some layers merged, and what flows between its layers.
+
+    Attributes:
+        slots: Its layers, lowest first.
+
+    Args:
+        view: The model without any merge.
+        captured: What its layers see.
+    """
+
+    def __init__(self, view: DecoderView, captured: Sequence[Batch]) -> None:
+        self._view, self._captured = view, captured
+        self._dimensions = view.dimensions()
+        whole = tuple(range(self._dimensions.intermediate_size))
+        groups = tuple(range(self._dimensions.kv_heads))
+        self.slots = [
+            Slot((LayerPart(layer=i, channels=whole, kv_groups=groups),), layer)
+            for i, layer in enumerate(view.layers)
+        ]
+        # Between the layers: what each one sees, and what the last one makes of it.
+        self._states = [_inputs(captured, index) for index in range(len(self.slots))]
+        self._run_from(len(self.slots) - 1)
+
+    def alike(self, kinds: Sequence[object]) -> list[int]:
+        """Positions of layers that attend as the next one does.
+
+        Args:
+            kinds: From `layer_kinds`, of the original layers.
+        """
+        pairs = itertools.pairwise(self.slots)
+        return [at for at, (a, b) in enumerate(pairs) if kinds[a.first] == kinds[b.first]]
+
+    @torch.inference_mode()
+    def distances(self) -> list[float]:
+        """Mean angular distance of the last token over every layer and the next one."""
+        parts = []
+        for number in range(len(self._captured)):
+            parts.append(torch.stack([s(number)[:, -1].double().cpu() for s in self._states]))
+        return block_distances(torch.cat(parts, dim=1), 2)
+
+    def share(self, at: int) -> float:
+        """Share of the lower of two layers in what they become: that of its block influence.
+
+        Raises:
+            NumericalError: A hidden state is NaN or zero.
+        """
+        low, high = self._influence(at), self._influence(at + 1)
+        # Two layers that do nothing are alike.
+        return low / (low + high) if low + high > 0 else 0.5
+
+    @torch.inference_mode()
+    def _influence(self, at: int) -> float:
+        total, samples = 0.0, 0
+        for number, batch in enumerate(self._captured):
+            cosine = token_cosine(self._states[at](number), self._states[at + 1](number))
+            total += float(cosine.sum())
+            samples += len(batch.tokens)
+        if not math.isfinite(total):
+            raise NumericalError(
+                f"the block influence of {self.slots[at].describe()} is NaN",
+                hint="load the model in float32 or bfloat16: float16 overflows",
+            )
+        # Rounding takes the cosine of equal states above 1.
+        return max(0.0, 1 - total / samples)
+
+    def merge(self, at: int, share: float) -> Slot:
+        """Merge a layer with the next one and compute what the layers above now see.
+
+        Args:
+            at: Position of the lower one.
+            share: Its share; the other one has the rest.
+        """
+        sizes = self._dimensions
+        channels = split(sizes.intermediate_size, share)
+        groups = split(sizes.kv_heads, share)
+        parts: list[LayerPart] = []
+        for side, part_share in enumerate((share, 1 - share)):
+            channel_scores, group_scores = self._sensitivities(at + side)
+            parts += narrowed(
+                self.slots[at + side].parts,
+                top(channel_scores, channels[side]),
+                top(group_scores, groups[side]),
+                part_share,
+            )
+        layers = [self._view.layers[part.layer] for part in parts]
+        made = Slot(tuple(parts), concatenated_layer(parts, layers, sizes))
+        self.slots[at : at + 2] = [made]
+        self._run_from(at)
+        return made
+
+    @torch.inference_mode()
+    def _run_from(self, at: int) -> None:
+        """Compute the states above a position anew."""
+        self._states = self._states[: at + 1]
+        states = [self._states[at](number) for number in range(len(self._captured))]
+        for slot in self.slots[at:]:
+            states = run_batches([(slot.first, slot.module)], self._captured, states)
+            spool = Spool()
+            for state in states:
+                spool.append(state)
+            self._states.append(spool.__getitem__)
+
+    def _sensitivities(self, at: int) -> tuple[Tensor, Tensor]:
+        slot = self.slots[at]
+        states = [self._states[at](number) for number in range(len(self._captured))]
+        return sensitivities(
+            slot.module,
+            lambda: run_batches([(slot.first, slot.module)], self._captured, states),
+            self._dimensions,
+        )
+
+
+def _inputs(captured: Sequence[Batch], index: int) -> States:
+    return lambda number: captured[number].inputs[index]
+
+
+def split(units: int, share: float) -> tuple[int, int]:
+    """Whole units for two shares that add up to 1; what rounding leaves goes to the larger one."""
+    low, high = math.floor(units * share), math.floor(units * (1 - share))
+    if share >= 0.5:
+        return units - high, high
+    return low, units - low
+
+
+def top(scores: Tensor, count: int) -> set[int]:
+    """Positions of the highest scores; of equal ones the lowest position first."""
+    return set(scores.argsort(descending=True, stable=True)[:count].tolist())
+
+
+def narrowed(
+    parts: Sequence[LayerPart], channels: Container[int], groups: Container[int], share: float
+) -> list[LayerPart]:
+    """What a layer that is made of parts gives to the next merge, in parts of original layers.
+
+    Args:
+        parts: The parts, which stand in the layer one after the other.
+        channels: Positions of the MLP channels that it gives.
+        groups: Positions of the KV groups that it gives.
+        share: Its share in that merge; norms are shared equally.
+    """
+    channel, group = itertools.count(), itertools.count()
+    return [
+        LayerPart(
+            layer=part.layer,
+            channels=tuple(i for i in part.channels if next(channel) in channels),
+            kv_groups=tuple(i for i in part.kv_groups if next(group) in groups),
+            norm_share=part.norm_share / 2,
+            bias_share=part.bias_share * share,
+        )
+        for part in parts
+    ]
