@@ -110,7 +110,13 @@ pruners: Registry[Pruner] = Registry(
         "torch_pruning": "slm_plugin.pruners.width.torch_pruning",
     },
 )
-recoveries: Registry[Recovery] = Registry("recovery", {"lora": "slm_plugin.recovery.lora"})
+recoveries: Registry[Recovery] = Registry(
+    "recovery",
+    {
+        "fold_linear": "slm_plugin.recovery.fold_linear",
+        "lora": "slm_plugin.recovery.lora",
+    },
+)
 evaluators: Registry[Evaluator] = Registry(
     "evaluator",
     {
