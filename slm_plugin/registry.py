@@ -115,6 +115,7 @@ recoveries: Registry[Recovery] = Registry(
     {
         "fold_linear": "slm_plugin.recovery.fold_linear",
         "lora": "slm_plugin.recovery.lora",
+        "refit": "slm_plugin.recovery.refit",
     },
 )
 evaluators: Registry[Evaluator] = Registry(

@@ -18,11 +18,15 @@ from tests.conftest import make_checkpoint, make_model
 from tests.pruners.depth.strategies import make_identity
 from tests.recovery.pruned import TOKENS, drop, pruned, recover
 
-FOLD, RESCALE = ("fold_linear", {}), ("rescale", {})
 FITTED = [
-    ("fold_linear", {}),
+    pytest.param("fold_linear", {}, id="fold_linear"),
+    pytest.param("refit", {}, id="refit"),
+    pytest.param("refit", {"o_proj": True, "layers": "boundaries"}, id="refit-o_proj-boundaries"),
 ]
 ALL = [*FITTED]
+
+
+REPAIRS = ("fold_linear", "refit")
 
 
 @torch.no_grad()
@@ -167,7 +171,7 @@ def test_one_sample_is_too_few(name: str, options: dict[str, object]) -> None:
 def test_a_recipe_repairs_what_it_pruned(tokens: Path, tmp_path: Path) -> None:
     """After a merge by slm the run keeps the reference, and every repair tells of its layers."""
     make_checkpoint(tmp_path / "model")
-    stages = "".join(f"  - {{recover: {name}}}\n" for name in sorted({name for name, _ in ALL}))
+    stages = "".join(f"  - {{recover: {name}}}\n" for name in REPAIRS)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"""version: 1
