@@ -116,6 +116,7 @@ recoveries: Registry[Recovery] = Registry(
         "fold_linear": "slm_plugin.recovery.fold_linear",
         "lora": "slm_plugin.recovery.lora",
         "refit": "slm_plugin.recovery.refit",
+        "rescale": "slm_plugin.recovery.rescale",
     },
 )
 evaluators: Registry[Evaluator] = Registry(

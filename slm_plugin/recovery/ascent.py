@@ -74,13 +74,26 @@ class Ascent:
         finally:
             hook.remove()
 
-    def climb(self, scale: float = 1.0) -> None:
-        """Go on to the next layer, with states that are ``scale`` times as long."""
-        states = Spool()
-        for output in self._outputs():
-            states.append(output * scale if scale != 1.0 else output)
-        self._states = states
+    def climb(self) -> None:
+        """Go on to the next layer."""
+        self._keep(self._outputs())
         self.position += 1
+
+    def stretch(self, scale: float) -> None:
+        """Make what the next layer sees ``scale`` times as long."""
+        self._keep(state * scale for state in self._states)
+
+    def arrived(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """What the next layer sees of every batch, and what should stand there."""
+        target = target_of(self._session, self.position - 1)
+        for state, batch in zip(self._states, self._reference, strict=True):
+            yield state, batch.inputs[target]
+
+    def _keep(self, states: Iterator[Tensor]) -> None:
+        kept = Spool()
+        for state in states:
+            kept.append(state)
+        self._states = kept
 
     def _outputs(self) -> Iterator[Tensor]:
         # A layer keeps the kind of attention of the lowest layer that it is made of.

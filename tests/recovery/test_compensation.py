@@ -23,10 +23,10 @@ FITTED = [
     pytest.param("refit", {}, id="refit"),
     pytest.param("refit", {"o_proj": True, "layers": "boundaries"}, id="refit-o_proj-boundaries"),
 ]
-ALL = [*FITTED]
+ALL = [*FITTED, pytest.param("rescale", {}, id="rescale")]
 
 
-REPAIRS = ("fold_linear", "refit")
+REPAIRS = ("fold_linear", "refit", "rescale")
 
 
 @torch.no_grad()
