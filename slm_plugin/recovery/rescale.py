@@ -24,6 +24,7 @@ from slm_plugin.recovery.boundaries import (
     missing_below,
     reference_of,
 )
+from slm_plugin.recovery.least_squares import exact
 from slm_plugin.recovery.rewriting import rewriting
 from slm_plugin.registry import register_recovery
 
@@ -121,7 +122,7 @@ def _scale(view: DecoderView, factors: dict[int, float]) -> None:
 
         def scale(parameter: Tensor | None, factor: float) -> None:
             if parameter is not None and factor != 1.0:
-                write(parameter, parameter.double() * factor)
+                write(parameter, exact(parameter) * factor)
 
         everything = math.prod(factors.values())
         scale(view.embedding.weight, everything)
