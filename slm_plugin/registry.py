@@ -113,7 +113,15 @@ pruners: Registry[Pruner] = Registry(
         "torch_pruning": "slm_plugin.pruners.width.torch_pruning",
     },
 )
-recoveries: Registry[Recovery] = Registry("recovery", {"lora": "slm_plugin.recovery.lora"})
+recoveries: Registry[Recovery] = Registry(
+    "recovery",
+    {
+        "fold_linear": "slm_plugin.recovery.fold_linear",
+        "lora": "slm_plugin.recovery.lora",
+        "refit": "slm_plugin.recovery.refit",
+        "rescale": "slm_plugin.recovery.rescale",
+    },
+)
 evaluators: Registry[Evaluator] = Registry(
     "evaluator",
     {

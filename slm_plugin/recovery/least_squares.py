@@ -1,0 +1,196 @@
+"""Ridge least squares from sums over tokens: what 100,000 tokens cost in memory is one matrix.
+
+Every fifth sample is held out. The strength of the ridge is the one that predicts those best, and
+the solution that counts is then fitted on all samples.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from slm_plugin.errors import CalibrationError, NumericalError
+from slm_plugin.recovery.base import RecoveryOptions
+
+HELD_OUT = 5
+# Relative to the mean of the Gram matrix's diagonal; beside them stands the infinite one, which
+# changes nothing.
+RIDGES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4)
+
+
+class FitOptions(RecoveryOptions):
+    """What the fit minimises."""
+
+    relative: Annotated[
+        bool,
+        Field(description="errors as a share of each token's norm, which outliers cannot rule"),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What least squares found.
+
+    Attributes:
+        change: ``(features, hidden)``, float64, to be added to what the features are multiplied
+            with; None when no ridge predicts the held-out samples better than no change.
+        ridge: The ridge chosen, relative to the mean of the Gram matrix's diagonal.
+        before: What the held-out samples lack, as a share of the norm of what is wanted.
+        after: What they lack with a change that is fitted on the other samples.
+    """
+
+    change: Tensor | None
+    ridge: float
+    before: float
+    after: float
+
+    def describe(self) -> str:
+        """Ridge and errors in words."""
+        if self.change is None:
+            return f"left as it is, held-out error {self.before:.2%}"
+        return f"ridge {self.ridge:g}, held-out error {self.before:.2%} to {self.after:.2%}"
+
+
+class Regression:
+    """Least squares of what outputs lack on the features of a linear map, batch after batch.
+
+    With ``relative``, every token counts by the inverse of the norm of the state that is wanted:
+    the next thing that happens to a state is a norm, and a few tokens are hundreds of times as
+    long as the others.
+
+    Args:
+        place: What is fitted, for messages.
+        relative: Whether errors count as a share of each token's norm.
+    """
+
+    def __init__(self, place: str, *, relative: bool = False) -> None:
+        self._place = place
+        self._relative = relative
+        self._fitted = _Sums()
+        self._held_out = _Sums()
+
+    def add(self, start: int, features: Tensor, lack: Tensor, target: Tensor) -> None:
+        """Take a batch in.
+
+        Args:
+            start: Index of the batch's first sample among all.
+            features: What the linear map sees, ``(samples, length, features)``.
+            lack: What its output should have more, ``(samples, length, hidden)``.
+            target: The state that is wanted, ``(samples, length, hidden)``: errors are a share
+                of its norm.
+        """
+        held_out = is_held_out(start, len(features))
+        for sums, chosen in ((self._held_out, held_out), (self._fitted, ~held_out)):
+            if chosen.any():
+                rows = [_rows(tensor, chosen) for tensor in (features, lack, target)]
+                if self._relative:
+                    lengths = rows[2].norm(dim=1, keepdim=True)
+                    rows = [row / lengths for row in rows]
+                sums.add(*rows)
+
+    @property
+    def lack(self) -> float:
+        """Squared norm of what the held-out samples lack."""
+        return self._held_out.lack
+
+    def solve(self) -> Fit:
+        """Choose the ridge on the held-out samples and fit all.
+
+        Raises:
+            CalibrationError: No sample is left to fit on.
+            NumericalError: Activations are NaN or infinite.
+        """
+        if not self._fitted.tokens or not self._held_out.tokens:
+            raise CalibrationError(
+                f"{self._place} is fitted on fewer than 2 calibration samples",
+                hint="one chooses the ridge and the others are fitted: raise `samples`",
+            )
+        for sums in (self._fitted, self._held_out):
+            if not sums.finite():
+                raise NumericalError(
+                    f"activations at {self._place} are NaN or infinite",
+                    hint="load the model in float32 or bfloat16 and check its weights",
+                )
+        held_out = self._held_out
+        best, least = float("inf"), held_out.lack
+        if self._fitted.gram.trace() > 0:
+            for ridge in RIDGES:
+                error = held_out.error(self._fitted.solved(ridge))
+                if error < least:
+                    best, least = ridge, error
+        return Fit(
+            change=None if best == float("inf") else self._fitted.plus(held_out).solved(best),
+            ridge=best,
+            before=_share(held_out.lack, held_out.target),
+            after=_share(least, held_out.target),
+        )
+
+
+def is_held_out(start: int, samples: int) -> Tensor:
+    """Which of some consecutive samples are held out, ``(samples,)``, the first of all among them.
+
+    Args:
+        start: Index of the first one among all samples.
+        samples: How many they are.
+    """
+    return torch.arange(start, start + samples) % HELD_OUT == 0
+
+
+class _Sums:
+    """Sums over tokens in float64: Gram matrix of the features, cross terms, squared norms."""
+
+    def __init__(self) -> None:
+        self.gram = torch.zeros((), dtype=torch.float64)
+        self.cross = torch.zeros((), dtype=torch.float64)
+        self.lack = 0.0
+        self.target = 0.0
+        self.tokens = 0
+
+    def add(self, features: Tensor, lack: Tensor, target: Tensor) -> None:
+        self.gram = features.T @ features + self.gram.to(features.device)
+        self.cross = features.T @ lack + self.cross.to(features.device)
+        self.lack += float(lack.square().sum())
+        self.target += float(target.square().sum())
+        self.tokens += len(features)
+
+    def plus(self, other: _Sums) -> _Sums:
+        both = _Sums()
+        both.gram, both.cross = self.gram + other.gram, self.cross + other.cross
+        both.lack, both.target = self.lack + other.lack, self.target + other.target
+        both.tokens = self.tokens + other.tokens
+        return both
+
+    def finite(self) -> bool:
+        # A feature that is NaN makes its place on the diagonal NaN, and so the trace.
+        return all(map(math.isfinite, (float(self.gram.trace()), self.lack, self.target)))
+
+    def solved(self, ridge: float) -> Tensor:
+        """The change that lowers the error most when its squared norm costs ``ridge``."""
+        matrix = self.gram.clone()
+        matrix.diagonal().add_(ridge * self.gram.diagonal().mean())
+        return torch.cholesky_solve(self.cross, torch.linalg.cholesky(matrix))
+
+    def error(self, change: Tensor) -> float:
+        """Squared norm of what is lacking still with a change: a quadratic form in the sums."""
+        left = self.lack + float((change * (self.gram @ change - 2 * self.cross)).sum())
+        return max(0.0, left)
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """A tensor in float64; on the CPU when its device is an Apple GPU, which does not know that."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
+def _rows(tensor: Tensor, samples: Tensor) -> Tensor:
+    """Every token of the chosen samples in float64, ``(tokens, features)``."""
+    return exact(tensor[samples.to(tensor.device)].flatten(0, 1))
+
+
+def _share(error: float, norm: float) -> float:
+    """A squared error as a share of a norm."""
+    return float((error / norm) ** 0.5) if norm else 0.0

@@ -1,0 +1,45 @@
+"""Write weights so that a recovery which fails leaves the model as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from slm_plugin.calibration.spool import Spool
+from slm_plugin.errors import NumericalError
+
+Write = Callable[[Tensor, Tensor], None]
+
+
+@contextmanager
+def rewriting() -> Iterator[Write]:
+    """Give a function that writes values into a parameter, in the parameter's number format.
+
+    Former values lie on disk and come back when anything fails.
+
+    Raises:
+        NumericalError: A value is NaN or does not fit the number format.
+    """
+    written: list[Tensor] = []
+    former = Spool()
+
+    def write(parameter: Tensor, values: Tensor) -> None:
+        fresh = values.to(parameter.dtype).to(parameter.device)
+        if not torch.isfinite(fresh).all():
+            raise NumericalError(
+                f"a repaired weight is NaN or does not fit {str(parameter.dtype)[6:]}",
+                hint="load the model in float32 or bfloat16",
+            )
+        former.append(parameter)
+        written.append(parameter)
+        parameter.data.copy_(fresh)
+
+    try:
+        yield write
+    except BaseException:
+        for index in reversed(range(len(written))):
+            written[index].data.copy_(former[index])
+        raise

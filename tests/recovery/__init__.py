@@ -1,0 +1,1 @@
+"""Tests of recoveries: repairing a pruned model without changing its shape."""
