@@ -107,6 +107,7 @@ pruners: Registry[Pruner] = Registry(
         "shortened": "slm_plugin.pruners.depth.shortened",
         "sleb": "slm_plugin.pruners.depth.sleb",
         "slm": "slm_plugin.pruners.depth.slm",
+        "streamline": "slm_plugin.pruners.depth.streamline",
         "torch_pruning": "slm_plugin.pruners.width.torch_pruning",
     },
 )

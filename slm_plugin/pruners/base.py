@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from slm_plugin.errors import TargetError
-from slm_plugin.models.view import Dimensions
+from slm_plugin.errors import TargetError, UnsupportedModelError
+from slm_plugin.models.view import DecoderView, Dimensions
 from slm_plugin.target import Target
 
 if TYPE_CHECKING:
@@ -114,4 +114,22 @@ def refuse_beyond(target: Target, wanted: int, most: int, layers: int, protectio
             f"the target ({target.describe()}) means {wanted} layers; with {protection} "
             f"at most {most} of {layers} can go",
             hint="lower the target or the protection",
+        )
+
+
+def refuse_mixed_layers(view: DecoderView, name: str) -> None:
+    """Refuse to merge layers of a model that has several kinds of them.
+
+    Args:
+        view: The model.
+        name: The strategy that would.
+
+    Raises:
+        UnsupportedModelError: The layers are of different kinds.
+    """
+    kinds = sorted(set(getattr(view.config, "layer_types", None) or ()))
+    if len(kinds) > 1:
+        raise UnsupportedModelError(
+            f"the model's layers are of different kinds ({', '.join(kinds)})",
+            hint=f"{name} merges only layers of one kind",
         )

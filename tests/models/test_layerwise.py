@@ -89,8 +89,8 @@ def test_every_criterion_and_search_streams(
     assert found[0].operations
 
 
-@pytest.mark.parametrize("name", ["block_influence", "angular", "deepest", "sleb"])
-def test_strategies_that_drop_layers_stream(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["block_influence", "angular", "deepest", "sleb", "streamline"])
+def test_strategies_that_run_layers_stream(tmp_path: Path, name: str) -> None:
     """Same plan, scores and trials to the last digit, and the same model behind it."""
     folder = saved(tmp_path, num_hidden_layers=8)
     kind = pruners.get(name)

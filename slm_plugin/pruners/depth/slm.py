@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from slm_plugin.errors import TargetError, UnsupportedModelError
+from slm_plugin.errors import TargetError
 from slm_plugin.models.view import Dimensions
 from slm_plugin.pruners import base
 from slm_plugin.pruners.depth.best_first import best_first
@@ -153,12 +153,7 @@ class SlidingLayerMerging(base.Pruner):
         view = session.view
         before = view.dimensions()
         self.check_target(session.original, before)
-        kinds = sorted(set(getattr(view.config, "layer_types", None) or ()))
-        if len(kinds) > 1:
-            raise UnsupportedModelError(
-                f"the model's layers are of different kinds ({', '.join(kinds)})",
-                hint="slm merges only layers of one kind",
-            )
+        base.refuse_mixed_layers(view, self.name)
         options = self.options
         with trials_of(
             session,
