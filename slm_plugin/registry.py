@@ -111,7 +111,13 @@ pruners: Registry[Pruner] = Registry(
         "torch_pruning": "slm_plugin.pruners.width.torch_pruning",
     },
 )
-recoveries: Registry[Recovery] = Registry("recovery", {"lora": "slm_plugin.recovery.lora"})
+recoveries: Registry[Recovery] = Registry(
+    "recovery",
+    {
+        "lora": "slm_plugin.recovery.lora",
+        "streamline": "slm_plugin.recovery.streamline",
+    },
+)
 evaluators: Registry[Evaluator] = Registry(
     "evaluator",
     {
