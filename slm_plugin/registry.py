@@ -104,6 +104,7 @@ pruners: Registry[Pruner] = Registry(
         "angular": "slm_plugin.pruners.depth.angular",
         "block_influence": "slm_plugin.pruners.depth.block_influence",
         "deepest": "slm_plugin.pruners.depth.deepest",
+        "shapley": "slm_plugin.pruners.depth.shapley",
         "shortened": "slm_plugin.pruners.depth.shortened",
         "sleb": "slm_plugin.pruners.depth.sleb",
         "slm": "slm_plugin.pruners.depth.slm",
