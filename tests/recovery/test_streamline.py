@@ -91,7 +91,7 @@ def test_the_light_layer_learns_the_next_token(family: str) -> None:
     record = recover(session, objective="lm")
     after = mean_loss(model, COUNTING[JUDGES])
     assert told(record)[2] == pytest.approx((before, after), rel=1e-3)
-    assert after < 0.9 * before
+    assert after < 0.97 * before
 
 
 @pytest.mark.parametrize("objective", ["mse", "lm"])
