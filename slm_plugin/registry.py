@@ -106,9 +106,11 @@ pruners: Registry[Pruner] = Registry(
         "deepest": "slm_plugin.pruners.depth.deepest",
         "laco": "slm_plugin.pruners.depth.laco",
         "merge_concat": "slm_plugin.pruners.depth.merge_concat",
+        "shapley": "slm_plugin.pruners.depth.shapley",
         "shortened": "slm_plugin.pruners.depth.shortened",
         "sleb": "slm_plugin.pruners.depth.sleb",
         "slm": "slm_plugin.pruners.depth.slm",
+        "streamline": "slm_plugin.pruners.depth.streamline",
         "sublayer": "slm_plugin.pruners.depth.sublayer",
         "torch_pruning": "slm_plugin.pruners.width.torch_pruning",
     },
@@ -120,6 +122,7 @@ recoveries: Registry[Recovery] = Registry(
         "lora": "slm_plugin.recovery.lora",
         "refit": "slm_plugin.recovery.refit",
         "rescale": "slm_plugin.recovery.rescale",
+        "streamline": "slm_plugin.recovery.streamline",
     },
 )
 evaluators: Registry[Evaluator] = Registry(

@@ -12,11 +12,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from slm_plugin.errors import CalibrationError, NumericalError
+from slm_plugin.errors import CalibrationError
 from slm_plugin.extras import require
 from slm_plugin.models.view import ATTENTION_PROJECTIONS, MLP_PROJECTIONS
 from slm_plugin.progress import track
 from slm_plugin.recovery.base import Recovery, RecoveryOptions, RecoveryRecord
+from slm_plugin.recovery.training import refuse_non_finite, rise_and_fall, shuffled
 from slm_plugin.registry import register_recovery
 
 if TYPE_CHECKING:
@@ -101,38 +102,23 @@ class LoraRecovery(Recovery):
         )
 
     def _train(self, model: PreTrainedModel, tokens: Tensor, seed: int) -> Iterator[float]:
-        batches = list(_shuffled(tokens, self.options, seed))
+        generator = torch.Generator().manual_seed(seed)
+        batches = [
+            batch
+            for _ in range(self.options.epochs)
+            for batch in shuffled(tokens, self.options.batch_size, generator)
+        ]
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.options.learning_rate, weight_decay=0.0)
-        rises = max(1, round(self.options.warmup * len(batches)))
-        schedule = torch.optim.lr_scheduler.SequentialLR(
-            optimizer,
-            [
-                torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (rises + 1), total_iters=rises),
-                torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, len(batches) - rises)),
-            ],
-            milestones=[rises],
-        )
+        schedule = rise_and_fall(optimizer, len(batches), self.options.warmup)
         model.train()
         for batch in track(batches, "lora: steps", total=len(batches)):
             ids = batch.to(model.device)
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-            if not torch.isfinite(loss):
-                raise NumericalError(
-                    "the training loss of lora is NaN or infinite",
-                    hint="lower learning_rate, or load the model in float32 or bfloat16",
-                )
+            refuse_non_finite(loss, self.name)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
             yield loss.item()
-
-
-def _shuffled(tokens: Tensor, options: LoraOptions, seed: int) -> Iterator[Tensor]:
-    """Batches of ``(samples, length)``, in another order in every epoch."""
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(options.epochs):
-        order = torch.randperm(len(tokens), generator=generator)
-        yield from torch.split(tokens[order], options.batch_size)

@@ -90,16 +90,29 @@ def test_every_criterion_and_search_streams(
 
 
 @pytest.mark.parametrize(
-    "name", ["block_influence", "angular", "deepest", "sleb", "laco", "merge_concat", "sublayer"]
+    ("name", "options"),
+    [
+        ("block_influence", {}),
+        ("angular", {}),
+        ("deepest", {}),
+        ("sleb", {}),
+        ("laco", {}),
+        ("merge_concat", {}),
+        ("sublayer", {}),
+        ("streamline", {}),
+        ("shapley", {"samples": 10}),
+    ],
 )
-def test_strategies_that_drop_layers_stream(tmp_path: Path, name: str) -> None:
+def test_strategies_that_run_layers_stream(
+    tmp_path: Path, name: str, options: dict[str, object]
+) -> None:
     """Same plan, scores and trials to the last digit, and the same model behind it."""
     folder = saved(tmp_path, num_hidden_layers=8)
     kind = pruners.get(name)
     found = []
     for model in both(folder):
         session = Session(model, calibration=random_tokens(5, 16), batch_tokens=40)
-        plan = kind(kind.Options(), Target(layers_removed=3)).plan(session)
+        plan = kind(kind.Options(**options), Target(layers_removed=3)).plan(session)
         apply(plan, session)
         found.append((plan.to_json(), session.fingerprint()))
     assert found[0] == found[1]

@@ -123,6 +123,8 @@ stages:
   - {prune: deepest, target: {parameters: 100M}}
   - {prune: sleb, target: {layers_removed: 2}, criterion: logit_kl}
   - {prune: shortened, target: {layers_removed: 2}, score: taylor, keep_list: false}
+  - {prune: streamline, target: {ratio: 0.1}, protect_last: 1}
+  - {prune: shapley, target: {layers_removed: 2}, samples: 500}
 output: OUTPUT
 """
 
@@ -130,10 +132,18 @@ output: OUTPUT
 def test_strategies_that_drop_layers_are_known() -> None:
     """Each with every kind of target but a threshold, and its own options."""
     stages = Recipe.parse(DROPPING).stages
-    names = ["block_influence", "angular", "deepest", "sleb", "shortened"]
+    names = ["block_influence", "angular", "deepest", "sleb", "shortened", "streamline", "shapley"]
     assert [stage.name for stage in stages] == names
     assert stages[3].options.protect_first == stages[3].options.protect_last == 1
-    assert [stage.needs_calibration for stage in stages] == [True, True, False, True, True]
+    assert [stage.needs_calibration for stage in stages] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
     with pytest.raises(RecipeError, match="sleb takes no target of kind 'threshold'"):
         Recipe.parse(DROPPING, overrides=["stages.3.target={threshold: 0.5}"])
     with pytest.raises(RecipeError, match="did you mean 'keep_list'"):

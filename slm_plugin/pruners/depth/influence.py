@@ -1,8 +1,7 @@
-"""Block influence: how much a layer turns the hidden state that passes through it."""
+"""Block influence: how much layers turn the hidden state that passes through them."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -14,28 +13,29 @@ from slm_plugin.pruners.depth.criteria import token_cosine
 
 
 @torch.inference_mode()
-def block_influence(view: DecoderView, captured: Sequence[Batch]) -> list[float]:
-    """One minus the mean cosine, over all tokens, of a layer's input and output.
+def block_influence(view: DecoderView, captured: Sequence[Batch], span: int = 1) -> list[float]:
+    """One minus the mean cosine, over all tokens, of the input and the output of some layers.
 
     The last layer's output is taken before the final norm, as that of every other layer.
 
     Args:
         view: The model.
         captured: What its layers see.
+        span: Consecutive layers that are taken together.
 
     Returns:
-        One number a layer, from 0 (the layer changes nothing but lengths) to 2.
+        One number a span, by its lowest layer, from 0 (nothing changes but lengths) to 2.
 
     Raises:
         NumericalError: A hidden state is NaN or zero.
 
-    Source: ShortGPT (arXiv 2403.03853), equation 1.
+    Source: ShortGPT (arXiv 2403.03853), equation 1, for one layer.
     """
-    layers = len(view.layers)
-    total = torch.zeros(layers, dtype=torch.float64)
+    total = torch.zeros(len(view.layers) + 1 - span, dtype=torch.float64)
     samples = 0
     for batch in captured:
-        for index, (before, after) in enumerate(itertools.pairwise(batch.inputs)):
+        for index in range(len(total)):
+            before, after = batch.inputs[index], batch.inputs[index + span]
             total[index] += token_cosine(before, after).sum().cpu()
         samples += len(batch.tokens)
     influence = 1 - total / samples

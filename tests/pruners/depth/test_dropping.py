@@ -29,6 +29,7 @@ STRATEGIES = [
     ("angular", {}, 7),
     ("deepest", {}, 7),
     ("sleb", {}, 6),
+    ("shapley", {"samples": 60}, 7),
     ("shortened", {"score": "loss", "keep_list": False}, 7),
     ("shortened", {"score": "taylor", "keep_list": False}, 7),
     ("shortened", {"score": "magnitude", "keep_list": False}, 7),
@@ -148,7 +149,7 @@ def test_ratio_and_parameters_become_the_nearest_number_of_layers(
         assert plan.notes[0] == f"2 layers are {2 * share:.2%} of the original parameters"
 
 
-@pytest.mark.parametrize("name", ["block_influence", "angular", "sleb"])
+@pytest.mark.parametrize("name", ["block_influence", "angular", "sleb", "shapley"])
 def test_protected_ends_stay(name: str) -> None:
     """Identity layers at the ends stay where they are protected; more than the rest is refused."""
     model = make_model(num_hidden_layers=8)
@@ -212,9 +213,10 @@ def test_a_score_that_is_no_number_is_refused(bad: float) -> None:
 
 def test_plans_that_drop_layer_by_layer_can_be_cut() -> None:
     """The first operations of a plan are the smaller plan of the same strategy."""
-    for name in ("block_influence", "deepest", "sleb"):
-        plan = planned(name, make_model(num_hidden_layers=8), 4)
-        smaller = planned(name, make_model(num_hidden_layers=8), 2)
+    options = {"shapley": {"samples": 20}}
+    for name in ("block_influence", "deepest", "sleb", "shapley"):
+        plan = planned(name, make_model(num_hidden_layers=8), 4, **options.get(name, {}))
+        smaller = planned(name, make_model(num_hidden_layers=8), 2, **options.get(name, {}))
         assert plan.upto(2).operations == smaller.operations
         assert plan.upto(2).after == smaller.after
         assert all(isinstance(op, DropLayers) and len(op.indices) == 1 for op in plan.operations)
