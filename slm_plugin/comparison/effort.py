@@ -28,33 +28,36 @@ def effort_of(session: Session, work: Callable[[], T]) -> tuple[T, Effort]:
     library cannot be asked to give back free pages, what fits into those of earlier cells.
     """
     device = session.model.device
-    done: list[T] = []
+    done: list[tuple[T, float]] = []
     held: list[int] = []
     known = session.known_trials
 
     def noted() -> None:
         held.append(_held(device))
-        done.append(work())
+        started = perf_counter()
+        result = work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        done.append((result, perf_counter() - started))
 
     gc.collect()
     _give_back_free_pages()
-    started = perf_counter()
     peak = peak_memory(device, noted)
     if not done:
-        started = perf_counter()
-        done.append(work())
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    seconds = perf_counter() - started
-    grown = max(0, peak[1] - held[0]) if peak is not None else None
+        # Where no peak can be had, `peak_memory` leaves the work undone.
+        noted()
+    result, seconds = done[0]
+    grown = None if peak is None else max(0, peak[1] - held[0])
     known = session.known_trials - known
-    return done[0], Effort(seconds=seconds, memory=grown, known_trials=known)
+    return result, Effort(seconds=seconds, memory=grown, known_trials=known)
 
 
 def _held(device: torch.device) -> int:
     """Bytes that are held now, counted as `peak_memory` counts them."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
+    if not STATUS.exists():
+        return 0
     found = re.search(r"^VmRSS:\s+(\d+) kB$", STATUS.read_text(), flags=re.MULTILINE)
     return 1024 * int(found[1]) if found else 0
 
