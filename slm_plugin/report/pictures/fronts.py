@@ -85,7 +85,7 @@ def fronts(points: Sequence[Point], x: Scale, y: Scale, name: str = "front") -> 
         _legend(axes, groups)
         # The front first: whoever stands on it gets the place beside its point.
         order = sorted(range(len(points)), key=lambda i: (i not in on_front, points[i].y))
-        _labels(axes, [points[i] for i in order], len(on_front), 72 / sheet.figure.dpi)
+        _labels(axes, [points[i] for i in order], 72 / sheet.figure.dpi)
     return sheet.svg
 
 
@@ -143,20 +143,19 @@ def _legend(axes: Axes, groups: Sequence[str]) -> None:
     )
 
 
-def _labels(axes: Axes, points: Sequence[Point], wanted: int, scale: float) -> None:
-    """Write every label where it covers nothing, as near to its point as that goes.
+def _labels(axes: Axes, points: Sequence[Point], scale: float) -> None:
+    """Write every label where it covers nothing, as near to its point as that goes, or not at all.
 
     Args:
         axes: Where they are drawn; scales and limits are final.
         points: The most important first.
-        wanted: So many of the first are written even where there is no free place.
         scale: Points a pixel.
     """
     pixels = axes.transData.transform([(point.x, point.y) for point in points])
     places = [(float(x) * scale, float(y) * scale) for x, y in pixels]
     taken: list[Box] = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
     left, bottom, right, top = (float(edge) * scale for edge in axes.bbox.extents)
-    for index, (point, (x, y)) in enumerate(zip(points, places, strict=True)):
+    for point, (x, y) in zip(points, places, strict=True):
         width = _LETTER * len(point.label)
         boxes = {way: _box(x, y, *way, width) for way in _ways()}
         free = [
@@ -165,11 +164,9 @@ def _labels(axes: Axes, points: Sequence[Point], wanted: int, scale: float) -> N
             if left <= box[0] and bottom <= box[1] and box[2] <= right and box[3] <= top
             if not any(_overlap(box, other) for other in taken)
         ]
-        if not free and index >= wanted:
-            continue
-        way = free[0] if free else (1, 0.0)
-        taken.append(boxes[way])
-        _write(axes, point, *way)
+        if free:
+            taken.append(boxes[free[0]])
+            _write(axes, point, *free[0])
 
 
 def _ways() -> list[tuple[int, float]]:
@@ -189,9 +186,16 @@ def _overlap(one: Box, other: Box) -> bool:
 
 
 def _write(axes: Axes, point: Point, side: int, rise: float) -> None:
-    pointer = None
+    pointer: canvas.Look | None = None
     if abs(rise) > _LINE / 2:
-        pointer = {"arrowstyle": "-", "color": canvas.PALE, "lw": 0.7, "shrinkA": 0, "shrinkB": 3}
+        pointer = {
+            "arrowstyle": "-",
+            "color": canvas.PALE,
+            "lw": 0.7,
+            "relpos": (0.0 if side > 0 else 1.0, 0.5),
+            "shrinkA": 0,
+            "shrinkB": 3,
+        }
     axes.annotate(
         point.label,
         (point.x, point.y),
