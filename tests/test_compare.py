@@ -53,6 +53,13 @@ output: {tmp_path / "out"}
     return path
 
 
+@pytest.fixture(autouse=True)
+def no_collecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collecting garbage and drawing, tested elsewhere, would take most of the time here."""
+    monkeypatch.setattr("gc.collect", lambda: 0)
+    monkeypatch.setattr("slm_plugin.report.standings_page.front_pictures", lambda *_: [])
+
+
 @pytest.fixture
 def plans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by the name and target of every plan that is made."""
