@@ -186,7 +186,7 @@ def test_recoveries_share_one_plan_and_are_rows_of_their_own(file: Path, plans: 
     assert plans == ["deepest 2", "block_influence 2"]
     _, bare, trained, _ = report.cells
     assert (bare.recovered, bare.recovering) == ("", None)
-    assert trained.recovered == "lora (epochs: 3, learning_rate: 0.01)"
+    assert trained.recovered == "lora (learning_rate: 0.01, epochs: 3)"
     assert trained.recovering is not None and trained.planning == bare.planning
     assert trained.measured != bare.measured
 
@@ -216,12 +216,11 @@ def test_a_killed_comparison_goes_on(
     assert plans == ["block_influence 1", "deepest 1", "block_influence 2", "deepest 2"]
     again = ask(file, "methods.0.label=renamed")
     assert len(plans) == 4
-    assert again.cells[1].label == "renamed"
-    assert (
-        again.cells[2:]
-        == tuple(cell for cell in whole.cells[2:4]) + again.cells[4:5] + whole.cells[5:]
-    )
-    assert again.cells[4].measured == whole.cells[4].measured
+    assert [cell.label for cell in again.cells].count("renamed") == 2
+    nameless = {"label": ""}
+    assert [cell.model_copy(update=nameless) for cell in again.cells] == [
+        cell.model_copy(update=nameless) for cell in whole.cells
+    ]
 
 
 def test_fresh_does_all_again_and_seeds_count(file: Path, plans: list[str]) -> None:
