@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -135,7 +136,7 @@ def prepare(recipe: Recipe) -> Session:
         seed=recipe.seed,
         journals=cache_folder() / "trials",
     )
-    _refuse_unstreamable(recipe, session)
+    refuse_unstreamable((*recipe.stages, *recipe.evaluators, *recipe.exporters), session)
     for stage in recipe.stages:
         if isinstance(stage, Pruner):
             stage.check_target(session.original, session.original)
@@ -152,14 +153,18 @@ def _keep_reference(stages: Sequence[Stage], session: Session) -> None:
         session.keep_reference()
 
 
-def _refuse_unstreamable(recipe: Recipe, session: Session) -> None:
-    """A model that turned out larger than the GPU is streamed, though no recipe asked for it."""
+def refuse_unstreamable(components: Iterable[Any], session: Session) -> None:
+    """A model that turned out larger than the GPU is streamed, though no recipe asked for it.
+
+    Raises:
+        ModelSourceError: A component needs the whole model.
+    """
     if not is_streamed(session.model):
         return
-    for component in (*recipe.stages, *recipe.evaluators, *recipe.exporters):
+    for component in components:
         if not component.streams:
             raise ModelSourceError(
-                f"{recipe.model.id} is larger than the GPU, and '{component.name}' needs it whole",
+                f"{session.source} is larger than the GPU, and '{component.name}' needs it whole",
                 hint=f"set `device: cpu`, or leave '{component.name}' out",
             )
 

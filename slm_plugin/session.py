@@ -38,6 +38,7 @@ class Session:
             model's device.
         journals: Folder where searches keep their trials over the end of the process; None keeps
             them in memory.
+        known_trials: Trials that searches have found in those journals: they took no time here.
     """
 
     model: PreTrainedModel
@@ -47,6 +48,7 @@ class Session:
     seed: int = 1234
     batch_tokens: int = 0
     journals: Path | None = None
+    known_trials: int = field(default=0, init=False)
     original: Dimensions = field(init=False)
     sources: tuple[tuple[int, int], ...] = field(init=False)
     reference: list[Batch] | None = field(default=None, init=False, repr=False)

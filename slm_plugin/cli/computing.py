@@ -1,4 +1,4 @@
-"""Commands that compute and write: run, plan, apply, analyze."""
+"""Commands that compute and write: run, plan, apply, analyze, compare."""
 
 from __future__ import annotations
 
@@ -139,3 +139,24 @@ def analyze(
     )
     for name in ("analysis.html", "analysis.json"):
         typer.echo(f"{output / name}")
+
+
+@app.command()
+def compare(
+    comparison: Annotated[Path, typer.Argument(metavar="FILE", help="Comparison file (YAML).")],
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Take nothing from earlier comparisons or searches.")
+    ] = False,
+) -> None:
+    """Prune one model by many methods and compare what is left: a table, a page and JSON."""
+    quiet_libraries()
+    from slm_plugin.compare import compare as compare_methods
+    from slm_plugin.recipe.comparison import Comparison
+    from slm_plugin.report.terminal import comparison_table
+
+    read = Comparison.read(comparison, overrides or ())
+    print_out(comparison_table(compare_methods(read, overwrite=overwrite, fresh=fresh)))
+    for name in ("comparison.html", "comparison.md", "comparison.json"):
+        typer.echo(f"{read.output / name}")

@@ -21,9 +21,15 @@ from slm_plugin.cli.app import (
 
 @app.command()
 def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Check a recipe whole and load nothing."""
+    """Check a recipe or a comparison whole and load nothing."""
     from slm_plugin.recipe import Recipe
+    from slm_plugin.recipe.comparison import Comparison, is_comparison
 
+    if is_comparison(recipe):
+        compared = Comparison.read(recipe, overrides or ())
+        methods = ", ".join(method.label for method in compared.methods)
+        typer.echo(f"{recipe} is a valid comparison: {methods}; output {compared.output}")
+        return
     read = Recipe.read(recipe, overrides or ())
     stages = ", ".join(stage.name for stage in read.stages) or "no stages"
     typer.echo(f"{recipe} is a valid recipe: {stages}; output {read.output}")

@@ -76,7 +76,10 @@ class Footprint(Evaluator):
             ),
         ]
         prompt = random_prompt(session, 1, self.options.tokens)
-        added = added_memory(model.device, partial(_run, model, prompt))
+        work = partial(_run, model, prompt)
+        # The first run brings in what is loaded lazily: weights mapped from a file, libraries.
+        work()
+        added = added_memory(model.device, work)
         if added is not None:
             where, size = added
             protocol = (
@@ -105,30 +108,36 @@ def cache_bytes_per_token(sizes: Dimensions, dtype: torch.dtype) -> int:
 
 
 def added_memory(device: torch.device, work: Callable[[], object]) -> tuple[str, int] | None:
-    """Where memory was measured, and how far ``work`` takes it above what was held before.
+    """Do a piece of work; where memory was measured, and how far above what was held it went.
 
     Returns:
         The place in words and bytes; None where nothing tells.
     """
-    if device.type != "cuda" and (device.type != "cpu" or not RESET.exists()):
-        return None
-    # The first run brings in what is loaded lazily: weights that are mapped from a file, libraries.
-    work()
     gc.collect()
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         work()
         return "the allocated GPU memory", torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu" or not _restart_peak():
+        work()
+        return None
+    before = _resident("VmRSS")
+    work()
+    return "the resident set", max(0, _resident("VmHWM") - before)
+
+
+def _restart_peak() -> bool:
+    """Forget the greatest resident set so far, if the system lets us."""
+    if not RESET.exists():
+        return False
     _give_back_free_memory()
     try:
         # 5 resets the high-water mark of the resident set: proc_pid_clear_refs(5).
         RESET.write_text("5")
-        before = _resident("VmRSS")
-        work()
-        return "the resident set", _resident("VmHWM") - before
     except OSError:
-        return None
+        return False
+    return True
 
 
 def _give_back_free_memory() -> None:
@@ -141,9 +150,7 @@ def _give_back_free_memory() -> None:
 def _resident(line: str) -> int:
     """Bytes that a line of the process's status gives."""
     found = re.search(rf"^{line}:\s+(\d+) kB$", STATUS.read_text(), flags=re.MULTILINE)
-    if found is None:
-        raise OSError(f"{STATUS} has no line {line}")
-    return 1024 * int(found[1])
+    return 1024 * int(found[1]) if found else 0
 
 
 @torch.inference_mode()

@@ -15,6 +15,8 @@ from slm_plugin.recipe.document import Place, Problem
 from slm_plugin.registry import Registry, nearest
 
 M = TypeVar("M", bound=BaseModel)
+# Lists whose entries are a name with its options below it.
+BY_NAME = ("evaluate", "export")
 
 
 def validated(model: type[M], data: Any, place: Place, problems: list[Problem]) -> M | None:
@@ -65,7 +67,7 @@ def unstreamable(
         for index, component in enumerate(listed):
             if not component.streams:
                 yield Problem(
-                    (key, index) if key == "stages" else (key, index, component.name),
+                    (key, index, component.name) if key in BY_NAME else (key, index),
                     f"'{component.name}' needs the whole model and model.memory is layerwise; "
                     "leave it out or set `memory: whole`",
                 )

@@ -1,14 +1,18 @@
-"""The recipe as a YAML document: data, the place of every value, overrides, mistakes."""
+"""A recipe as a YAML document: data, the place of every value, overrides, mistakes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import yaml
 
+from slm_plugin.errors import RecipeError
+
 Place = tuple[str | int, ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,7 @@ def override(data: Any, setting: str) -> Iterator[Problem]:
                 at[part] = {}
             at = at[part]
         else:
-            yield Problem(where, f"the recipe has no '{part}' there")
+            yield Problem(where, f"the file has no '{part}' there")
             return
     last = parts[-1]
     if isinstance(at, list) and last.isdigit() and int(last) < len(at):
@@ -101,7 +105,7 @@ def override(data: Any, setting: str) -> Iterator[Problem]:
     elif isinstance(at, dict):
         at[last] = value
     else:
-        yield Problem(where, f"the recipe has no '{last}' there")
+        yield Problem(where, f"the file has no '{last}' there")
 
 
 def line(origin: str, located: Located, problem: Problem) -> str:
@@ -112,3 +116,49 @@ def line(origin: str, located: Located, problem: Problem) -> str:
     place = located.place(problem.path)
     mark = f":{place[0]}:{place[1]}" if place else ""
     return f"{origin}{mark}: {path + ': ' if path else ''}{problem.message}"
+
+
+def read_file(path: Path, kind: str) -> str:
+    """The text of a recipe, or of a comparison.
+
+    Raises:
+        RecipeError: The file cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise RecipeError(f"cannot read the {kind} {path}: {reason}") from error
+
+
+def checked(
+    text: str,
+    origin: str,
+    overrides: Sequence[str],
+    build: Callable[[Any, list[Problem]], T | None],
+) -> T:
+    """Parse, override and build; all mistakes are told together.
+
+    Args:
+        text: The YAML text.
+        origin: What messages call it.
+        overrides: Settings as ``path.to.key=value``.
+        build: Makes the result from plain data, or notes what is wrong with them.
+
+    Raises:
+        RecipeError: The text has mistakes; the message lists all of them, a line each.
+    """
+    try:
+        located = read_yaml(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise RecipeError(f"{origin}{place}: not YAML: {problem}") from error
+    problems = list(located.problems)
+    problems += [p for setting in overrides for p in override(located.data, setting)]
+    made = None if problems else build(located.data, problems)
+    if made is None or problems:
+        lines = dict.fromkeys(line(origin, located, problem) for problem in problems)
+        raise RecipeError("\n".join(lines))
+    return made

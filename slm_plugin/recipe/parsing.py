@@ -2,51 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from slm_plugin.calibration.samples import CalibrationSource
-from slm_plugin.errors import RecipeError, SlmError
 from slm_plugin.evaluation.base import Evaluator
 from slm_plugin.export.base import Exporter
 from slm_plugin.models.loading import ModelSource
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.recipe.checking import check_extra, known_class, unstreamable, validated
-from slm_plugin.recipe.document import Place, Problem, line, override, read_yaml
+from slm_plugin.recipe.document import Place, Problem, checked, read_file
+from slm_plugin.recipe.parts import Common, check_calibration, component, entries, named_entry
 from slm_plugin.recovery.base import Recovery
-from slm_plugin.registry import Registry, evaluators, exporters, nearest, pruners, recoveries
+from slm_plugin.registry import evaluators, exporters, nearest, pruners, recoveries
 from slm_plugin.target import Target
 
 Stage = Pruner | Recovery
 
 
-class Frame(BaseModel):
+class Frame(Common):
     """The keys at the top of a recipe; the entries of its lists are checked one by one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    version: Annotated[Literal[1], Field(description="format of the recipe")]
-    model: Annotated[ModelSource, Field(description="the model to compress")]
-    calibration: Annotated[
-        CalibrationSource | None, Field(description="data that strategies measure on")
-    ] = None
     stages: Annotated[
         tuple[Any, ...], Field(description="what to do, in order: prune or recover")
-    ] = ()
-    evaluate: Annotated[
-        tuple[str | dict[str, Any] | None, ...],
-        Field(description="what to measure before and after"),
     ] = ()
     export: Annotated[
         tuple[str | dict[str, Any] | None, ...], Field(description="what to write")
     ] = ()
-    output: Annotated[str, Field(min_length=1, description="folder for everything written")]
-    seed: Annotated[int, Field(ge=0, lt=2**32, description="seed of everything random")] = 1234
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +68,7 @@ class Recipe:
                 a line each, with file, line and column.
         """
         path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise RecipeError(f"cannot read the recipe {path}: {reason}") from error
+        text = read_file(path, "recipe")
         return cls.parse(text, name=path.stem, origin=str(path), overrides=overrides)
 
     @classmethod
@@ -108,20 +91,7 @@ class Recipe:
         Raises:
             RecipeError: The text has mistakes; the message lists all of them, a line each.
         """
-        try:
-            located = read_yaml(text)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-            problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-            raise RecipeError(f"{origin}{place}: not YAML: {problem}") from error
-        problems = list(located.problems)
-        problems += [p for setting in overrides for p in override(located.data, setting)]
-        recipe = None if problems else _build(cls, name, located.data, problems)
-        if recipe is None or problems:
-            lines = dict.fromkeys(line(origin, located, problem) for problem in problems)
-            raise RecipeError("\n".join(lines))
-        return recipe
+        return checked(text, origin, overrides, partial(_build, cls, name))
 
 
 def _build(cls: type[Recipe], name: str, data: Any, problems: list[Problem]) -> Recipe | None:
@@ -132,19 +102,20 @@ def _build(cls: type[Recipe], name: str, data: Any, problems: list[Problem]) -> 
     # Lists are checked even when the frame is not whole: one reading shows all mistakes.
     stages = [
         stage
-        for index, entry in _entries(data, "stages")
+        for index, entry in entries(data, "stages")
         if (stage := _stage(entry, ("stages", index), problems)) is not None
     ]
     made: dict[str, list[Any]] = {"evaluate": [], "export": []}
     for key, registry in (("evaluate", evaluators), ("export", exporters)):
-        for index, entry in _entries(data, key):
-            component = _named_entry(registry, entry, (key, index), problems)
-            if component is not None:
-                made[key].append(component)
+        for index, entry in entries(data, key):
+            one = named_entry(registry, entry, (key, index), problems)
+            if one is not None:
+                made[key].append(one)
     _check_ratios(stages, problems)
     if frame is None:
         return None
-    _check_calibration(frame, stages, problems)
+    wanting: dict[Place, Stage] = {("stages", index): stage for index, stage in enumerate(stages)}
+    check_calibration(frame.calibration, wanting, problems)
     if frame.model.memory == "layerwise" and not problems:
         problems += unstreamable({"stages": stages, **made}, frame.calibration)
     if problems:
@@ -162,12 +133,6 @@ def _build(cls: type[Recipe], name: str, data: Any, problems: list[Problem]) -> 
     )
 
 
-def _entries(data: dict[str, Any], key: str) -> Iterator[tuple[int, Any]]:
-    entries = data.get(key)
-    if isinstance(entries, list):
-        yield from enumerate(entries)
-
-
 def _stage(entry: Any, place: Place, problems: list[Problem]) -> Stage | None:
     if not isinstance(entry, dict):
         problems.append(Problem(place, "a stage is a mapping that begins with prune: or recover:"))
@@ -181,7 +146,7 @@ def _stage(entry: Any, place: Place, problems: list[Problem]) -> Stage | None:
     verb = verbs[0]
     rest = {key: value for key, value in entry.items() if key != verb}
     if verb == "recover":
-        recovery: Recovery | None = _component(recoveries, entry[verb], rest, place, verb, problems)
+        recovery: Recovery | None = component(recoveries, entry[verb], rest, place, verb, problems)
         return recovery
     before = len(problems)
     target = None
@@ -208,49 +173,6 @@ def _stage(entry: Any, place: Place, problems: list[Problem]) -> Stage | None:
     return pruner
 
 
-def _named_entry(
-    registry: Registry[Any], entry: Any, place: Place, problems: list[Problem]
-) -> Any | None:
-    """An entry such as ``perplexity: {length: 128}``, or a bare ``perplexity``."""
-    if isinstance(entry, str):
-        entry = {entry: {}}
-    if not isinstance(entry, dict) or len(entry) != 1:
-        problems.append(
-            Problem(place, f"an entry names one {registry.kind}, as `{registry.names()[0]}: {{}}`")
-        )
-        return None
-    name, options = next(iter(entry.items()))
-    options = {} if options is None else options
-    return _component(registry, name, options, (*place, str(name)), None, problems)
-
-
-def _component(
-    registry: Registry[Any],
-    name: Any,
-    options: Any,
-    place: Place,
-    verb: str | None,
-    problems: list[Problem],
-) -> Any | None:
-    before = len(problems)
-    named = (*place, verb) if verb else place
-    found = known_class(registry, name, named, problems)
-    if found is None:
-        return None
-    checked = validated(found.Options, options, place, problems)
-    check_extra(found, named, problems)
-    if checked is None or len(problems) > before:
-        return None
-    component = found(checked)
-    if isinstance(component, Evaluator):
-        try:
-            component.check()
-        except SlmError as error:
-            problems.append(Problem(place, str(error)))
-            return None
-    return component
-
-
 def _check_ratios(stages: list[Stage], problems: list[Problem]) -> None:
     shares = [
         stage.target.ratio
@@ -264,21 +186,3 @@ def _check_ratios(stages: list[Stage], problems: list[Problem]) -> None:
                 f"the ratios add up to {sum(shares):.0%} of the original model; nothing would stay",
             )
         )
-
-
-def _check_calibration(frame: Frame, stages: list[Stage], problems: list[Problem]) -> None:
-    if frame.calibration is not None:
-        try:
-            frame.calibration.check()
-        except SlmError as error:
-            problems.append(Problem(("calibration", "source"), str(error)))
-        return
-    for index, stage in enumerate(stages):
-        if stage.needs_calibration:
-            problems.append(
-                Problem(
-                    ("stages", index),
-                    f"'{stage.name}' needs calibration data; "
-                    "add `calibration: {source: builtin}`",
-                )
-            )

@@ -1,12 +1,14 @@
-"""The one table that a run prints at its end."""
+"""The one table that a run, or a comparison, prints at its end."""
 
 from __future__ import annotations
 
 from rich.table import Table
 from rich.text import Text
 
+from slm_plugin.comparison.record import ComparisonReport
 from slm_plugin.report import comparison, quantities
 from slm_plugin.report.record import RunReport
+from slm_plugin.report.standings import best, columns, rows
 
 _STYLES = {"better": "green", "worse": "red"}
 
@@ -61,3 +63,25 @@ def _cells(row: comparison.Comparison) -> list[Text]:
         Text(shown(row.difference, signed=True), style=style),
         Text(ratio, style=style),
     ]
+
+
+def comparison_table(report: ComparisonReport) -> Table:
+    """A comparison: a row a cell, the best of every target in green, what failed below it."""
+    listed, shown = rows(report), columns(report)
+    winners = [best(column, listed) for column in shown]
+    table = Table(title=Text(report.title), title_justify="left", caption_justify="left")
+    table.add_column("method", overflow="fold", min_width=24)
+    for column in shown:
+        table.add_column(Text(column.name), justify="right")
+    for index, row in enumerate(listed):
+        if index and row.group != listed[index - 1].group:
+            table.add_section()
+        name = Text(row.name, style="bold" if not row.group else "")
+        if report.cells[index].error:
+            name.append(f"\n{report.cells[index].error}", style="not bold red")
+        figures = [
+            Text(column.shown(index), style="green" if index in won else "")
+            for column, won in zip(shown, winners, strict=True)
+        ]
+        table.add_row(name, *figures)
+    return table

@@ -10,6 +10,7 @@ from slm_plugin.errors import RecipeError
 from slm_plugin.extras import missing
 from slm_plugin.pruners.depth.slm import SlmOptions
 from slm_plugin.recipe import Recipe
+from slm_plugin.recipe.comparison import Comparison, is_comparison
 from tests.recipe.bad_recipes import BAD, GOOD, Bad
 
 
@@ -189,11 +190,14 @@ def test_an_unreadable_file_is_one_line(tmp_path: Path) -> None:
 
 
 def test_every_shipped_recipe_is_valid() -> None:
-    """The recipes of this repository pass their own check."""
+    """The recipes and comparisons of this repository pass their own check."""
     folder = Path(__file__).resolve().parents[2] / "recipes"
     recipes = sorted(folder.glob("*.yaml"))
     assert len(recipes) >= 4
     for recipe in recipes:
+        if is_comparison(recipe):
+            assert Comparison.read(recipe).methods
+            continue
         try:
             assert Recipe.read(recipe).stages
         except RecipeError as error:

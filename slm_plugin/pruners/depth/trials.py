@@ -49,6 +49,7 @@ def trials_of(
     """
     journal = journal_of(session, criterion)
     if journal.read_from_disk:
+        session.known_trials += journal.read_from_disk
         say(f"  {journal.read_from_disk} trials known from {journal.path}")
     with counting(f"{name}: trials") as count:
         yield Trials(

@@ -85,6 +85,23 @@ def whole_numbers(axis: Axis, most: int = 9) -> None:
     axis.set_major_locator(MaxNLocator(most, integer=True, steps=[1, 2, 5, 10]))
 
 
+def plain_decades(axis: Axis) -> None:
+    """Numbers written out at 1, 2 and 5 of each decade: powers would need mathematical text.
+
+    An axis that spans little has evenly spaced numbers instead, as 1, 2 and 5 would leave it bare.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+    low, high = axis.get_view_interval()
+    if low > 0 and high < 5 * low:
+        axis.set_major_locator(MaxNLocator(6))
+        axis.set_minor_locator(NullLocator())
+    else:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 @contextmanager
 def sheet(name: str, height: float, description: str) -> Iterator[Sheet]:
     """Give an empty sheet in the house style, and turn it into SVG at the end.

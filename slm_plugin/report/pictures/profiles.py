@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from slm_plugin.report.pictures import canvas
-
-if TYPE_CHECKING:
-    from matplotlib.axis import Axis
 
 _LINES: tuple[canvas.Look, ...] = (
     {"color": canvas.INK, "lw": 1.6, "marker": "o"},
@@ -56,7 +52,7 @@ def profiles(values: Mapping[str, Sequence[float]], name: str, label: str) -> st
             shown = [value if value > 0 else float("nan") for value in numbers]
             axes.plot(range(len(shown)), shown, label=line, ms=3.5, gid=f"line-{number}", **look)
         axes.set(yscale="log", xlabel="layer", ylabel=label)
-        _plain_decades(axes.yaxis)
+        canvas.plain_decades(axes.yaxis)
         canvas.whole_numbers(axes.xaxis)
         axes.grid(axis="y")
         axes.margins(x=0.02)
@@ -68,12 +64,3 @@ def profiles(values: Mapping[str, Sequence[float]], name: str, label: str) -> st
             columnspacing=1.6,
         )
     return sheet.svg
-
-
-def _plain_decades(axis: Axis) -> None:
-    """Numbers written out at 1, 2 and 5 of each decade: powers would need mathematical text."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,316 @@
+"""Carry out one comparison: every method, target and recovery on one loaded model."""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slm_plugin.calibration.samples import CalibrationRecord, digest, draw
+from slm_plugin.comparison.effort import effort_of
+from slm_plugin.comparison.kept import Kept
+from slm_plugin.comparison.record import Cell, ComparisonReport, Effort, Planned
+from slm_plugin.errors import OutputError, SlmError, TargetError
+from slm_plugin.evaluation.base import Evaluator, Measurement
+from slm_plugin.files import check_free, whole_folder
+from slm_plugin.models.bundled import cache_folder
+from slm_plugin.models.loading import load
+from slm_plugin.pipeline import refuse_unstreamable
+from slm_plugin.progress import say
+from slm_plugin.pruners.base import Pruner
+from slm_plugin.pruners.plan import PruningPlan
+from slm_plugin.recipe.comparison import Comparison, Method, named
+from slm_plugin.recovery.base import Recovery
+from slm_plugin.report.writer import write_comparison
+from slm_plugin.session import Session
+from slm_plugin.surgery import apply
+from slm_plugin.target import Target
+from slm_plugin.versions import installed_versions, machine
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What all cells share: the model that none of them changes, and what is kept of them."""
+
+    comparison: Comparison
+    pristine: Session
+    kept: Kept
+
+    @property
+    def measuring(self) -> list[Any]:
+        """What the figures of a cell depend on beside the model."""
+        return [[e.name, e.options.model_dump(mode="json")] for e in self.comparison.evaluators]
+
+
+def compare(
+    comparison: Comparison | str | Path, *, overwrite: bool = False, fresh: bool = False
+) -> ComparisonReport:
+    """Prune one loaded model by many methods, measure every result, write table and page.
+
+    Finished cells are kept in the cache folder, so that a comparison that was killed goes on where
+    it stopped. The output folder appears when everything in it is written, or not at all.
+
+    Args:
+        comparison: A comparison, or the path of its YAML file.
+        overwrite: Replace an output folder that exists; it stays until the new one is whole.
+        fresh: Take nothing from earlier comparisons, nor trials of earlier searches: what is timed
+            is done.
+
+    Raises:
+        RecipeError: The comparison has mistakes.
+        TargetError: Methods cannot reach their targets; a line each.
+        OutputError: The output folder exists or cannot be written.
+        SlmError: The dense model cannot be loaded or measured. What fails in one cell is told in
+            its row, and the others go on.
+    """
+    started = time.perf_counter()
+    if not isinstance(comparison, Comparison):
+        comparison = Comparison.read(comparison)
+    check_free(comparison.output, overwrite=overwrite)
+    pristine = _prepare(comparison, fresh=fresh)
+    calibration = None
+    if comparison.calibration is not None and pristine.calibration is not None:
+        calibration = CalibrationRecord.of(
+            comparison.calibration, pristine.calibration, comparison.seed
+        )
+    kept = Kept(cache_folder() / "cells", _facts(pristine), fresh=fresh)
+    cells = tuple(_cells(_Run(comparison, pristine, kept)))
+    report = ComparisonReport(
+        title=comparison.name,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        comparison=dict(comparison.data),
+        versions=installed_versions(),
+        machine=machine(),
+        seed=comparison.seed,
+        model=comparison.model.id,
+        calibration=calibration,
+        fingerprint=pristine.fingerprint(),
+        cells=cells,
+        seconds=time.perf_counter() - started,
+    )
+    with whole_folder(comparison.output, overwrite=overwrite) as folder:
+        write_comparison(report, folder)
+    return report
+
+
+def _prepare(comparison: Comparison, *, fresh: bool) -> Session:
+    """Load the model, draw the calibration set and refuse targets that are out of reach."""
+    _seed(comparison.seed)
+    say(f"load {comparison.model.id} …")
+    model, tokenizer = load(comparison.model)
+    session = Session(
+        model,
+        tokenizer,
+        source=comparison.model.id,
+        seed=comparison.seed,
+        journals=None if fresh else cache_folder() / "trials",
+    )
+    recoveries = [r for method in comparison.methods for r in method.recoveries if r is not None]
+    strategies = [method.at(comparison.targets[0]) for method in comparison.methods]
+    refuse_unstreamable((*strategies, *recoveries, *comparison.evaluators), session)
+    _check_targets(comparison, session)
+    for evaluator in comparison.evaluators:
+        evaluator.fit(session)
+    if comparison.calibration is not None:
+        session.calibration = draw(comparison.calibration, model, tokenizer, comparison.seed)
+    return session
+
+
+def _check_targets(comparison: Comparison, session: Session) -> None:
+    """Refuse all that is out of reach at once.
+
+    Raises:
+        TargetError: With a line for every method and target.
+    """
+    lines = []
+    for index, method in enumerate(comparison.methods):
+        for number, target in enumerate(comparison.targets):
+            try:
+                method.at(target).check_target(session.original, session.original)
+            except TargetError as error:
+                lines.append(f"methods.{index} ({method.label}), targets.{number}: {error}")
+    if lines:
+        raise TargetError("\n".join(lines))
+
+
+def _facts(pristine: Session) -> dict[str, Any]:
+    tokens = pristine.calibration
+    return {
+        "versions": installed_versions(),
+        "machine": machine(),
+        "device": str(pristine.model.device),
+        "model": pristine.fingerprint().model_dump(),
+        "calibration": None if tokens is None else digest(tokens),
+        "seed": pristine.seed,
+    }
+
+
+def _cells(run: _Run) -> Iterator[Cell]:
+    """The dense model, and every method at every target with every recovery."""
+    comparison = run.comparison
+    yield _dense(run)
+    total = len(comparison.methods) * len(comparison.targets)
+    number = 0
+    for target in comparison.targets:
+        for method in comparison.methods:
+            number += 1
+            say(f"[{number}/{total}] {method.label}, {target.describe()} …")
+            yield from _method(run, method, target)
+
+
+def _dense(run: _Run) -> Cell:
+    facts = {"evaluators": run.measuring}
+    known = run.kept.find(Cell, facts)
+    if known is not None:
+        return known
+    say("the dense model …")
+    # Measured on a copy as all others are, so that a peak of the process counts the same models.
+    session = _copy(run.pristine)
+    cell = Cell(label="dense", after=session.original)
+    cell = cell.model_copy(update={"measured": _measure(run.comparison.evaluators, session, {})})
+    run.kept.keep(cell, facts)
+    return cell
+
+
+def _method(run: _Run, method: Method, target: Target) -> Iterator[Cell]:
+    """A cell for every recovery; they share one plan, which is made when the first needs it."""
+    facts: dict[str, Any] = {
+        "method": method.strategy.name,
+        "options": method.options.model_dump(mode="json"),
+        "target": target.model_dump(mode="json"),
+    }
+    planned: Planned | SlmError | None = None
+    for recovery in method.recoveries:
+        named_by = _naming(recovery)
+        cell_facts = {**facts, **named_by, "evaluators": run.measuring}
+        known = run.kept.find(Cell, cell_facts)
+        if known is not None:
+            say("  known")
+            yield known.model_copy(update={"label": method.label})
+            continue
+        if planned is None:
+            planned = _planned(run, method.at(target), facts)
+        blank = Cell(label=method.label, **{**facts, "target": target}, **named_by)
+        if isinstance(planned, SlmError):
+            yield blank.model_copy(update={"error": _one_line(planned)})
+            continue
+        cell = _cell(run, blank, planned, recovery)
+        if cell.error:
+            say(f"  {cell.error}")
+        else:
+            run.kept.keep(cell, cell_facts)
+        yield cell
+
+
+def _naming(recovery: Recovery | None) -> dict[str, Any]:
+    """The fields of a cell that say which recovery it has."""
+    if recovery is None:
+        return {}
+    return {
+        "recovery": recovery.name,
+        "recovery_options": recovery.options.model_dump(mode="json"),
+        "recovered": named(recovery.name, recovery.options),
+    }
+
+
+def _planned(run: _Run, pruner: Pruner, facts: dict[str, Any]) -> Planned | SlmError:
+    """The plan of a strategy for the pristine model, or why there is none.
+
+    Strategies leave the model as it is; if one did not, surgery would refuse all later plans, as
+    their fingerprint is that of the model before the first.
+    """
+    known = run.kept.find(Planned, facts)
+    if known is not None:
+        return known
+    _seed(run.pristine.seed)
+    if pruner.needs_calibration:
+        # One pass over the calibration set serves all strategies: it is no part of their time.
+        run.pristine.captured()
+    try:
+        plan, effort = effort_of(run.pristine, lambda: pruner.plan(run.pristine))
+    except OutputError:
+        raise
+    except SlmError as error:
+        say(f"  {_one_line(error)}")
+        return error
+    planned = Planned(plan=plan, effort=effort)
+    run.kept.keep(planned, facts)
+    return planned
+
+
+def _cell(run: _Run, blank: Cell, planned: Planned, recovery: Recovery | None) -> Cell:
+    """Prune a copy, repair it if asked to, and measure it; a failure is told in the cell."""
+    found: dict[str, Any] = {"planning": planned.effort, "warnings": planned.plan.warnings}
+    measured: dict[str, tuple[Measurement, ...]] = {}
+    try:
+        session, found["recovering"] = _pruned(run.pristine, planned.plan, recovery)
+        found["after"] = session.view.dimensions()
+        _measure(run.comparison.evaluators, session, measured)
+    except OutputError:
+        raise
+    except SlmError as error:
+        found["error"] = _one_line(error)
+    return blank.model_copy(update={**found, "measured": measured})
+
+
+def _pruned(
+    pristine: Session, plan: PruningPlan, recovery: Recovery | None
+) -> tuple[Session, Effort | None]:
+    """A session of its own for a cell, its model pruned and repaired; what the repair took."""
+    session = _copy(pristine)
+    if recovery is not None and recovery.reference:
+        pristine.keep_reference()
+        session.reference = pristine.reference
+    apply(plan, session)
+    if recovery is None:
+        return session, None
+    _seed(session.seed)
+    _, effort = effort_of(session, lambda: recovery.recover(session))
+    session.model_changed()
+    return session, effort
+
+
+def _copy(pristine: Session) -> Session:
+    """A session on a copy of the model.
+
+    A copy in memory costs the room of one more model, but no second reading, and unlike weights
+    put back it cannot leave behind what surgery did to shapes or to the configuration.
+    """
+    return Session(
+        copy.deepcopy(pristine.model),
+        pristine.tokenizer,
+        pristine.calibration,
+        source=pristine.source,
+        seed=pristine.seed,
+        journals=pristine.journals,
+    )
+
+
+def _measure(
+    evaluators: Sequence[Evaluator],
+    session: Session,
+    measured: dict[str, tuple[Measurement, ...]],
+) -> dict[str, tuple[Measurement, ...]]:
+    """Add all figures to ``measured``, by evaluator; they stay there when a later one fails."""
+    session.release()
+    for evaluator in evaluators:
+        taken = tuple(evaluator.measure(session))
+        measured[evaluator.name] = (*measured.get(evaluator.name, ()), *taken)
+    return measured
+
+
+def _one_line(error: SlmError) -> str:
+    return " ".join(str(error).split())
+
+
+def _seed(seed: int) -> None:
+    """Before every piece of work alike: no cell depends on those before it."""
+    random.seed(seed)
+    torch.manual_seed(seed)

@@ -1,0 +1,124 @@
+"""What recipes and comparisons have in common: the keys around them and named components."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from slm_plugin.calibration.samples import CalibrationSource
+from slm_plugin.errors import SlmError
+from slm_plugin.evaluation.base import Evaluator
+from slm_plugin.models.loading import ModelSource
+from slm_plugin.pruners.base import Pruner
+from slm_plugin.recipe.checking import check_extra, known_class, validated
+from slm_plugin.recipe.document import Place, Problem
+from slm_plugin.recovery.base import Recovery
+from slm_plugin.registry import Registry
+
+
+class Common(BaseModel):
+    """The keys that every file has at its top."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Annotated[Literal[1], Field(description="format of the recipe")]
+    model: Annotated[ModelSource, Field(description="the model to compress")]
+    calibration: Annotated[
+        CalibrationSource | None, Field(description="data that strategies measure on")
+    ] = None
+    evaluate: Annotated[
+        tuple[str | dict[str, Any] | None, ...],
+        Field(description="what to measure before and after"),
+    ] = ()
+    output: Annotated[str, Field(min_length=1, description="folder for everything written")]
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="seed of everything random")] = 1234
+
+
+def entries(data: dict[str, Any], key: str) -> Iterator[tuple[int, Any]]:
+    """The entries of a list with their numbers; none where it is no list."""
+    listed = data.get(key)
+    if isinstance(listed, list):
+        yield from enumerate(listed)
+
+
+def named_entry(
+    registry: Registry[Any], entry: Any, place: Place, problems: list[Problem]
+) -> Any | None:
+    """An entry such as ``perplexity: {length: 128}``, or a bare ``perplexity``."""
+    if isinstance(entry, str):
+        entry = {entry: {}}
+    if not isinstance(entry, dict) or len(entry) != 1:
+        problems.append(
+            Problem(place, f"an entry names one {registry.kind}, as `{registry.names()[0]}: {{}}`")
+        )
+        return None
+    name, options = next(iter(entry.items()))
+    options = {} if options is None else options
+    return component(registry, name, options, (*place, str(name)), None, problems)
+
+
+def component(
+    registry: Registry[Any],
+    name: Any,
+    options: Any,
+    place: Place,
+    verb: str | None,
+    problems: list[Problem],
+) -> Any | None:
+    """A recovery, evaluator or exporter with its options, or problems that say why not.
+
+    Args:
+        registry: Where its name is looked up.
+        name: As it is written in the file.
+        options: As they are written in the file.
+        place: Where the entry stands.
+        verb: The key that holds the name, when the options stand beside it.
+        problems: Grows by what is wrong.
+    """
+    before = len(problems)
+    named = (*place, verb) if verb else place
+    found = known_class(registry, name, named, problems)
+    if found is None:
+        return None
+    checked = validated(found.Options, options, place, problems)
+    check_extra(found, named, problems)
+    if checked is None or len(problems) > before:
+        return None
+    made = found(checked)
+    if isinstance(made, Evaluator):
+        try:
+            made.check()
+        except SlmError as error:
+            problems.append(Problem(place, str(error)))
+            return None
+    return made
+
+
+def check_calibration(
+    calibration: CalibrationSource | None,
+    wanting: Mapping[Place, Pruner | Recovery],
+    problems: list[Problem],
+) -> None:
+    """Note a source that cannot be read, or who needs one when there is none.
+
+    Args:
+        calibration: The calibration source.
+        wanting: Strategies and recoveries by where they stand.
+        problems: Grows by what is wrong.
+    """
+    if calibration is not None:
+        try:
+            calibration.check()
+        except SlmError as error:
+            problems.append(Problem(("calibration", "source"), str(error)))
+        return
+    for place, one in wanting.items():
+        if one.needs_calibration:
+            problems.append(
+                Problem(
+                    place,
+                    f"'{one.name}' needs calibration data; add `calibration: {{source: builtin}}`",
+                )
+            )

@@ -1,0 +1,59 @@
+"""The table of a comparison: its columns, the best of a target, and the mean over tasks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from slm_plugin.report.standings import MEAN, Column, best, columns, rows
+from slm_plugin.report.terminal import comparison_table
+from tests.report.contest import ROWS, make_comparison
+
+
+def by_name() -> dict[str, Column]:
+    """The columns of the sample."""
+    return {column.name: column for column in columns(make_comparison())}
+
+
+def test_every_figure_is_a_column_with_a_value_a_row() -> None:
+    """Sizes, figures with their unit, the mean, and what the method took; a failed row is empty."""
+    found = by_name()
+    assert list(found) == [
+        "layers removed", "parameters", "perplexity text 128", "piqa acc", "piqa acc_norm",
+        "winogrande acc", "decode speed (tokens/s)", MEAN, "time of the method",
+        "memory of the method",
+    ]  # fmt: skip
+    assert found["layers removed"].values == (0, 3, 3, 6, 6, None)
+    assert found["perplexity text 128"].values == (*(row[2] for row in ROWS), None)
+    assert found["time of the method"].values == (None, 30.0, 60.0, 45.0, 90.0, None)
+    assert found["perplexity text 128"].shown(5) == "\N{EN DASH}"
+    assert found["piqa acc"].shown(1) == "0.6500 ±0.0300"
+
+
+def test_the_mean_takes_one_score_a_task() -> None:
+    """acc_norm where there is one, else acc; errors as of independent tasks."""
+    mean = by_name()[MEAN]
+    assert mean.values[0] == pytest.approx((0.71 + 0.50) / 2)
+    assert mean.stderrs[0] == pytest.approx(math.sqrt(0.03**2 + 0.04**2) / 2)
+    assert mean.values[5] is None
+
+
+def test_the_best_of_every_target_is_marked() -> None:
+    """In the column's direction; neither the dense model nor a column without a choice."""
+    listed, found = rows(make_comparison()), by_name()
+    assert best(found["perplexity text 128"], listed) == {2, 3}
+    assert best(found["decode speed (tokens/s)"], listed) == {1, 3}
+    assert best(found["time of the method"], listed) == {1, 3}
+    assert best(found["winogrande acc"], listed) == {1, 3}
+    assert best(found["piqa acc"], listed) == {2}
+    assert best(found["parameters"], listed) == best(found["layers removed"], listed) == set()
+
+
+def test_the_terminal_has_every_row() -> None:
+    """With the reason of the one that failed."""
+    table = comparison_table(make_comparison())
+    assert table.row_count == 6
+    names = [str(cell) for cell in table.columns[0].cells]
+    assert names[0] == "dense"
+    assert names[-1] == "angular\nthe score of layer 3 is <NaN>"
