@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,11 +25,15 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A YAML document as plain data, with line and column (from 1) of every key and item."""
+    """A YAML document as plain data, with line and column (from 1) of every key and item.
+
+    ``overridden`` holds the setting of each place that is not as the file has it.
+    """
 
     data: Any
     places: dict[Place, tuple[int, int]]
     problems: tuple[Problem, ...]
+    overridden: dict[Place, str] = field(default_factory=dict)
 
     def place(self, path: Place) -> tuple[int, int] | None:
         """Line and column of a value or of the nearest enclosing one that is written."""
@@ -75,7 +79,7 @@ def _walk(
             yield from _walk(item, (*path, index), places, above)
 
 
-def override(data: Any, setting: str) -> Iterator[Problem]:
+def override(located: Located, setting: str) -> Iterator[Problem]:
     """Put one ``path.to.key=value`` into the data; the value is YAML."""
     path, equals, text = setting.partition("=")
     parts = path.strip().split(".")
@@ -88,24 +92,23 @@ def override(data: Any, setting: str) -> Iterator[Problem]:
     except yaml.YAMLError:
         yield Problem(where, f"the value '{text}' is not YAML")
         return
-    at = data
-    for part in parts[:-1]:
+    at = located.data
+    reached: Place = ()
+    for depth, part in enumerate(parts, start=1):
         if isinstance(at, list) and part.isdigit() and int(part) < len(at):
-            at = at[int(part)]
+            key: str | int = int(part)
         elif isinstance(at, dict):
-            if not isinstance(at.get(part), dict | list):
-                at[part] = {}
-            at = at[part]
+            key = part
         else:
             yield Problem(where, f"the file has no '{part}' there")
             return
-    last = parts[-1]
-    if isinstance(at, list) and last.isdigit() and int(last) < len(at):
-        at[int(last)] = value
-    elif isinstance(at, dict):
-        at[last] = value
-    else:
-        yield Problem(where, f"the file has no '{last}' there")
+        reached = (*reached, key)
+        if depth == len(parts):
+            at[key] = value
+        elif isinstance(at, dict) and not isinstance(at.get(key), dict | list):
+            at[key] = {}
+        at = at[key]
+    located.overridden[reached] = setting
 
 
 def line(origin: str, located: Located, problem: Problem) -> str:
@@ -113,6 +116,10 @@ def line(origin: str, located: Located, problem: Problem) -> str:
     path = ".".join(str(part) for part in problem.path)
     if path.startswith("--set"):
         return f"{path}: {problem.message}"
+    for end in range(len(problem.path), 0, -1):
+        setting = located.overridden.get(problem.path[:end])
+        if setting is not None:
+            return f"--set {setting}: {path}: {problem.message}"
     place = located.place(problem.path)
     mark = f":{place[0]}:{place[1]}" if place else ""
     return f"{origin}{mark}: {path + ': ' if path else ''}{problem.message}"
@@ -156,7 +163,7 @@ def checked(
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise RecipeError(f"{origin}{place}: not YAML: {problem}") from error
     problems = list(located.problems)
-    problems += [p for setting in overrides for p in override(located.data, setting)]
+    problems += [p for setting in overrides for p in override(located, setting)]
     made = None if problems else build(located.data, problems)
     if made is None or problems:
         lines = dict.fromkeys(line(origin, located, problem) for problem in problems)

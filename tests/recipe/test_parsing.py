@@ -76,6 +76,18 @@ def test_overrides_reach_every_level() -> None:
     assert recipe.data["output"] == "elsewhere"
 
 
+def test_mistakes_of_an_override_name_it_and_no_line_of_the_file() -> None:
+    """The line would show a value that is right; what the file says itself keeps its place."""
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(
+            GOOD, origin="r.yaml", overrides=["stages.0.target.ratio=7", "model={id: x, dtpye: y}"]
+        )
+    told = str(caught.value).splitlines()
+    assert any(line.startswith("--set stages.0.target.ratio=7: stages.0.target") for line in told)
+    assert any(line.startswith("--set model={id: x, dtpye: y}: model.dtpye: ") for line in told)
+    assert not any(line.startswith("r.yaml") for line in told)
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
