@@ -1,7 +1,7 @@
 """Ridge least squares from sums over tokens: what 100,000 tokens cost in memory is one matrix.
 
-Every fifth sample is held out. The strength of the ridge is the one that predicts those best, and
-the solution that counts is then fitted on all samples.
+Every fifth sample is held out. The strength of the ridge is the one that predicts those best. They
+never take part in a fit: layers above one that was fitted on them would be judged by what they saw.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Fit:
             with; None when no ridge predicts the held-out samples better than no change.
         ridge: The ridge chosen, relative to the mean of the Gram matrix's diagonal.
         before: What the held-out samples lack, as a share of the norm of what is wanted.
-        after: What they lack with a change that is fitted on the other samples.
+        after: What they lack with the change, which is fitted on the other samples.
     """
 
     change: Tensor | None
@@ -99,7 +99,7 @@ class Regression:
         return self._held_out.lack
 
     def solve(self) -> Fit:
-        """Choose the ridge on the held-out samples and fit all.
+        """Fit, with the ridge that predicts the held-out samples best.
 
         Raises:
             CalibrationError: No sample is left to fit on.
@@ -117,14 +117,15 @@ class Regression:
                     hint="load the model in float32 or bfloat16 and check its weights",
                 )
         held_out = self._held_out
-        best, least = float("inf"), held_out.lack
+        change, best, least = None, math.inf, held_out.lack
         if self._fitted.gram.trace() > 0:
             for ridge in RIDGES:
-                error = held_out.error(self._fitted.solved(ridge))
+                tried = self._fitted.solved(ridge)
+                error = held_out.error(tried)
                 if error < least:
-                    best, least = ridge, error
+                    change, best, least = tried, ridge, error
         return Fit(
-            change=None if best == float("inf") else self._fitted.plus(held_out).solved(best),
+            change=change,
             ridge=best,
             before=_share(held_out.lack, held_out.target),
             after=_share(least, held_out.target),
@@ -157,13 +158,6 @@ class _Sums:
         self.lack += float(lack.square().sum())
         self.target += float(target.square().sum())
         self.tokens += len(features)
-
-    def plus(self, other: _Sums) -> _Sums:
-        both = _Sums()
-        both.gram, both.cross = self.gram + other.gram, self.cross + other.cross
-        both.lack, both.target = self.lack + other.lack, self.target + other.target
-        both.tokens = self.tokens + other.tokens
-        return both
 
     def finite(self) -> bool:
         # A feature that is NaN makes its place on the diagonal NaN, and so the trace.

@@ -14,6 +14,8 @@ from slm_plugin.target import Target
 from tests.conftest import random_tokens
 
 TOKENS = random_tokens(15, 16)
+# Which of all tokens, one after the other, are fitted: every fifth sample is held out.
+FITTED = (torch.arange(15) % 5 != 0).repeat_interleave(16)
 
 
 def pruned(

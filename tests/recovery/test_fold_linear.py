@@ -13,6 +13,7 @@ from slm_plugin.recovery import least_squares
 from tests.conftest import make_model
 from tests.pruners.depth.strategies import layer_outputs
 from tests.recovery.pruned import (
+    FITTED,
     TOKENS,
     chosen_ridge,
     drop,
@@ -29,7 +30,8 @@ def _folded(model: PreTrainedModel, position: int, target: torch.Tensor, ridge: 
     mlp = written_by(model, f"model.layers.{position}.mlp")
     now = layer_outputs(model, TOKENS)[position + 1].flatten(0, 1).double()
     mapped = torch.eye(mlp.shape[1], dtype=torch.float64)
-    mapped += ridge_oracle(mlp, target.flatten(0, 1).double() - now, ridge)
+    lack = target.flatten(0, 1).double() - now
+    mapped += ridge_oracle(mlp[FITTED], lack[FITTED], ridge)
     down = model.model.layers[position].mlp.down_proj
     with torch.no_grad():
         down.weight.copy_(mapped.T @ down.weight.double())

@@ -15,6 +15,7 @@ from slm_plugin.session import Session
 from tests.conftest import make_model
 from tests.pruners.depth.strategies import layer_outputs
 from tests.recovery.pruned import (
+    FITTED,
     TOKENS,
     chosen_ridge,
     drop,
@@ -34,7 +35,8 @@ def _refitted(model: PreTrainedModel, place: str, target: torch.Tensor, ridge: f
     assert isinstance(linear, nn.Linear)
     if linear.bias is not None:
         features = torch.cat([features, torch.ones(len(features), 1, dtype=torch.float64)], dim=1)
-    change = ridge_oracle(features, target.flatten(0, 1).double() - now, ridge)
+    lack = target.flatten(0, 1).double() - now
+    change = ridge_oracle(features[FITTED], lack[FITTED], ridge)
     with torch.no_grad():
         linear.weight.add_(change[: linear.in_features].T)
         if linear.bias is not None:
