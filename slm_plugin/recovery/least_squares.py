@@ -16,8 +16,8 @@ from torch import Tensor
 
 from slm_plugin.errors import CalibrationError, NumericalError
 from slm_plugin.recovery.base import RecoveryOptions
+from slm_plugin.recovery.held_out import is_held_out
 
-HELD_OUT = 5
 # Relative to the mean of the Gram matrix's diagonal; beside them stands the infinite one, which
 # changes nothing.
 RIDGES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4)
@@ -84,7 +84,7 @@ class Regression:
             target: The state that is wanted, ``(samples, length, hidden)``: errors are a share
                 of its norm.
         """
-        held_out = is_held_out(start, len(features))
+        held_out = is_held_out(torch.arange(start, start + len(features)))
         for sums, chosen in ((self._held_out, held_out), (self._fitted, ~held_out)):
             if chosen.any():
                 rows = [_rows(tensor, chosen) for tensor in (features, lack, target)]
@@ -130,16 +130,6 @@ class Regression:
             before=_share(held_out.lack, held_out.target),
             after=_share(least, held_out.target),
         )
-
-
-def is_held_out(start: int, samples: int) -> Tensor:
-    """Which of some consecutive samples are held out, ``(samples,)``, the first of all among them.
-
-    Args:
-        start: Index of the first one among all samples.
-        samples: How many they are.
-    """
-    return torch.arange(start, start + samples) % HELD_OUT == 0
 
 
 class _Sums:

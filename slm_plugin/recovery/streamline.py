@@ -17,6 +17,7 @@ from slm_plugin.errors import CalibrationError, UserError
 from slm_plugin.progress import track
 from slm_plugin.pruners.gradients import only_trainable
 from slm_plugin.recovery.base import Recovery, RecoveryOptions, RecoveryRecord
+from slm_plugin.recovery.held_out import is_held_out
 from slm_plugin.recovery.objectives import Loss, imitation_loss, language_loss
 from slm_plugin.recovery.training import refuse_non_finite, rise_and_fall, shuffled
 from slm_plugin.registry import register_recovery
@@ -24,8 +25,6 @@ from slm_plugin.registry import register_recovery
 if TYPE_CHECKING:
     from slm_plugin.session import Session
 
-# One sample in so many judges the training and takes no part in it.
-HELD_OUT = 5
 # The rate falls to this share of its peak: 2e-4 to 5e-5 in the released code.
 LOWEST_RATE = 0.25
 
@@ -214,7 +213,7 @@ def split_samples(session: Session) -> tuple[Tensor, Tensor]:
     if session.calibration is None:
         raise ValueError("there are no samples to split")
     numbers = torch.arange(len(session.calibration))
-    judges = numbers % HELD_OUT == 0
+    judges = is_held_out(numbers)
     return numbers[~judges], numbers[judges]
 
 
