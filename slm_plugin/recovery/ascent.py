@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from slm_plugin.calibration.captures import Batch, enter, run_layers
 from slm_plugin.calibration.spool import Spool
 from slm_plugin.recovery.boundaries import target_of
-from slm_plugin.recovery.least_squares import exact
 
 if TYPE_CHECKING:
     from slm_plugin.session import Session
@@ -36,7 +35,7 @@ class Sight:
     @property
     def lack(self) -> Tensor:
         """What the output should have more, ``(samples, length, hidden)``, in float64."""
-        return exact(self.target) - exact(self.output)
+        return self.target.double() - self.output.double()
 
 
 class Ascent:

@@ -16,7 +16,7 @@ from slm_plugin.progress import track
 from slm_plugin.recovery.ascent import Ascent
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.boundaries import NOTHING_MISSING, boundaries, note_below, reference_of
-from slm_plugin.recovery.least_squares import Fit, FitOptions, Regression
+from slm_plugin.recovery.least_squares import Fit, Regression
 from slm_plugin.recovery.rewriting import Write, rewriting
 from slm_plugin.registry import register_recovery
 
@@ -35,11 +35,6 @@ class FoldLinear(Recovery):
     """
 
     reference: ClassVar[bool] = True
-    Options: ClassVar[type[FitOptions]] = FitOptions
-
-    def __init__(self, options: FitOptions) -> None:
-        super().__init__(options)
-        self.options: FitOptions = options
 
     @torch.no_grad()
     def recover(self, session: Session) -> RecoveryRecord:
@@ -60,25 +55,26 @@ class FoldLinear(Recovery):
             with rewriting() as write:
                 for position in track(range(places[-1] + 1), "fold_linear: layers"):
                     if position in places:
-                        notes.append(f"layer {position}: {self._fold(ascent, write).describe()}")
+                        notes.append(f"layer {position}: {_fold(ascent, write).describe()}")
                     ascent.climb()
             session.model_changed()
         return RecoveryRecord(
             recovery=self.name, options=self.options.model_dump(), notes=tuple(notes)
         )
 
-    def _fold(self, ascent: Ascent, write: Write) -> Fit:
-        down = projections(ascent.layer)["down_proj"]
-        regression = Regression(f"layer {ascent.position}", relative=self.options.relative)
-        for sight in ascent.look(down):
-            written = F.linear(sight.inner, down.weight, down.bias)
-            regression.add(sight.start, written, sight.lack, sight.target)
-        fit = regression.solve()
-        if fit.change is not None:
-            for parameter in (down.weight, down.bias):
-                if parameter is not None:
-                    write(parameter, _mapped(parameter, fit.change))
-        return fit
+
+def _fold(ascent: Ascent, write: Write) -> Fit:
+    down = projections(ascent.layer)["down_proj"]
+    regression = Regression(f"layer {ascent.position}")
+    for sight in ascent.look(down):
+        written = F.linear(sight.inner, down.weight, down.bias)
+        regression.add(sight.start, written, sight.lack, sight.target)
+    fit = regression.solve()
+    if fit.change is not None:
+        for parameter in (down.weight, down.bias):
+            if parameter is not None:
+                write(parameter, _mapped(parameter, fit.change))
+    return fit
 
 
 def _mapped(parameter: Tensor, change: Tensor) -> Tensor:

@@ -8,28 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from slm_plugin.errors import CalibrationError, NumericalError
-from slm_plugin.recovery.base import RecoveryOptions
 from slm_plugin.recovery.held_out import is_held_out
 
 # Relative to the mean of the Gram matrix's diagonal; beside them stands the infinite one, which
 # changes nothing.
 RIDGES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4)
-
-
-class FitOptions(RecoveryOptions):
-    """What the fit minimises."""
-
-    relative: Annotated[
-        bool,
-        Field(description="errors as a share of each token's norm, which outliers cannot rule"),
-    ] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +47,12 @@ class Fit:
 class Regression:
     """Least squares of what outputs lack on the features of a linear map, batch after batch.
 
-    With ``relative``, every token counts by the inverse of the norm of the state that is wanted:
-    the next thing that happens to a state is a norm, and a few tokens are hundreds of times as
-    long as the others.
-
     Args:
         place: What is fitted, for messages.
-        relative: Whether errors count as a share of each token's norm.
     """
 
-    def __init__(self, place: str, *, relative: bool = False) -> None:
+    def __init__(self, place: str) -> None:
         self._place = place
-        self._relative = relative
         self._fitted = _Sums()
         self._held_out = _Sums()
 
@@ -87,11 +69,7 @@ class Regression:
         held_out = is_held_out(torch.arange(start, start + len(features)))
         for sums, chosen in ((self._held_out, held_out), (self._fitted, ~held_out)):
             if chosen.any():
-                rows = [_rows(tensor, chosen) for tensor in (features, lack, target)]
-                if self._relative:
-                    lengths = rows[2].norm(dim=1, keepdim=True)
-                    rows = [row / lengths for row in rows]
-                sums.add(*rows)
+                sums.add(*(_rows(tensor, chosen) for tensor in (features, lack, target)))
 
     @property
     def lack(self) -> float:
@@ -165,14 +143,11 @@ class _Sums:
         return max(0.0, left)
 
 
-def exact(tensor: Tensor) -> Tensor:
-    """A tensor in float64; on the CPU when its device is an Apple GPU, which does not know that."""
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
-
-
 def _rows(tensor: Tensor, samples: Tensor) -> Tensor:
     """Every token of the chosen samples in float64, ``(tokens, features)``."""
-    return exact(tensor[samples.to(tensor.device)].flatten(0, 1))
+    chosen = tensor[samples.to(tensor.device)].flatten(0, 1)
+    # Apple's GPUs do not know float64.
+    return (chosen.cpu() if chosen.device.type == "mps" else chosen).double()
 
 
 def _share(error: float, norm: float) -> float:

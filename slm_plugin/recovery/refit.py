@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from slm_plugin.models.view import projections
 from slm_plugin.progress import track
 from slm_plugin.recovery.ascent import Ascent
-from slm_plugin.recovery.base import Recovery, RecoveryRecord
+from slm_plugin.recovery.base import Recovery, RecoveryOptions, RecoveryRecord
 from slm_plugin.recovery.boundaries import (
     NOTHING_MISSING,
     boundaries,
@@ -24,7 +24,7 @@ from slm_plugin.recovery.boundaries import (
     note_below,
     reference_of,
 )
-from slm_plugin.recovery.least_squares import FitOptions, Regression
+from slm_plugin.recovery.least_squares import Regression
 from slm_plugin.recovery.rewriting import Write, rewriting
 from slm_plugin.registry import register_recovery
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from slm_plugin.session import Session
 
 
-class RefitOptions(FitOptions):
+class RefitOptions(RecoveryOptions):
     """Which projections are refitted."""
 
     layers: Annotated[
@@ -100,36 +100,37 @@ class Refit(Recovery):
         """Refit one layer and tell how it went."""
         down = projections(ascent.layer)["down_proj"]
         if not self.options.o_proj:
-            fit = self._regression(ascent, down).solve()
+            fit = _regression(ascent, down).solve()
             _gain(down, fit.change, write)
             return [f"layer {ascent.position}: {fit.describe()}"]
         out = projections(ascent.layer)["o_proj"]
-        first = self._regression(ascent, out)
+        first = _regression(ascent, out)
         fit = first.solve()
         former = [parameter.clone() for parameter in out.parameters()]
         _gain(out, fit.change, write)
-        second = self._regression(ascent, down)
+        second = _regression(ascent, down)
         said = fit.describe()
         # The fit takes what the MLP adds as given; the MLP sees the new attention and may differ.
         if second.lack > first.lack:
             for parameter, values in zip(out.parameters(), former, strict=True):
                 write(parameter, values)
-            second = self._regression(ascent, down)
+            second = _regression(ascent, down)
             said += ", undone: the MLP answers it with more error"
         last = second.solve()
         _gain(down, last.change, write)
         where = f"layer {ascent.position}"
         return [f"{where} o_proj: {said}", f"{where}: {last.describe()}"]
 
-    def _regression(self, ascent: Ascent, projection: nn.Linear) -> Regression:
-        """What the layer's output lacks, against what one of its projections sees."""
-        regression = Regression(f"layer {ascent.position}", relative=self.options.relative)
-        for sight in ascent.look(projection):
-            features = sight.inner
-            if projection.bias is not None:
-                features = torch.cat([features, torch.ones_like(features[..., :1])], dim=-1)
-            regression.add(sight.start, features, sight.lack, sight.target)
-        return regression
+
+def _regression(ascent: Ascent, projection: nn.Linear) -> Regression:
+    """What the layer's output lacks, against what one of its projections sees."""
+    regression = Regression(f"layer {ascent.position}")
+    for sight in ascent.look(projection):
+        features = sight.inner
+        if projection.bias is not None:
+            features = torch.cat([features, torch.ones_like(features[..., :1])], dim=-1)
+        regression.add(sight.start, features, sight.lack, sight.target)
+    return regression
 
 
 def _gain(projection: nn.Linear, change: Tensor | None, write: Write) -> None:

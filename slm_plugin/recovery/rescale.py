@@ -24,7 +24,6 @@ from slm_plugin.recovery.boundaries import (
     missing_below,
     reference_of,
 )
-from slm_plugin.recovery.least_squares import exact
 from slm_plugin.recovery.rewriting import rewriting
 from slm_plugin.registry import register_recovery
 
@@ -122,7 +121,7 @@ def _scale(view: DecoderView, factors: dict[int, float]) -> None:
 
         def scale(parameter: Tensor | None, factor: float) -> None:
             if parameter is not None and factor != 1.0:
-                write(parameter, exact(parameter) * factor)
+                write(parameter, parameter.double() * factor)
 
         everything = math.prod(factors.values())
         scale(view.embedding.weight, everything)

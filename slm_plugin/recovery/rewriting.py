@@ -27,7 +27,7 @@ def rewriting() -> Iterator[Write]:
     former = Spool()
 
     def write(parameter: Tensor, values: Tensor) -> None:
-        fresh = values.to(parameter.dtype).to(parameter.device)
+        fresh = values.to(parameter.device, parameter.dtype)
         if not torch.isfinite(fresh).all():
             raise NumericalError(
                 f"a repaired weight is NaN or does not fit {str(parameter.dtype)[6:]}",

@@ -20,13 +20,8 @@ from tests.recovery.pruned import TOKENS, drop, pruned, recover
 
 FITTED = [
     pytest.param("fold_linear", {}, id="fold_linear"),
-    pytest.param("fold_linear", {"relative": True}, id="fold_linear-relative"),
     pytest.param("refit", {}, id="refit"),
-    pytest.param(
-        "refit",
-        {"o_proj": True, "layers": "boundaries", "relative": True},
-        id="refit-o_proj-boundaries-relative",
-    ),
+    pytest.param("refit", {"o_proj": True, "layers": "boundaries"}, id="refit-o_proj-boundaries"),
 ]
 ALL = [*FITTED, pytest.param("rescale", {}, id="rescale")]
 

@@ -21,10 +21,8 @@ def _data(noise: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torc
     return features, features @ planted + spoilt, planted
 
 
-def _fit(
-    features: torch.Tensor, lack: torch.Tensor, batch: int = 4, *, relative: bool = False
-) -> Fit:
-    regression = Regression("layer 3", relative=relative)
+def _fit(features: torch.Tensor, lack: torch.Tensor, batch: int = 4) -> Fit:
+    regression = Regression("layer 3")
     for start in range(0, len(features), batch):
         part = slice(start, start + batch)
         regression.add(start, features[part], lack[part], lack[part] + 1)
@@ -55,31 +53,6 @@ def test_sums_over_batches_give_the_solution_over_all_tokens(noise: float, batch
     assert fit.change is not None
     expected = ridge_oracle(_flat(features[~held_out]), _flat(lack[~held_out]), best)
     torch.testing.assert_close(fit.change, expected, rtol=1e-8, atol=1e-10)
-
-
-def test_relative_errors_are_those_of_tokens_of_one_length() -> None:
-    """Every token divided by the norm of its target, then least squares as before."""
-    features, lack, _ = _data(3.0)
-    lack[3, 2] *= 300
-    lengths = (lack + 1).double().norm(dim=-1, keepdim=True)
-    fit = _fit(features, lack, relative=True)
-    held_out = torch.arange(SAMPLES) % 5 == 0
-    fitted = [_flat((part / lengths)[~held_out]) for part in (features, lack)]
-    expected = ridge_oracle(*fitted, fit.ridge)
-    assert fit.change is not None
-    torch.testing.assert_close(fit.change, expected, rtol=1e-5, atol=1e-7)
-    shares = (lack.double() / lengths)[held_out].norm(dim=-1)
-    assert fit.before == pytest.approx(float(shares.square().mean().sqrt()))
-
-
-def test_one_long_token_does_not_rule_relative_errors() -> None:
-    """A token hundreds of times as long as the others spoils the plain fit, not the relative."""
-    features, lack, planted = _data(0.1)
-    lack[3, 2] = 1000
-    spoilt, robust = (_fit(features, lack, relative=flag).change for flag in (False, True))
-    assert robust is not None
-    torch.testing.assert_close(robust, planted.double(), rtol=0, atol=0.3)
-    assert spoilt is None or (spoilt - planted).norm() > 5 * (robust - planted).norm()
 
 
 def test_a_planted_map_is_recovered() -> None:

@@ -1,0 +1,13 @@
+"""Samples that judge a repair and take no part in it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+# Every so many samples one is held out, the first among them.
+EVERY = 5
+
+
+def is_held_out(numbers: Tensor) -> Tensor:
+    """Which samples are held out, given by their numbers in the calibration set."""
+    return numbers % EVERY == 0
