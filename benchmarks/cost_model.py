@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from slm_plugin.pruners.depth.runs import Measured, Run, Runs
-from slm_plugin.pruners.depth.sliding import WalkRules, walk, walk_to_size
+from slm_plugin.pruners.depth.search.runs import Measured, Run, Runs
+from slm_plugin.pruners.depth.search.sliding import WalkRules, walk, walk_to_size
 
 GB = 10**9
 TERA = 10**12

@@ -22,7 +22,7 @@ from slm_plugin.analysis.record import (
 from slm_plugin.calibration.captures import Batch
 from slm_plugin.errors import CalibrationError
 from slm_plugin.progress import track
-from slm_plugin.pruners.depth.cka import chance_matrix, cka_matrix, gram
+from slm_plugin.pruners.depth.measures.cka import chance_matrix, cka_matrix, gram
 from slm_plugin.session import Session
 
 # Their 28 pairs tell how far one estimate scatters.

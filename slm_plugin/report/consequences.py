@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from slm_plugin.pruners.depth.composition import pairs_left
-from slm_plugin.pruners.depth.runs import DROP
+from slm_plugin.pruners.depth.combining.composition import pairs_left
+from slm_plugin.pruners.depth.search.runs import DROP
 from slm_plugin.pruners.plan import (
     ConcatLayers,
     DropLayers,

@@ -9,9 +9,9 @@ from torch import nn
 
 from slm_plugin.errors import PlanError
 from slm_plugin.models.view import DecoderView, layer_lists
-from slm_plugin.pruners.depth.composition import composed_layer, pairs_left
-from slm_plugin.pruners.depth.concatenation import concatenated_layer
-from slm_plugin.pruners.depth.merge_rules import merged_layer
+from slm_plugin.pruners.depth.combining.composition import composed_layer, pairs_left
+from slm_plugin.pruners.depth.combining.concatenation import concatenated_layer
+from slm_plugin.pruners.depth.combining.merge_rules import merged_layer
 from slm_plugin.pruners.plan import (
     ConcatLayers,
     DepthOperation,

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from slm_plugin.analysis.measurement import measure, outlier
 from slm_plugin.analysis.record import Figures
 from slm_plugin.errors import CalibrationError, NumericalError
-from slm_plugin.pruners.depth.cka import cka_unbiased
+from slm_plugin.pruners.depth.measures.cka import cka_unbiased
 from slm_plugin.session import Session
 from tests.conftest import make_model, random_tokens
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from slm_plugin.pruners.depth.decision import depth_plan
 from slm_plugin.pruners.depth.dropping import BetweenEnds, lowest, one_by_one
-from slm_plugin.pruners.depth.influence import block_influence
+from slm_plugin.pruners.depth.measures.influence import block_influence
 from slm_plugin.pruners.plan import LayerScores, PruningPlan
 from slm_plugin.registry import register_pruner
 from slm_plugin.session import Session

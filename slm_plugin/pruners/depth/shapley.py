@@ -16,8 +16,8 @@ from pydantic import Field
 
 from slm_plugin.pruners.depth.decision import depth_plan
 from slm_plugin.pruners.depth.dropping import BetweenEnds, EndsOptions, lowest, one_by_one
-from slm_plugin.pruners.depth.runs import DROP, Run
-from slm_plugin.pruners.depth.trials import Trials, trials_of
+from slm_plugin.pruners.depth.search.runs import DROP, Run
+from slm_plugin.pruners.depth.search.trials import Trials, trials_of
 from slm_plugin.pruners.plan import LayerScores, PruningPlan
 from slm_plugin.registry import register_pruner
 from slm_plugin.session import Session

@@ -14,14 +14,14 @@ from pydantic import AfterValidator, Field, model_validator
 from slm_plugin.errors import TargetError
 from slm_plugin.models.view import Dimensions
 from slm_plugin.pruners import base
-from slm_plugin.pruners.depth.best_first import best_first
-from slm_plugin.pruners.depth.budgeted import budgeted
-from slm_plugin.pruners.depth.criteria import CRITERIA, CriterionName
+from slm_plugin.pruners.depth.combining.merge_rules import check_rule
 from slm_plugin.pruners.depth.decision import depth_plan, refuse_mixed_kinds
-from slm_plugin.pruners.depth.merge_rules import check_rule
-from slm_plugin.pruners.depth.runs import Found
-from slm_plugin.pruners.depth.sliding import WalkRules, walk, walk_to_size
-from slm_plugin.pruners.depth.trials import Trials, trials_of
+from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName
+from slm_plugin.pruners.depth.search.best_first import best_first
+from slm_plugin.pruners.depth.search.budgeted import budgeted
+from slm_plugin.pruners.depth.search.runs import Found
+from slm_plugin.pruners.depth.search.sliding import WalkRules, walk, walk_to_size
+from slm_plugin.pruners.depth.search.trials import Trials, trials_of
 from slm_plugin.pruners.plan import MergeLayers, PruningPlan
 from slm_plugin.registry import register_pruner
 from slm_plugin.session import Session

@@ -13,11 +13,11 @@ from typing import Annotated, ClassVar, NamedTuple
 
 from pydantic import Field
 
-from slm_plugin.pruners.depth.criteria import CRITERIA, CriterionName
 from slm_plugin.pruners.depth.decision import depth_plan
 from slm_plugin.pruners.depth.dropping import BetweenEnds, EndsOptions
-from slm_plugin.pruners.depth.runs import DROP, JOIN, Found, Measure, Measured, Runs
-from slm_plugin.pruners.depth.trials import trials_of
+from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName
+from slm_plugin.pruners.depth.search.runs import DROP, JOIN, Found, Measure, Measured, Runs
+from slm_plugin.pruners.depth.search.trials import trials_of
 from slm_plugin.pruners.plan import DropSublayers, PruningPlan, Trial
 from slm_plugin.registry import register_pruner
 from slm_plugin.session import Session

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from slm_plugin.pruners.depth.runs import DROP, JOIN
+from slm_plugin.pruners.depth.search.runs import DROP, JOIN
 from slm_plugin.pruners.plan import PruningPlan, Trial
 from slm_plugin.report import quantities
 from slm_plugin.report.consequences import final_trials, layers_left

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from slm_plugin.pruners.depth.criteria import token_cosine
+from slm_plugin.pruners.depth.measures.criteria import token_cosine
 from tests.conftest import make_model
 from tests.pruners.depth.strategies import TOKENS, gone, layer_outputs, planned
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from slm_plugin.errors import NumericalError, TargetError, UnsupportedModelError
 from slm_plugin.pruners.depth.laco import CollapseRules, absorbing, collapse
-from slm_plugin.pruners.depth.runs import Measured, Run, Runs
+from slm_plugin.pruners.depth.search.runs import Measured, Run, Runs
 from slm_plugin.pruners.plan import MergeLayers, PruningPlan
 from slm_plugin.surgery import apply
 from slm_plugin.target import Target

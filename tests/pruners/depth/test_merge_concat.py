@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from slm_plugin.errors import NumericalError, PlanError, TargetError
 from slm_plugin.models.view import DecoderView
-from slm_plugin.pruners.depth.concatenation import concatenated_layer
+from slm_plugin.pruners.depth.combining.concatenation import concatenated_layer
 from slm_plugin.pruners.depth.merge_concat import narrowed, split, top
 from slm_plugin.pruners.plan import ConcatLayers, LayerPart, PruningPlan
 from slm_plugin.report.consequences import destinations

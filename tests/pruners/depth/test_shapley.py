@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from slm_plugin.errors import NumericalError
-from slm_plugin.pruners.depth.runs import DROP
+from slm_plugin.pruners.depth.search.runs import DROP
+from slm_plugin.pruners.depth.search.trials import Trials
 from slm_plugin.pruners.depth.shapley import (
     NOTHING_LEFT,
     Shapley,
@@ -20,7 +21,6 @@ from slm_plugin.pruners.depth.shapley import (
     losses_in_turn,
     worth_of,
 )
-from slm_plugin.pruners.depth.trials import Trials
 from slm_plugin.pruners.plan import DropLayers, PruningPlan
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target

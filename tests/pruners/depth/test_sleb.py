@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from slm_plugin.pruners.depth.criteria import CRITERIA
-from slm_plugin.pruners.depth.runs import DROP, Run, Runs
+from slm_plugin.pruners.depth.measures.criteria import CRITERIA
+from slm_plugin.pruners.depth.search.runs import DROP, Run, Runs
+from slm_plugin.pruners.depth.search.trials import Trials
 from slm_plugin.pruners.depth.sleb import Sleb, SlebOptions, dropped_in_turn
-from slm_plugin.pruners.depth.trials import Trials
 from slm_plugin.pruners.plan import DropLayers
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target

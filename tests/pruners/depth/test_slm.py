@@ -7,9 +7,9 @@ import torch
 from transformers import PreTrainedModel
 
 from slm_plugin.errors import NumericalError, PlanError, TargetError, UnsupportedModelError
-from slm_plugin.pruners.depth.runs import Run
+from slm_plugin.pruners.depth.search.runs import Run
+from slm_plugin.pruners.depth.search.trials import Trials
 from slm_plugin.pruners.depth.slm import RELEASED, SlidingLayerMerging, SlmOptions
-from slm_plugin.pruners.depth.trials import Trials
 from slm_plugin.pruners.plan import PruningPlan
 from slm_plugin.session import Session
 from slm_plugin.surgery import apply

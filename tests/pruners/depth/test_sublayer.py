@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from slm_plugin.errors import NumericalError, PlanError, TargetError
-from slm_plugin.pruners.depth.composition import MLP_BLOCK, pairs_left
+from slm_plugin.pruners.depth.combining.composition import MLP_BLOCK, pairs_left
 from slm_plugin.pruners.depth.sublayer import Sublayer, SublayerOptions, steps
 from slm_plugin.pruners.plan import DropLayers, DropSublayers, PruningPlan
 from slm_plugin.report.consequences import destinations, final_trials, layers_left

@@ -9,7 +9,7 @@ import torch
 from slm_plugin.calibration.captures import Batch
 from slm_plugin.errors import NumericalError
 from slm_plugin.models.view import DecoderView
-from slm_plugin.pruners.depth.criteria import token_cosine
+from slm_plugin.pruners.depth.measures.criteria import token_cosine
 
 
 @torch.inference_mode()

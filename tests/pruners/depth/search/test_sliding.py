@@ -9,8 +9,8 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm_plugin.pruners.depth.runs import Found, Measure, Measured, Run, Runs
-from slm_plugin.pruners.depth.sliding import WalkRules, walk, walk_to_size
+from slm_plugin.pruners.depth.search.runs import Found, Measure, Measured, Run, Runs
+from slm_plugin.pruners.depth.search.sliding import WalkRules, walk, walk_to_size
 
 Window = tuple[int, int]
 

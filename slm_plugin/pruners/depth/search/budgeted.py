@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from slm_plugin.pruners.depth.runs import Found, Measure, Measured, Rules, Run
+from slm_plugin.pruners.depth.search.runs import Found, Measure, Measured, Rules, Run
 
 Window = tuple[int, int]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from slm_plugin.models.head import logits_of, next_token_losses
 from slm_plugin.models.streaming import values
-from slm_plugin.pruners.depth.cka import Estimator, gram, gram_cka
+from slm_plugin.pruners.depth.measures.cka import Estimator, gram, gram_cka
 
 Prepared = tuple[Tensor, ...]
 CriterionName = Literal["flat_cosine", "token_cosine", "cka", "cka_unbiased", "logit_kl", "loss"]

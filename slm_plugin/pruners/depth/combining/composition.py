@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from slm_plugin.errors import PlanError
-from slm_plugin.pruners.depth.merge_rules import share_parameters
+from slm_plugin.pruners.depth.combining.merge_rules import share_parameters
 from slm_plugin.pruners.plan import DropSublayers
 
 # What belongs to the MLP of a layer, by its name in all supported architectures; the rest belongs

@@ -16,7 +16,7 @@ import torch
 import slm_plugin
 from slm_plugin.calibration.samples import digest
 from slm_plugin.errors import OutputError
-from slm_plugin.pruners.depth.runs import Run, Runs
+from slm_plugin.pruners.depth.search.runs import Run, Runs
 from slm_plugin.session import Session
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from slm_plugin.errors import PlanError
 from slm_plugin.models.view import projections
-from slm_plugin.pruners.depth.merge_rules import (
+from slm_plugin.pruners.depth.combining.merge_rules import (
     candidates,
     check_rule,
     merge_weights,

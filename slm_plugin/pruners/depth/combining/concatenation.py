@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from slm_plugin.errors import PlanError
 from slm_plugin.models.streaming import StreamedParameter, values
 from slm_plugin.models.view import Dimensions, projections
-from slm_plugin.pruners.depth.merge_rules import merge_weights, share_parameters
+from slm_plugin.pruners.depth.combining.merge_rules import merge_weights, share_parameters
 from slm_plugin.pruners.plan import LayerPart
 from slm_plugin.pruners.width.groups import READERS, axis, channel_members, kv_group_members
 

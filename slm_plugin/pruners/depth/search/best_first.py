@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from slm_plugin.pruners.depth.runs import Found, Measure, Measured, Rules, Run, Runs
+from slm_plugin.pruners.depth.search.runs import Found, Measure, Measured, Rules, Run, Runs
 from slm_plugin.pruners.plan import Trial
 
 

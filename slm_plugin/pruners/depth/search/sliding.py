@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from slm_plugin.pruners.depth.runs import Found, Measure, Measured, Rules, Run, removed
+from slm_plugin.pruners.depth.search.runs import Found, Measure, Measured, Rules, Run, removed
 from slm_plugin.pruners.plan import Trial
 
 

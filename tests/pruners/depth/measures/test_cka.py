@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slm_plugin.errors import CalibrationError, NumericalError
-from slm_plugin.pruners.depth.cka import (
+from slm_plugin.pruners.depth.measures.cka import (
     chance_matrix,
     cka_biased,
     cka_matrix,
@@ -157,7 +157,7 @@ def test_long_features_are_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> N
     x = features(5, 23)
     before = x.clone()
     whole = gram(x)
-    monkeypatch.setattr("slm_plugin.pruners.depth.cka._CHUNK", 7)
+    monkeypatch.setattr("slm_plugin.pruners.depth.measures.cka._CHUNK", 7)
     torch.testing.assert_close(gram(x), whole)
     assert torch.equal(x, before)
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slm_plugin.pruners.depth.criteria import CRITERIA, flat_cosine, token_cosine
+from slm_plugin.pruners.depth.measures.criteria import CRITERIA, flat_cosine, token_cosine
 
 VOCABULARY = 11
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm_plugin.pruners.depth.best_first import adjacent_merges, best_first
-from slm_plugin.pruners.depth.budgeted import budgeted, least_sum
-from slm_plugin.pruners.depth.runs import Measured, Rules, Run, Runs
+from slm_plugin.pruners.depth.search.best_first import adjacent_merges, best_first
+from slm_plugin.pruners.depth.search.budgeted import budgeted, least_sum
+from slm_plugin.pruners.depth.search.runs import Measured, Rules, Run, Runs
 
 Windows = frozenset[tuple[int, int]]
 

@@ -1,0 +1,1 @@
+"""How several layers become one."""

@@ -1,0 +1,1 @@
+"""What is measured of layers and models: likeness, influence, sensitivity."""
