@@ -15,7 +15,7 @@ from slm_plugin.report import pictures, quantities
 from slm_plugin.report.environment import environment
 from slm_plugin.report.markdown import escape
 from slm_plugin.report.page import Picture, picture
-from slm_plugin.report.pictures.fronts import Point, Scale
+from slm_plugin.report.pictures.fronts import RUINED, Point, Scale
 from slm_plugin.report.standings import MEAN, Column, Row, best, columns, rows
 
 
@@ -69,15 +69,23 @@ def front_pictures(listed: Sequence[Row], shown: Sequence[Column]) -> list[Pictu
             name = f"front-{number}-{other}"
             made = picture(
                 f"{judge.name} against {across.name}",
-                "Every point is a row of the table. The line is the Pareto front: no other model "
-                "is as good in both and better in one. Points whose label finds no free place "
-                "have none.",
+                _caption(judge),
                 lambda judge=judge, across=across, name=name: _front(  # type: ignore[misc]
                     listed, judge, across, name
                 ),
             )
             drawn += [made] if made is not None else []
     return drawn
+
+
+def _caption(judge: Column) -> str:
+    said = (
+        "Every point is a row of the table. The line is the Pareto front: no other model is as "
+        "good in both and better in one. Points whose label finds no free place have none."
+    )
+    if judge.better == "lower":
+        said += f" Models of more than {RUINED:.0f} times the least {judge.name} are left out."
+    return said
 
 
 def judges(shown: Sequence[Column]) -> list[Column]:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     Box = tuple[float, float, float, float]
 
+# Beside a model so many times worse than the best one, no difference of the others is seen.
+RUINED = 30.0
+
 _MARKERS = "os^vDPX*"
 # Points: a letter's width and a line's height at the size of the labels, and their way out.
 _LETTER, _LINE, _GAP, _SIZE = 4.3, 10.0, 7.0, 8.0
@@ -58,7 +61,8 @@ def fronts(points: Sequence[Point], x: Scale, y: Scale, name: str = "front") -> 
     """A scatter of points with their Pareto front.
 
     Args:
-        points: Those that are not finite, or not positive on a logarithmic axis, are left out.
+        points: Those that are not finite are left out; on a logarithmic axis those that are not
+            positive, and ruined ones, `RUINED` times as far out as the best.
         x: The horizontal axis.
         y: The vertical axis.
         name: Prefix of the ids; every point has the id ``<name>-point-<row>``, and the front
@@ -71,6 +75,9 @@ def fronts(points: Sequence[Point], x: Scale, y: Scale, name: str = "front") -> 
         MissingExtraError: matplotlib is not installed.
     """
     points = [p for p in points if _drawable(p.x, x) and _drawable(p.y, y)]
+    if y.log and points:
+        bar = RUINED * min(point.y for point in points)
+        points = [point for point in points if point.y <= bar]
     if len(points) < 2:
         return ""
     on_front = front([(x.cost(point.x), y.cost(point.y)) for point in points])

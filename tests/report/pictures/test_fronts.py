@@ -25,7 +25,7 @@ def cloud(*places: tuple[float, float]) -> list[Point]:
 
 def test_every_point_is_drawn_where_it_belongs() -> None:
     """Larger is further right; on a logarithmic axis equal ratios are equally far apart."""
-    svg = fronts(cloud((1e8, 10.0), (2e8, 100.0), (3e8, 1000.0)), SIZE, LOSS)
+    svg = fronts(cloud((1e8, 10.0), (2e8, 50.0), (3e8, 250.0)), SIZE, LOSS)
     drawn = by_id(svg, r"front-point-\d+")
     assert list(drawn) == ["front-point-0", "front-point-1", "front-point-2"]
     places = [
@@ -81,6 +81,14 @@ def test_what_cannot_be_drawn_is_left_out() -> None:
     svg = fronts(cloud((1.0, math.inf), (1.0, 3.0), (2.0, 2.0)), SIZE, LOSS)
     assert list(by_id(svg, r"front-point-\d+")) == ["front-point-1", "front-point-2"]
     assert fronts(cloud((1.0, math.inf), (1.0, 3.0)), SIZE, LOSS) == ""
+
+
+def test_a_ruined_model_does_not_squeeze_the_others() -> None:
+    """Thirty times the best perplexity is left out; on an axis that is not logarithmic nothing."""
+    ruined = cloud((1.0, 20.0), (2.0, 599.0), (3.0, 601.0), (4.0, 3e8))
+    drawn = list(by_id(fronts(ruined, SIZE, LOSS), r"front-point-\d+"))
+    assert drawn == ["front-point-0", "front-point-1"]
+    assert len(by_id(fronts(ruined, SIZE, SPEED), r"front-point-\d+")) == 4
 
 
 def test_a_narrow_logarithmic_axis_has_numbers() -> None:
