@@ -43,7 +43,6 @@ def measure(session: Session) -> Figures:
     layers = len(session.view.layers)
     cosines = CosineSums(layers + 1, session.view.embedding.embedding_dim)
     norms: dict[str, list[Tensor]] = {"output": [], "update": [], "attention": [], "mlp": []}
-    tops = []
     for batch in track(batches, "comparing layers", len(batches)):
         seen = observe(session.view, batch)
         cosines.add(seen.states)
@@ -52,8 +51,7 @@ def measure(session: Session) -> Figures:
         norms["output"].append(torch.stack([token_norms(state) for state in seen.states[1:]]))
         norms["attention"].append(seen.attention)
         norms["mlp"].append(seen.mlp)
-        tops.append(seen.states[-1])
-    grams, unit_grams, outliers = across_samples(batches, tops, layers)
+    grams, unit_grams, outliers = across_samples(batches, layers)
     return Figures(
         cka=_cka(grams),
         cka_unit_tokens=_cka(unit_grams),
@@ -91,13 +89,12 @@ def noise_cka(session: Session) -> NoiseCka:
 
 
 def across_samples(
-    batches: Sequence[Batch], tops: Sequence[Tensor], layers: int
+    batches: Sequence[Batch], layers: int
 ) -> tuple[Tensor, Tensor, tuple[Outlier, ...]]:
     """What needs all samples of a layer at once, from one layer at a time.
 
     Args:
         batches: What was captured: the output of a layer is the input of the next.
-        tops: Output of the last layer of every batch, before the final norm.
         layers: How many layers there are.
 
     Returns:
@@ -109,8 +106,7 @@ def across_samples(
     """
     as_is, unit, outliers = [], [], []
     for layer in track(range(1, layers + 1), "comparing samples", layers):
-        parts = tops if layer == layers else [batch.inputs[layer].cpu() for batch in batches]
-        states = torch.cat(list(parts)).float()
+        states = torch.cat([batch.inputs[layer].cpu() for batch in batches]).float()
         as_is.append(gram(states))
         unit.append(gram(torch.nn.functional.normalize(states, dim=-1)))
         outliers.append(outlier(states))

@@ -133,8 +133,7 @@ class Current:
             for i, layer in enumerate(view.layers)
         ]
         # Between the layers: what each one sees, and what the last one makes of it.
-        self._states = [_inputs(captured, index) for index in range(len(self.slots))]
-        self._run_from(len(self.slots) - 1)
+        self._states = [_inputs(captured, index) for index in range(len(self.slots) + 1)]
 
     def alike(self, kinds: Sequence[object]) -> list[int]:
         """Positions of layers that attend as the next one does.
