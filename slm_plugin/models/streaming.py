@@ -7,7 +7,7 @@ shares such a parameter with another module shares its source, so merged layers 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -54,6 +54,14 @@ class StreamedParameter(nn.Parameter):
     def __deepcopy__(self, memo: dict[int, Any]) -> StreamedParameter:
         """A reference to values that never change needs no copy."""
         return self
+
+
+def derived(source: Source, weights: Iterable[Tensor]) -> Tensor:
+    """What a formula makes of weights: read now, or streamed if one of them is."""
+    streamed = next((w for w in weights if isinstance(w, StreamedParameter)), None)
+    if streamed is None:
+        return source.read()
+    return StreamedParameter(source, streamed.dtype, streamed.home)
 
 
 def values(parameter: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from slm_plugin.errors import PlanError
-from slm_plugin.models.streaming import StreamedParameter, values
+from slm_plugin.models.streaming import derived, values
 from slm_plugin.models.view import Dimensions, projections
 from slm_plugin.pruners.depth.combining.merge_rules import merge_weights, share_parameters
 from slm_plugin.pruners.plan import LayerPart
@@ -79,11 +79,7 @@ def joined(weights: tuple[Tensor, ...], indices: tuple[tuple[int, ...], ...], di
     Returns:
         The tensor; streamed if the weights are.
     """
-    source = Joined(weights, indices, dim)
-    streamed = next((w for w in weights if isinstance(w, StreamedParameter)), None)
-    if streamed is not None:
-        return StreamedParameter(source, streamed.dtype, streamed.home)
-    return source.read()
+    return derived(Joined(weights, indices, dim), weights)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from slm_plugin.errors import PlanError
-from slm_plugin.models.streaming import StreamedParameter, values
+from slm_plugin.models.streaming import derived, values
 from slm_plugin.models.view import projections
 
 RULES = ("telescoped", "rdsc", "mean", "keep_low", "keep_high", "ema(w)", "activation", "best")
@@ -87,10 +87,7 @@ def merge_weights(rule: str, weights: Sequence[Tensor]) -> Tensor:
     if rule == "keep_low":
         return weights[0]
     factors(rule, len(weights))
-    streamed = next((w for w in weights if isinstance(w, StreamedParameter)), None)
-    if streamed is not None:
-        return StreamedParameter(Merged(rule, tuple(weights)), streamed.dtype, streamed.home)
-    return computed(rule, weights)
+    return derived(Merged(rule, tuple(weights)), weights)
 
 
 def factors(rule: str, layers: int) -> tuple[list[float], float]:
