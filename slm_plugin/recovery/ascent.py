@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from slm_plugin.calibration.captures import Batch, enter, run_layers
 from slm_plugin.calibration.spool import Spool
-from slm_plugin.recovery.boundaries import target_of
+from slm_plugin.progress import track
+from slm_plugin.recovery.base import Recovery, RecoveryRecord
+from slm_plugin.recovery.boundaries import NOTHING_MISSING, note_below, reference_of, target_of
+from slm_plugin.recovery.rewriting import Write, rewriting
 
 if TYPE_CHECKING:
     from slm_plugin.session import Session
@@ -100,3 +103,39 @@ class Ascent:
         index = self._session.sources[self.position][0]
         for batch, state in zip(self._reference, self._states, strict=True):
             yield run_layers([self.layer], state, batch.arguments[index])
+
+
+def repair_upwards(
+    recovery: Recovery,
+    session: Session,
+    places: Sequence[int],
+    repair: Callable[[Ascent, Write], list[str]],
+) -> RecoveryRecord:
+    """Repair layers from the bottom up, each on what the repaired ones below it compute.
+
+    Args:
+        recovery: Who repairs.
+        session: The session, its model changed in place.
+        places: Positions to repair, in ascending order.
+        repair: Changes the layer that an ascent has come to, and tells how it went.
+
+    Raises:
+        CalibrationError: No reference was kept.
+        UnsupportedModelError: The residual stream has another width than the reference's.
+        NumericalError: NaN or infinity; the model keeps its former weights.
+    """
+    reference = reference_of(session, recovery.name)
+    notes = list(note_below(session))
+    if not places:
+        notes.append(NOTHING_MISSING)
+    else:
+        ascent = Ascent(session, reference)
+        with rewriting() as write:
+            for position in track(range(places[-1] + 1), f"{recovery.name}: layers"):
+                if position in places:
+                    notes += repair(ascent, write)
+                ascent.climb()
+        session.model_changed()
+    return RecoveryRecord(
+        recovery=recovery.name, options=recovery.options.model_dump(), notes=tuple(notes)
+    )

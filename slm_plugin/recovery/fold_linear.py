@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slm_plugin.models.view import projections
-from slm_plugin.progress import track
-from slm_plugin.recovery.ascent import Ascent
+from slm_plugin.recovery.ascent import Ascent, repair_upwards
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
-from slm_plugin.recovery.boundaries import NOTHING_MISSING, boundaries, note_below, reference_of
-from slm_plugin.recovery.least_squares import Fit, Regression
-from slm_plugin.recovery.rewriting import Write, rewriting
+from slm_plugin.recovery.boundaries import boundaries
+from slm_plugin.recovery.least_squares import Regression
+from slm_plugin.recovery.rewriting import Write
 from slm_plugin.registry import register_recovery
 
 if TYPE_CHECKING:
@@ -45,25 +44,10 @@ class FoldLinear(Recovery):
             UnsupportedModelError: The residual stream has another width than the reference's.
             NumericalError: NaN or infinity; the model keeps its former weights.
         """
-        reference = reference_of(session, self.name)
-        places = boundaries(session)
-        notes = list(note_below(session))
-        if not places:
-            notes.append(NOTHING_MISSING)
-        else:
-            ascent = Ascent(session, reference)
-            with rewriting() as write:
-                for position in track(range(places[-1] + 1), "fold_linear: layers"):
-                    if position in places:
-                        notes.append(f"layer {position}: {_fold(ascent, write).describe()}")
-                    ascent.climb()
-            session.model_changed()
-        return RecoveryRecord(
-            recovery=self.name, options=self.options.model_dump(), notes=tuple(notes)
-        )
+        return repair_upwards(self, session, boundaries(session), _fold)
 
 
-def _fold(ascent: Ascent, write: Write) -> Fit:
+def _fold(ascent: Ascent, write: Write) -> list[str]:
     down = projections(ascent.layer)["down_proj"]
     regression = Regression(f"layer {ascent.position}")
     for sight in ascent.look(down):
@@ -74,7 +58,7 @@ def _fold(ascent: Ascent, write: Write) -> Fit:
         for parameter in (down.weight, down.bias):
             if parameter is not None:
                 write(parameter, _mapped(parameter, fit.change))
-    return fit
+    return [f"layer {ascent.position}: {fit.describe()}"]
 
 
 def _mapped(parameter: Tensor, change: Tensor) -> Tensor:

@@ -14,18 +14,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from slm_plugin.models.view import projections
-from slm_plugin.progress import track
-from slm_plugin.recovery.ascent import Ascent
+from slm_plugin.recovery.ascent import Ascent, repair_upwards
 from slm_plugin.recovery.base import Recovery, RecoveryOptions, RecoveryRecord
-from slm_plugin.recovery.boundaries import (
-    NOTHING_MISSING,
-    boundaries,
-    missing_below,
-    note_below,
-    reference_of,
-)
+from slm_plugin.recovery.boundaries import boundaries, missing_below
 from slm_plugin.recovery.least_squares import Regression
-from slm_plugin.recovery.rewriting import Write, rewriting
+from slm_plugin.recovery.rewriting import Write
 from slm_plugin.registry import register_recovery
 
 if TYPE_CHECKING:
@@ -69,22 +62,7 @@ class Refit(Recovery):
             UnsupportedModelError: The residual stream has another width than the reference's.
             NumericalError: NaN or infinity; the model keeps its former weights.
         """
-        reference = reference_of(session, self.name)
-        places = self._places(session)
-        notes = list(note_below(session))
-        if not places:
-            notes.append(NOTHING_MISSING)
-        else:
-            ascent = Ascent(session, reference)
-            with rewriting() as write:
-                for position in track(range(places[-1] + 1), "refit: layers"):
-                    if position in places:
-                        notes += self._refit(ascent, write)
-                    ascent.climb()
-            session.model_changed()
-        return RecoveryRecord(
-            recovery=self.name, options=self.options.model_dump(), notes=tuple(notes)
-        )
+        return repair_upwards(self, session, self._places(session), self._refit)
 
     def _places(self, session: Session) -> list[int]:
         """Positions of the layers to refit; those whose input never changed need none."""
