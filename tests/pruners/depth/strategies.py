@@ -19,6 +19,19 @@ def session_of(model: PreTrainedModel, **changes: object) -> Session:
     return Session(model, **{"calibration": TOKENS, "batch_tokens": 20, **changes})  # type: ignore[arg-type]
 
 
+@torch.no_grad()
+def greedy(model: PreTrainedModel, *, use_cache: bool) -> torch.Tensor:
+    """Six greedy tokens after the prompt."""
+    return model.generate(  # type: ignore[operator,no-any-return]
+        TOKENS[:2],
+        attention_mask=torch.ones_like(TOKENS[:2]),
+        max_new_tokens=6,
+        min_new_tokens=6,
+        do_sample=False,
+        use_cache=use_cache,
+    )
+
+
 def own_text(model: PreTrainedModel) -> torch.Tensor:
     """Make a model certain of what it says, and let it speak: whatever changes it, it loses."""
     with torch.no_grad():

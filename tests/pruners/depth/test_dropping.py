@@ -17,6 +17,7 @@ from tests.conftest import make_model
 from tests.pruners.depth.strategies import (
     TOKENS,
     gone,
+    greedy,
     make_identity,
     own_text,
     planned,
@@ -40,19 +41,6 @@ OPTIONS = [
 ]
 # Those that look at what the model does with data.
 MEASURING = [case for case in OPTIONS if case.id not in ("deepest", "shortened-magnitude-False")]
-
-
-@torch.no_grad()
-def greedy(model: torch.nn.Module, *, use_cache: bool) -> torch.Tensor:
-    """Six greedy tokens after the prompt."""
-    return model.generate(  # type: ignore[operator,no-any-return]
-        TOKENS[:2],
-        attention_mask=torch.ones_like(TOKENS[:2]),
-        max_new_tokens=6,
-        min_new_tokens=6,
-        do_sample=False,
-        use_cache=use_cache,
-    )
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
