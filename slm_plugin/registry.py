@@ -119,6 +119,8 @@ recoveries: Registry[Recovery] = Registry(
     "recovery",
     {
         "fold_linear": "slm_plugin.recovery.fold_linear",
+        "ghost": "slm_plugin.recovery.ghost",
+        "linear_patch": "slm_plugin.recovery.linear_patch",
         "lora": "slm_plugin.recovery.lora",
         "refit": "slm_plugin.recovery.refit",
         "rescale": "slm_plugin.recovery.rescale",

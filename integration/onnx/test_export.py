@@ -15,7 +15,8 @@ from slm_plugin.export import onnx as onnx_exporter
 from slm_plugin.export.checkpoint import save_checkpoint
 from slm_plugin.export.onnx import OnnxExporter, OnnxOptions, verify_onnx
 from slm_plugin.export.ort_heads import load_ort_model
-from slm_plugin.export.parity import reference
+from slm_plugin.export.parity import NEW_TOKENS, reference
+from slm_plugin.models.operators import operators, put_operator
 from slm_plugin.session import Session
 from tests.conftest import FAMILIES
 
@@ -37,6 +38,25 @@ def test_every_family_computes_the_same_in_onnx_runtime(
     assert record.size_bytes > session.original.parameters * 4
     assert [entry.name for entry in tmp_path.iterdir()] == ["onnx"]
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("place", ["model.embed_tokens", "model.layers.1", "model.layers.2"])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_operators_between_layers_are_in_the_graph(tmp_path: Path, family: str, place: str) -> None:
+    """Behind the embedding, a layer or the last one; without them the logits would be others."""
+    session = pruned_session(family, tie_word_embeddings=True)
+    plain = reference(session).logits[0]
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.eye(48) + 0.3 * torch.randn(48, 48, generator=generator)
+    put_operator(session.model.get_submodule(place), matrix)
+    record = OnnxExporter(OnnxOptions()).export(session, tmp_path)
+    logits, generation, one_pass = (check.value for check in record.checks)
+    assert logits < 1e-4
+    assert generation == one_pass == 0
+    steps = slice(0, len(plain[0]) - NEW_TOKENS)
+    assert float((reference(session).logits[0] - plain)[:, steps].abs().max()) > 0.1
+    assert list(operators(session.model)) == [place]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["onnx"]
 
 
 def test_the_folder_is_whole(exported: tuple[Session, Path]) -> None:

@@ -43,7 +43,8 @@ class ExporterOptions(BaseModel):
 class Exporter(ABC):
     """Writes the session's model in one format and proves that the result computes the same.
 
-    ``streams`` says that it works on a model whose weights are not in memory.
+    ``streams`` says that it works on a model whose weights are not in memory, ``operators`` that
+    what it writes can hold operators between layers (`slm_plugin.models.operators`).
 
     Args:
         options: An instance of the class's ``Options``.
@@ -52,6 +53,7 @@ class Exporter(ABC):
     name: ClassVar[str]
     extra: ClassVar[str | None] = None
     streams: ClassVar[bool] = False
+    operators: ClassVar[bool] = False
     Options: ClassVar[type[BaseModel]] = ExporterOptions
 
     def __init__(self, options: BaseModel) -> None:

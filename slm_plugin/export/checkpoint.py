@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from safetensors import SafetensorError
 
-from slm_plugin.errors import OutputError, VerificationError
+from slm_plugin.errors import OutputError, UnsupportedModelError, VerificationError
 from slm_plugin.evaluation.quiet import guest
 from slm_plugin.export.base import Check, Exporter, ExporterOptions, ExportRecord
 from slm_plugin.export.layerwise import LOGITS, save_streamed, streamed_reference
@@ -34,6 +34,7 @@ from slm_plugin.export.parity import (
 )
 from slm_plugin.export.portable_json import mend_config, mend_tokenizer_config
 from slm_plugin.files import whole_folder
+from slm_plugin.models.operators import operators
 from slm_plugin.models.streaming import is_streamed
 from slm_plugin.registry import register_exporter
 
@@ -103,9 +104,15 @@ def save_checkpoint(session: Session, folder: Path, *, max_shard_size: str = "5G
     The session's model and its config stay as they are.
 
     Raises:
+        UnsupportedModelError: The model has operators between layers.
         OutputError: The folder cannot be written.
     """
     model = session.model
+    if operators(model):
+        raise UnsupportedModelError(
+            "no checkpoint of a stock class holds the operators between this model's layers",
+            hint="export `onnx`, or repair by `fold_linear` or `refit`",
+        )
     try:
         with guest("transformers", logging.ERROR), _clean_config(session):
             if is_streamed(model):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from slm_plugin.errors import SlmError
 from slm_plugin.evaluation.quiet import guest
@@ -28,6 +29,7 @@ from slm_plugin.export.parity import (
     size_bytes,
 )
 from slm_plugin.files import whole_folder
+from slm_plugin.models.operators import operators, put_operator, without_operators
 from slm_plugin.progress import say
 from slm_plugin.registry import register_exporter
 
@@ -64,6 +66,7 @@ class OnnxExporter(Exporter):
     """
 
     extra = "onnx"
+    operators = True
     Options = OnnxOptions
 
     def export(self, session: Session, output: Path) -> ExportRecord:
@@ -82,32 +85,45 @@ class OnnxExporter(Exporter):
         target = output / self.name
         with whole_folder(target) as folder:
             with _checkpoint(session, output) as source:
-                write_onnx(source, folder, options)
+                write_onnx(source, folder, options, operators(session.model))
             checks = verify_onnx(session, folder, tolerance=options.tolerance)
         return ExportRecord(
             exporter=self.name, folder=self.name, size_bytes=size_bytes(target), checks=checks
         )
 
 
-def write_onnx(checkpoint: Path, folder: Path, options: OnnxOptions) -> None:
+def write_onnx(
+    checkpoint: Path,
+    folder: Path,
+    options: OnnxOptions,
+    between: Mapping[str, nn.Linear] | None = None,
+) -> None:
     """Let Optimum export a checkpoint.
+
+    Args:
+        checkpoint: The folder to read.
+        folder: Where to write.
+        options: What Optimum is asked for.
+        between: Operators between layers, which a checkpoint does not hold, by the path of the
+            module that each one ends.
 
     Raises:
         SlmError: Optimum cannot.
     """
-    from optimum.exporters.onnx import main_export
+    from optimum.exporters.onnx import onnx_export_from_model
+    from transformers import AutoModelForCausalLM
 
     with _quiet_optimum():
         try:
-            main_export(
-                str(checkpoint),
-                folder,
-                task=options.task,
-                opset=options.opset,
-                library_name="transformers",
-                framework="pt",
-                local_files_only=True,
-                do_validation=False,
+            # Not main_export, which takes nothing but what it loads itself.
+            model = AutoModelForCausalLM.from_pretrained(
+                checkpoint, dtype=torch.float32, local_files_only=True
+            )
+            model.config.use_cache = options.task.endswith("with-past")
+            for path, linear in (between or {}).items():
+                put_operator(model.get_submodule(path), linear.weight.T)
+            onnx_export_from_model(
+                model, folder, task=options.task, opset=options.opset, do_validation=False
             )
         except OSError:
             raise
@@ -151,7 +167,8 @@ def _checkpoint(session: Session, output: Path) -> Iterator[Path]:
         yield written
         return
     with TemporaryDirectory(prefix=".checkpoint-", dir=output) as scratch:
-        save_checkpoint(session, Path(scratch))
+        with without_operators(session.model):
+            save_checkpoint(session, Path(scratch))
         yield Path(scratch)
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from slm_plugin.errors import UnsupportedModelError
+from slm_plugin.models.operators import own_parameters
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -154,7 +155,7 @@ class DecoderView:
             vocab_size=self.embedding.num_embeddings,
             tied_embeddings=self.tied,
             parameters=sum(p.numel() for p in self.model.parameters()),
-            layer_parameters=sum(p.numel() for p in first.parameters()),
+            layer_parameters=sum(p.numel() for _, p in own_parameters(first)),
             channel_parameters=sum(
                 _unit_size(modules[name], rows=name != "down_proj") for name in MLP_PROJECTIONS
             ),
@@ -195,7 +196,7 @@ def layer_lists(config: PretrainedConfig) -> Iterator[tuple[str, list[object]]]:
 
 
 def _shapes(layer: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
-    return [(name, tuple(p.shape)) for name, p in layer.named_parameters()]
+    return [(name, tuple(p.shape)) for name, p in own_parameters(layer)]
 
 
 def _unit_size(linear: nn.Linear, *, rows: bool) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -112,6 +112,9 @@ def _build(cls: type[Recipe], name: str, data: Any, problems: list[Problem]) -> 
             if one is not None:
                 made[key].append(one)
     _check_ratios(stages, problems)
+    if not problems:
+        # With a mistake before it, a stage would be told by another's number.
+        problems += _misplaced(stages, made["export"])
     if frame is None:
         return None
     wanting: dict[Place, Stage] = {("stages", index): stage for index, stage in enumerate(stages)}
@@ -171,6 +174,28 @@ def _stage(entry: Any, place: Place, problems: list[Problem]) -> Stage | None:
         return None
     pruner: Pruner = found(options, target)
     return pruner
+
+
+def _misplaced(stages: Sequence[Stage], exporters: Sequence[Exporter]) -> Iterator[Problem]:
+    """What cannot be once a recovery has put operators between layers."""
+    places = [i for i, s in enumerate(stages) if isinstance(s, Recovery) and s.operators]
+    if not places:
+        return
+    name = stages[places[0]].name
+    for index, stage in enumerate(stages[places[0] + 1 :], start=places[0] + 1):
+        if isinstance(stage, Pruner) or stage.reference:
+            yield Problem(
+                ("stages", index),
+                f"'{stage.name}' cannot come behind '{name}', which puts operators between layers; "
+                f"move it before '{name}' or leave one out",
+            )
+    for index, exporter in enumerate(exporters):
+        if not exporter.operators:
+            yield Problem(
+                ("export", index, exporter.name),
+                f"'{exporter.name}' cannot hold the operators that '{name}' puts between layers; "
+                "export `onnx`, or repair by `fold_linear` or `refit`",
+            )
 
 
 def _check_ratios(stages: list[Stage], problems: list[Problem]) -> None:

@@ -12,7 +12,14 @@ from slm_plugin.calibration.captures import Batch, enter, run_layers
 from slm_plugin.calibration.spool import Spool
 from slm_plugin.progress import track
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
-from slm_plugin.recovery.boundaries import NOTHING_MISSING, note_below, reference_of, target_of
+from slm_plugin.recovery.boundaries import (
+    EMBEDDING,
+    NOTHING_MISSING,
+    note_below,
+    reference_of,
+    target_of,
+)
+from slm_plugin.recovery.least_squares import in_float64
 from slm_plugin.recovery.rewriting import Write, rewriting
 
 if TYPE_CHECKING:
@@ -25,7 +32,8 @@ class Sight:
 
     Attributes:
         start: Index of the batch's first sample among all.
-        inner: What the watched projection sees, ``(samples, length, features)``.
+        inner: What is to be multiplied anew, ``(samples, length, features)``: what the watched
+            projection sees, or the output itself.
         output: What the layer makes of its present input, ``(samples, length, hidden)``.
         target: What should stand there, ``(samples, length, hidden)``.
     """
@@ -38,7 +46,7 @@ class Sight:
     @property
     def lack(self) -> Tensor:
         """What the output should have more, ``(samples, length, hidden)``, in float64."""
-        return self.target.double() - self.output.double()
+        return in_float64(self.target) - in_float64(self.output)
 
 
 class Ascent:
@@ -82,15 +90,24 @@ class Ascent:
         self._keep(self._outputs())
         self.position += 1
 
-    def stretch(self, scale: float) -> None:
-        """Make what the next layer sees ``scale`` times as long."""
-        self._keep(state * scale for state in self._states)
+    def visit(self, places: Sequence[int], label: str) -> Iterator[int]:
+        """Climb until each place, from EMBEDDING up and ascending, is the last one passed."""
+        for position in track(range(EMBEDDING, max(places, default=EMBEDDING - 1) + 1), label):
+            if position != EMBEDDING:
+                self.climb()
+            if position in places:
+                yield position
 
-    def arrived(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def arrived(self) -> Iterator[Sight]:
         """What the next layer sees of every batch, and what should stand there."""
-        target = target_of(self._session, self.position - 1)
+        target, start = target_of(self._session, self.position - 1), 0
         for state, batch in zip(self._states, self._reference, strict=True):
-            yield state, batch.inputs[target]
+            yield Sight(start, state, state, batch.inputs[target])
+            start += len(state)
+
+    def transform(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Change what the next layer sees."""
+        self._keep(change(state) for state in self._states)
 
     def _keep(self, states: Iterator[Tensor]) -> None:
         kept = Spool()

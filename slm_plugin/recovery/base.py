@@ -1,4 +1,4 @@
-"""The recovery interface: what repairs a model after pruning, shapes unchanged."""
+"""The recovery interface: what repairs a model after pruning."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ class RecoveryOptions(BaseModel):
 
 
 class Recovery(ABC):
-    """Changes weights, never shapes.
+    """Changes weights, never their shapes.
 
     ``reference`` says that the recovery leads the model back to what its layers computed before
-    the first stage: it finds that in `Session.reference`.
+    the first stage: it finds that in `Session.reference`. ``operators`` says that it puts operators
+    between layers (`slm_plugin.models.operators`), which no stock class holds: a recipe then may
+    neither prune nor repair by the reference behind it, and exports only what can hold them.
 
     Args:
         options: An instance of the class's ``Options``.
@@ -42,6 +44,7 @@ class Recovery(ABC):
     extra: ClassVar[str | None] = None
     streams: ClassVar[bool] = False
     reference: ClassVar[bool] = False
+    operators: ClassVar[bool] = False
     Options: ClassVar[type[BaseModel]] = RecoveryOptions
 
     def __init__(self, options: BaseModel) -> None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from slm_plugin.errors import CalibrationError, UnsupportedModelError
+from slm_plugin.models.operators import operators
 
 if TYPE_CHECKING:
     from slm_plugin.calibration.captures import Batch
     from slm_plugin.session import Session
 
+# The position of the embedding, below that of layer 0.
+EMBEDDING = -1
 NOTHING_MISSING = "no layer is missing: nothing to repair"
 
 
@@ -26,7 +29,7 @@ def reference_of(session: Session, recovery: str) -> list[Batch]:
 
     Raises:
         CalibrationError: It was not kept, or not of the model as it was loaded.
-        UnsupportedModelError: The residual stream has another width now.
+        UnsupportedModelError: The residual stream has another width now, or operators in it.
     """
     reference = session.reference
     if not reference:
@@ -46,6 +49,11 @@ def reference_of(session: Session, recovery: str) -> list[Batch]:
         raise UnsupportedModelError(
             f"{recovery} compares states of {width} features with states of {now}",
             hint="it follows stages that leave the hidden size as it is",
+        )
+    if operators(session.model):
+        raise UnsupportedModelError(
+            f"{recovery} cannot repair behind operators, which stand between layers already",
+            hint="leave one of the two recoveries out",
         )
     return reference
 
@@ -67,6 +75,16 @@ def boundaries(session: Session) -> list[int]:
         if first != last or target_of(session, position) != last + 1:
             found.append(position)
     return found
+
+
+def gaps(session: Session) -> list[int]:
+    """The boundaries, and EMBEDDING before them when layers are missing at the bottom."""
+    return [EMBEDDING] * bool(missing_below(session)) + boundaries(session)
+
+
+def place_name(position: int) -> str:
+    """What messages call a position."""
+    return "the embedding" if position == EMBEDDING else f"layer {position}"
 
 
 def missing_below(session: Session) -> int:

@@ -143,11 +143,14 @@ class _Sums:
         return max(0.0, left)
 
 
+def in_float64(tensor: Tensor) -> Tensor:
+    """The tensor in float64, on its device or, as Apple's GPUs do not know it, on the CPU."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 def _rows(tensor: Tensor, samples: Tensor) -> Tensor:
     """Every token of the chosen samples in float64, ``(tokens, features)``."""
-    chosen = tensor[samples.to(tensor.device)].flatten(0, 1)
-    # Apple's GPUs do not know float64.
-    return (chosen.cpu() if chosen.device.type == "mps" else chosen).double()
+    return in_float64(tensor[samples.to(tensor.device)].flatten(0, 1))
 
 
 def _share(error: float, norm: float) -> float:

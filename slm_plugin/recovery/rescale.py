@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
+from operator import mul
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -15,23 +17,14 @@ from torch import Tensor
 
 from slm_plugin.errors import NumericalError
 from slm_plugin.models.view import DecoderView, projections
-from slm_plugin.progress import track
-from slm_plugin.recovery.ascent import Ascent
+from slm_plugin.recovery.ascent import Ascent, Sight
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
-from slm_plugin.recovery.boundaries import (
-    NOTHING_MISSING,
-    boundaries,
-    missing_below,
-    reference_of,
-)
+from slm_plugin.recovery.boundaries import NOTHING_MISSING, gaps, place_name, reference_of
 from slm_plugin.recovery.rewriting import rewriting
 from slm_plugin.registry import register_recovery
 
 if TYPE_CHECKING:
     from slm_plugin.session import Session
-
-# The position of the embedding, below that of layer 0.
-EMBEDDING = -1
 
 
 @register_recovery("rescale")
@@ -54,21 +47,17 @@ class Rescale(Recovery):
             NumericalError: NaN or infinity, or states that are zero; the model keeps its weights.
         """
         reference = reference_of(session, self.name)
-        places = [EMBEDDING] * bool(missing_below(session)) + boundaries(session)
+        places = gaps(session)
         top = len(session.sources) - 1
         factors: dict[int, float] = {}
         notes = [] if places else [NOTHING_MISSING]
         ascent = Ascent(session, reference)
         inner = [position for position in places if position != top]
-        for position in track(range(EMBEDDING, max(inner, default=-2) + 1), "rescale: layers"):
-            if position != EMBEDDING:
-                ascent.climb()
-            if position in inner:
-                where = "the embedding" if position == EMBEDDING else f"layer {position}"
-                gap = _measure(ascent.arrived(), where)
-                factors[position] = gap.factor
-                ascent.stretch(gap.factor)
-                notes.append(f"{where}: {gap.describe()}")
+        for position in ascent.visit(inner, f"{self.name}: layers"):
+            gap = _measure(ascent.arrived(), place_name(position))
+            factors[position] = gap.factor
+            ascent.transform(partial(mul, gap.factor))
+            notes.append(f"{place_name(position)}: {gap.describe()}")
         if top in places:
             notes.append(f"layer {top}: left as it is, the final norm above is blind to length")
         _scale(session.view, factors)
@@ -91,13 +80,13 @@ class _Gap:
         return f"length times {self.factor:.4g}, error {self.before:.2%} to {self.after:.2%}"
 
 
-def _measure(pairs: Iterable[tuple[Tensor, Tensor]], where: str) -> _Gap:
-    """Compare states with those wanted, both ``(samples, length, hidden)``, batch after batch."""
+def _measure(sights: Iterable[Sight], where: str) -> _Gap:
+    """Compare states with those wanted, batch after batch."""
     ratios = tokens = 0.0
     # Squared norm of the state, its product with the target, squared norm of the target.
     squares = torch.zeros(3, dtype=torch.float64)
-    for state, target in pairs:
-        now, wanted = state.cpu().double(), target.cpu().double()
+    for sight in sights:
+        now, wanted = sight.output.cpu().double(), sight.target.cpu().double()
         ratios += float((wanted.norm(dim=-1) / now.norm(dim=-1)).sum())
         tokens += now[..., 0].numel()
         squares += torch.stack([now.square().sum(), (now * wanted).sum(), wanted.square().sum()])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from slm_plugin.errors import PlanError, VerificationError
+from slm_plugin.models.operators import operators
 from slm_plugin.pruners.plan import DepthOperation, KeepChannels, KeepHeads, PruningPlan
 
 if TYPE_CHECKING:
@@ -19,6 +20,11 @@ def apply(plan: PruningPlan, session: Session) -> None:
         MissingExtraError: The plan cuts width and torch-pruning is not installed.
         VerificationError: The result does not measure what the plan promises.
     """
+    if operators(session.model):
+        raise PlanError(
+            "the model has operators between its layers, and what they make up for is settled",
+            hint="prune before the recovery that puts them there",
+        )
     found = session.fingerprint()
     if found != plan.fingerprint:
         differs = [

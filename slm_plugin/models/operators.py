@@ -1,0 +1,82 @@
+"""Linear maps of the residual stream between layers, which no stock model class holds.
+
+The skip connection carries the stream past all weights of a layer, so that a matrix which
+multiplies the stream itself folds into none of them. It becomes a module of its own, at the end of
+the layer before it, or of the embedding. In memory such a model runs, generates and is measured
+like any other; of what is written, a traced graph holds the operators and a checkpoint does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NAME = "stream_operator"
+
+
+def put_operator(module: nn.Module, matrix: Tensor) -> None:
+    """Multiply what a module gives by a matrix from now on.
+
+    Args:
+        module: A decoder layer, or the embedding; changed in place.
+        matrix: ``(hidden, hidden)``; states are rows and stand to the left of it. It takes the
+            device and the number format of the module.
+
+    Raises:
+        ValueError: The module has an operator already.
+    """
+    if hasattr(module, NAME):
+        raise ValueError("the module has an operator already")
+    like = next(module.parameters())
+    width = len(matrix)
+    linear = nn.Linear(width, width, bias=False, device=like.device, dtype=like.dtype)
+    with torch.no_grad():
+        linear.weight.copy_(matrix.T)
+    module.add_module(NAME, linear)
+    module.register_forward_hook(_multiply)
+
+
+def operators(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """All operators of a model, by the path of the module that each one ends."""
+    return {
+        path.removesuffix(f".{NAME}"): module
+        for path, module in model.named_modules()
+        if path.endswith(f".{NAME}") and isinstance(module, nn.Linear)
+    }
+
+
+def own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The named parameters of a layer, without those of an operator behind it."""
+    for name, parameter in module.named_parameters():
+        if not name.startswith(f"{NAME}."):
+            yield name, parameter
+
+
+@contextmanager
+def without_operators(model: PreTrainedModel) -> Iterator[None]:
+    """Take the operators off for a while: what is left is of the stock class."""
+    taken = [(model.get_submodule(path), linear) for path, linear in operators(model).items()]
+    for module, _ in taken:
+        delattr(module, NAME)
+    try:
+        yield
+    finally:
+        for module, linear in taken:
+            module.add_module(NAME, linear)
+
+
+def _multiply(module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+    # A plain function, so that a copy of the module keeps it and uses its own operator.
+    operator = getattr(module, NAME, None)
+    if operator is None:
+        return output
+    if isinstance(output, tuple):
+        return (operator(output[0]), *output[1:])
+    return operator(output)
