@@ -78,7 +78,8 @@ def test_a_fresh_process_reads_it_layer_by_layer(tmp_path: Path) -> None:
     session = session_of(tmp_path / "model")
     record = CheckpointExporter(CheckpointOptions()).export(session, tmp_path / "out")
     assert {check.name: check.value for check in record.checks} == {
-        layerwise.LOGITS: 0,
+        # Another process, another number of threads: another order of summation.
+        layerwise.LOGITS: pytest.approx(0, abs=1e-5),
         "difference in parameters": 0,
         "other SHA-256 of all weights": 0,
         "sentences encoded otherwise": 0,
