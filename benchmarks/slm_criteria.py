@@ -50,7 +50,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pieces", nargs=2, type=int, default=[4, 64], help="of 2048, of 128")
     parser.add_argument("--tasks", nargs="*", default=[])
     parser.add_argument("--include-path")
-    parser.add_argument("--limit", type=int, default=50)
+    parser.add_argument("--limit", type=int, default=50, help="items of each task")
+    parser.add_argument("--batch-size", type=int, default=8, help="of the tasks")
     return parser.parse_args()
 
 
@@ -61,7 +62,10 @@ def evaluators(chosen: argparse.Namespace) -> Iterator[Evaluator]:
     if chosen.tasks:
         yield LmEval(
             LmEvalOptions(
-                tasks=tuple(chosen.tasks), include_path=chosen.include_path, limit=chosen.limit
+                tasks=tuple(chosen.tasks),
+                include_path=chosen.include_path,
+                limit=chosen.limit,
+                batch_size=chosen.batch_size,
             )
         )
 

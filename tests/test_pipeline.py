@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import slm_plugin
 from slm_plugin import PruningPlan, Recipe, Session, apply, run
 from slm_plugin.errors import OutputError, PlanError, TargetError, VerificationError
+from slm_plugin.evaluation.perplexity import Perplexity, PerplexityOptions
 from slm_plugin.models.loading import ModelSource, load
 from tests.conftest import make_checkpoint, make_model
 
@@ -219,6 +220,26 @@ def test_lora_recovers_a_pruned_model(recipe_file: Path) -> None:
     )
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert not any("lora" in name for name, _ in loaded.named_modules())
+
+
+@pytest.mark.parametrize("stage", ["{recover: lora, learning_rate: 0.01}", "{recover: refit}"])
+def test_the_last_figures_are_those_of_the_recovered_model(
+    recipe_file: Path, text: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was trained is what is measured and exported, not what was there before."""
+    # The checkpoint is read below; a process of its own takes most of the time.
+    monkeypatch.setattr("slm_plugin.export.checkpoint.verify_checkpoint", lambda *_: ())
+    if "lora" in stage:
+        pytest.importorskip("peft")
+    stages = f"stages=[{{prune: slm, target: {{layers_removed: 3}}}}, {stage}]"
+    result = run(Recipe.read(recipe_file, [stages]))
+    told = [state.measurements[0].value for state in result.report.states]
+    folder = result.output / "checkpoint"
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    options = PerplexityOptions(source=str(text), length=16)
+    (found,) = Perplexity(options).measure(Session(loaded, AutoTokenizer.from_pretrained(folder)))
+    assert found.value == pytest.approx(told[2], rel=1e-6)
+    assert abs(told[2] - told[1]) > 1e-3 * told[1]
 
 
 def test_a_killed_run_leaves_no_folder_that_looks_finished(

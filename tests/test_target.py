@@ -41,3 +41,12 @@ def test_a_ratio_counts_the_original_model_unless_told_otherwise(
 def test_parameters_are_what_stays() -> None:
     """`parameters: 100M` removes the difference to the present size."""
     assert Target(parameters=100).parameters_to_remove(1000, 250) == 150
+
+
+@pytest.mark.parametrize(
+    "fields", [{"layers_removed": 0}, {"layers_removed": -1}, {"ratio": 0.0}, {"parameters": 0}]
+)
+def test_nothing_to_remove_is_no_target(fields: dict[str, float]) -> None:
+    """Zero layers would make slices such as [:-0] take everything."""
+    with pytest.raises(ValidationError, match="greater than"):
+        Target(**fields)

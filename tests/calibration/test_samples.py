@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers.processors import TemplateProcessing
 
 from slm_plugin.calibration.samples import CalibrationSource, digest, draw
 from slm_plugin.calibration.sources import passages
@@ -149,3 +151,53 @@ def test_the_digest_names_the_ids() -> None:
     changed = tokens.clone()
     changed[0, 0] = 4
     assert digest(changed) != digest(tokens)
+
+
+@pytest.mark.parametrize("sampling", ["crop", "pack"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_tokenizer_that_pads_puts_no_padding_into_samples(
+    text_file: str, sampling: str, side: str
+) -> None:
+    """Nor does one that truncates shorten documents: samples are those of the plain tokenizer."""
+    padding = make_tokenizer()
+    padding.padding_side = side
+    padding.backend_tokenizer.enable_padding(direction=side, pad_id=2, length=64)
+    padding.backend_tokenizer.enable_truncation(8)
+    source = CalibrationSource(source=text_file, samples=8, length=16, sampling=sampling)  # type: ignore[arg-type]
+    tokens = draw(source, make_model(num_hidden_layers=1), padding, 0)
+    assert not tokens.eq(2).any()
+    assert torch.equal(tokens, sample(source))
+
+
+def test_the_draw_neither_reads_nor_moves_the_global_seeds(text_file: str) -> None:
+    """Text, and what the model writes, come from generators of their own."""
+    model = make_model(num_hidden_layers=1)
+    for source in (text_file, "self"):
+        asked, found = CalibrationSource(source=source, samples=4, length=8), []
+        for seed in (1, 2):
+            random.seed(seed)
+            torch.manual_seed(seed)
+            before = random.getstate(), torch.get_rng_state()
+            found.append(draw(asked, model, make_tokenizer(), 0))
+            assert random.getstate() == before[0]
+            assert torch.equal(torch.get_rng_state(), before[1])
+        assert torch.equal(*found)
+
+
+def test_a_tokenizer_that_adds_tokens_draws_the_same_documents(tmp_path: Path) -> None:
+    """Which documents come, and in which order, is the seed's choice where all are long enough."""
+    path = tmp_path / "text.txt"
+    # Twelve documents of ten words, no word in two of them.
+    path.write_text("\n\n".join(words(10, 10 * i) for i in range(12)))
+    marking = make_tokenizer()
+    marking.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    source = CalibrationSource(source=str(path), samples=6, length=6)
+    model = make_model(num_hidden_layers=1)
+    documents = [
+        [int(row[3] - 6) // 10 for row in draw(source, model, tokenizer, 5)]
+        for tokenizer in (make_tokenizer(), marking)
+    ]
+    assert documents[0] == documents[1]
+    assert len(set(documents[0])) == 6

@@ -74,3 +74,15 @@ def test_a_dataset_is_read_through_the_datasets_library(tmp_path: Path) -> None:
     assert read_documents(source, "calibration") == ["text 0", "text 1", "text 2"]
     with pytest.raises(CalibrationError, match="cannot load the dataset"):
         read_documents(TextSource(source="no/such-dataset-anywhere"), "calibration")
+
+
+def test_a_dataset_that_is_a_script_names_what_works_without_it(tmp_path: Path) -> None:
+    """The `datasets` library runs no loading script any more (bookcorpus, ptb): one sentence."""
+    pytest.importorskip("datasets")
+    folder = tmp_path / "bookcorpus"
+    folder.mkdir()
+    (folder / "bookcorpus.py").write_text("raise RuntimeError('a script ran')\n")
+    with pytest.raises(CalibrationError, match="cannot load the dataset") as caught:
+        read_documents(TextSource(source=str(folder)), "calibration")
+    assert "a script ran" not in str(caught.value)
+    assert "source: builtin" in str(caught.value.hint)

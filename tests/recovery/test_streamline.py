@@ -299,3 +299,14 @@ output: {tmp_path / "out"}
     assert record is not None and len(record.losses) == 3 * 2
     assert "held-out mean squared error" in report.stages[2].summary
     assert "Loss while recovering" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_run_that_ends_at_the_top_is_imitated_before_the_final_norm() -> None:
+    """Its held-out errors are those of the last layer's output, not of the normalised one."""
+    operations: list[MergeLayers | DropLayers] = [MergeLayers(first=4, last=5, rule="keep_low")]
+    dense, model = make_model(), make_model()
+    session = pruned(model, operations)
+    before = error(dense, model, 4, 5)
+    record = recover(session)
+    assert told(record)[4] == pytest.approx((before, error(dense, model, 4, 5)), rel=1e-3)
+    assert told(record)[4][1] < 0.9 * before

@@ -57,3 +57,22 @@ def test_the_terminal_has_every_row() -> None:
     names = [str(cell) for cell in table.columns[0].cells]
     assert names[0] == "dense"
     assert names[-1] == "angular\nthe score of layer 3 is <NaN>"
+
+
+def test_figures_of_different_protocols_are_different_columns() -> None:
+    """One name by two protocols: a row has its value in one column and none in the other."""
+    report = make_comparison()
+    (figure,) = report.cells[1].measured["perplexity"]
+    other = figure.model_copy(update={"protocol": "pieces of 2048 tokens"})
+    changed = report.cells[1].model_copy(
+        update={"measured": {**report.cells[1].measured, "perplexity": (other,)}}
+    )
+    cells = (report.cells[0], changed, *report.cells[2:])
+    found = {
+        column.protocol: column.values
+        for column in columns(report.model_copy(update={"cells": cells}))
+        if column.name == figure.name
+    }
+    assert set(found) == {figure.protocol, other.protocol}
+    assert found[other.protocol] == (None, figure.value, None, None, None, None)
+    assert found[figure.protocol] == (ROWS[0][2], None, *(row[2] for row in ROWS[2:]), None)

@@ -120,3 +120,22 @@ def test_contradictory_operations_change_nothing(
         apply_layers(model, operations)
     assert list(model.model.layers) == layers
     assert model.config.num_hidden_layers == 6
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_telescoping_is_deletion_but_for_the_norms(family: str, alike: bool) -> None:
+    """With all norm gains 1 the run's lower layers are simply gone; with others they are not."""
+    merged, deleted = make_model(family), make_model(family)
+    for model in (merged, deleted):
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if alike and "layernorm" in name:
+                    parameter.fill_(1.0)
+    deleted.model.layers = torch.nn.ModuleList(
+        layer for i, layer in enumerate(deleted.model.layers) if i not in (1, 2)
+    )
+    apply_layers(merged, [MergeLayers(first=1, last=3, rule="telescoped")])
+    tokens = random_tokens()
+    with torch.no_grad():
+        same = torch.allclose(merged(tokens).logits, deleted(tokens).logits, atol=1e-5)
+    assert same == alike

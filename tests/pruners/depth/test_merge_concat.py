@@ -304,6 +304,7 @@ def test_a_pruned_model_survives_the_disk_and_the_cache(
     loaded = type(model).from_pretrained(tmp_path).eval()
     torch.testing.assert_close(logits(loaded), logits(model))
     assert torch.equal(greedy(loaded, use_cache=True), greedy(loaded, use_cache=False))
+    assert torch.equal(greedy(model, use_cache=True), greedy(loaded, use_cache=True))
     owners = [p.data_ptr() for p in model.parameters()]
     assert len(owners) == len(set(owners))
     for op in plan.operations:

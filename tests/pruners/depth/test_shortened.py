@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from slm_plugin.errors import TargetError
+from slm_plugin.errors import NumericalError, TargetError
 from slm_plugin.models.view import DecoderView, layer_weights
 from slm_plugin.pruners.depth.shortened import magnitudes, taylor
 from slm_plugin.pruners.gradients import loss_gradients
@@ -142,3 +142,13 @@ def test_a_model_that_the_keep_list_covers_is_refused() -> None:
     """Six layers are all on the list."""
     with pytest.raises(TargetError, match="at most 0 of 6"):
         planned("shortened", make_model(), 1)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_magnitude_that_is_no_number_is_refused(bad: float) -> None:
+    """No forward pass would tell, and neither may it win or lose a comparison."""
+    model = make_model()
+    with torch.no_grad():
+        model.model.layers[2].mlp.up_proj.weight[1, 1] = bad
+    with pytest.raises(NumericalError, match="score of layer 2"):
+        planned("shortened", model, 1, score="magnitude", keep_list=False)

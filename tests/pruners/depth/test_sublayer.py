@@ -306,3 +306,16 @@ def test_nan_is_refused() -> None:
         model.model.layers[2].mlp.down_proj.weight.fill_(float("nan"))
     with pytest.raises(NumericalError):
         planned("sublayer", model, 1)
+
+
+def test_of_equal_pairs_the_lowest_goes() -> None:
+    """Three pairs that do nothing: two inside layers, one across two of them."""
+    model = make_model(num_hidden_layers=9)
+    idle: list[Blocks] = [
+        [("A", 1), ("M", 1)], [("M", 3), ("A", 4)], [("A", 6), ("M", 6)]
+    ]  # fmt: skip
+    for pair in idle:
+        disable(model, pair)
+    plan = planned("sublayer", model, 3, tokens=own_text(model))
+    assert dropped(plan) == idle
+    assert [trial.similarity for trial in plan.trials] == [0, 0, 0]

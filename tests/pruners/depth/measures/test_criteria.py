@@ -118,3 +118,25 @@ def test_cka_looks_at_all_samples_together(head: nn.Linear, tokens: Tensor) -> N
     assert biased.numel() == unbiased.numel() == 1
     assert biased.item() > 0.9
     assert abs(unbiased.item()) < 0.3
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_sums_in_wide_numbers(
+    name: str, dtype: torch.dtype, head: nn.Linear, tokens: Tensor
+) -> None:
+    """States whose squares overflow float16 give what the same numbers give in float64."""
+    loud = torch.ones(8)
+    loud[0] = 2000.0
+    reference, hidden = ((states(seed) * loud).to(dtype) for seed in (1, 2))
+    head.weight[:, 0] *= 0.001
+    narrow, wide = head.to(dtype), nn.Linear(8, VOCABULARY, bias=False, dtype=torch.float64)
+    wide.requires_grad_(False).weight.copy_(narrow.weight)
+    found = value(name, reference, hidden, tokens, narrow)
+    expected = value(name, reference.double(), hidden.double(), tokens, wide)
+    assert found.dtype == torch.float64
+    # Logits leave the head in the narrow format; nothing else may be rounded to it.
+    exact = name not in ("logit_kl", "loss")
+    torch.testing.assert_close(
+        found, expected, rtol=1e-9 if exact else 0.02, atol=1e-9 if exact else 0.02
+    )

@@ -172,3 +172,22 @@ def test_least_sum_prefers_what_it_is_told_is_cheap() -> None:
     cheap_pairs = {**costs, (0, 1): 0.1, (3, 4): 0.1}
     assert least_sum(cheap_pairs, rules, 2) == (pytest.approx(0.2), [(0, 1), (3, 4)])
     assert least_sum({**costs, (1, 3): 0.1}, rules, 2) == (pytest.approx(0.1), [(1, 3)])
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_of_equal_merges_the_first_tried_is_followed(width: int) -> None:
+    """Where all cost the same, merging begins at the top and goes on with what it made."""
+    rules = Rules(7, protect_first=0, protect_last=1)
+    alike = MadeUp(lambda windows: -1.0)
+    found = best_first(rules, alike, wanted=2, beam_width=width)
+    assert windows_of(found.runs) == {(3, 5)}
+
+
+def test_of_equal_sums_the_windows_from_the_bottom_are_chosen() -> None:
+    """Two layers of a pair each, or of one triple, all at one price: the same choice every time."""
+    rules = Rules(6, protect_first=0, protect_last=1)
+    flat = {w: float(w[1] - w[0]) for w in itertools.combinations(range(5), 2)}
+    assert least_sum(flat, rules, 1) == (1.0, [(0, 1)])
+    cost, windows = least_sum(dict(reversed(flat.items())), rules, 2)
+    assert (cost, windows) == least_sum(flat, rules, 2)
+    assert (cost, max(last for _, last in windows)) == (2.0, 2)

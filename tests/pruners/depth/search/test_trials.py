@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import math
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
+from slm_plugin.errors import NumericalError
 from slm_plugin.pruners.depth.measures.criteria import CRITERIA
 from slm_plugin.pruners.depth.measures.influence import block_influence
 from slm_plugin.pruners.depth.search.journal import Journal
-from slm_plugin.pruners.depth.search.runs import Run, Runs
+from slm_plugin.pruners.depth.search.runs import DROP, Run, Runs
 from slm_plugin.pruners.depth.search.trials import Trials
 from slm_plugin.pruners.depth.slm import SlidingLayerMerging, SlmOptions
 from slm_plugin.pruners.plan import MergeLayers
+from slm_plugin.registry import pruners
 from slm_plugin.session import Session
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target
@@ -189,3 +194,95 @@ def test_layers_run_no_oftener_than_the_walk_needs(threshold: float) -> None:
         above = 8 - 1 - trial.last - sum(last - first for first, last in trial.committed)
         needed += 1 + above
     assert forwards == needed * len(TOKENS)
+
+
+@pytest.mark.parametrize("rule", [DROP, "telescoped", "keep_low", "keep_high"])
+def test_a_trial_copies_no_weight(rule: str) -> None:
+    """Every weight that runs in a trial is one of the model's own, whatever is merged or dropped."""
+    model = make_model(num_hidden_layers=8)
+    session = session_of(model)
+    session.captured()
+    own = {p.data_ptr() for p in model.parameters()}
+    ran: list[int] = []
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, _args: ran.extend(p.data_ptr() for p in module.parameters())
+    )
+    try:
+        trials = Trials(session, "flat_cosine", rule)
+        trials(5, 6, ())
+        trials(1, 3, (Run(5, 6, rule),), base=(Run(5, 6, rule),))
+    finally:
+        hook.remove()
+    assert ran and set(ran) <= own
+
+
+def test_a_search_holds_one_merged_layer_a_run() -> None:
+    """What was merged for a trial is gone when another is made."""
+    model = make_model(num_hidden_layers=9)
+    kind, own = type(model.model.layers[0]), set(model.model.layers)
+    alive: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+    most: list[int] = []
+
+    def look(module: torch.nn.Module, _args: object) -> None:
+        if type(module) is kind and module not in own:
+            alive.add(module)
+            gc.collect()
+            most.append(len(alive))
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        options = SlmOptions(merge_rule="mean", early_rejection=False)
+        plan = SlidingLayerMerging(options, Target(threshold=0.6)).plan(session_of(model))
+    finally:
+        hook.remove()
+    runs = 1 + max(len(trial.committed) for trial in plan.trials)
+    assert len(plan.trials) > 6
+    assert 0 < max(most) <= runs
+
+
+def overflowing() -> PreTrainedModel:
+    """A model that is finite only while layers 1 to 4 are all there and take turns.
+
+    They add and take away the largest numbers of float32; two additions in a row are infinite,
+    and an infinite number is NaN behind the next norm.
+    """
+    model = make_model(mlp_bias=True)
+    with torch.no_grad():
+        for index, number in ((1, 3e38), (2, -3e38), (3, 3e38), (4, -3e38)):
+            model.model.layers[index].mlp.down_proj.bias[0] = number
+    return model
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize(("rule", "window"), [(DROP, (2, 2)), ("keep_high", (2, 3))])
+def test_a_trial_that_is_nan_is_an_error(
+    criterion: str, rule: str, window: tuple[int, int]
+) -> None:
+    """It loses no comparison, though the original model and every other trial are finite."""
+    session = session_of(overflowing())
+    assert all(torch.isfinite(batch.final).all() for batch in session.captured())
+    trials = Trials(session, criterion, rule)
+    assert math.isfinite(trials(0, 0, ()).value)
+    with pytest.raises(NumericalError, match="NaN"):
+        trials(*window, ())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "target"),
+    [
+        ("slm", {}, Target(threshold=0.5)),
+        ("slm", {"search": "greedy"}, Target(layers_removed=1)),
+        ("slm", {"search": "budgeted"}, Target(layers_removed=1)),
+        ("laco", {"layers_per_merge": 2}, Target(threshold=0.5)),
+        ("sleb", {}, Target(layers_removed=1)),
+        ("shapley", {}, Target(layers_removed=1)),
+        ("shapley", {"samples": 20}, Target(layers_removed=1)),
+        ("shortened", {"keep_list": False}, Target(layers_removed=1)),
+        ("sublayer", {}, Target(layers_removed=1)),
+    ],
+)
+def test_no_search_passes_over_a_nan(name: str, options: dict[str, object], target: Target) -> None:
+    """Of a model that is finite as long as it is whole, the plan is an error."""
+    kind = pruners.get(name)
+    with pytest.raises(NumericalError, match="similarity of a trial is NaN"):
+        kind(kind.Options(**options), target).plan(session_of(overflowing()))
