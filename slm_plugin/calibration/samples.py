@@ -102,7 +102,7 @@ def draw(
         model: Bounds the ids and the length; writes the text when the source is ``self``.
         tokenizer: Needed for text.
         seed: Used when the source names none. The same seed, source and tokenizer give the same
-            tokens; another tokenizer draws other documents.
+            tokens; another tokenizer may skip other documents and cuts other stretches.
 
     Raises:
         CalibrationError: The source is missing, malformed or too short, or its ids do not fit.

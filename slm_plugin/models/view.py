@@ -188,10 +188,13 @@ def layer_weights(layer: nn.Module) -> dict[str, Tensor]:
 
 
 def layer_lists(config: PretrainedConfig) -> Iterator[tuple[str, list[object]]]:
-    """Config fields that hold one entry per layer, as ``layer_types`` or ``no_rope_layers``."""
+    """Config fields that hold one entry per layer, as ``layer_types`` or ``no_rope_layers``.
+
+    Their names say so: a list of as many end tokens as there are layers is not one of them.
+    """
     count = config.num_hidden_layers
     for name, value in config.to_dict().items():
-        if isinstance(value, list) and len(value) == count and name != "architectures":
+        if isinstance(value, list) and len(value) == count and "layer" in name:
             yield name, list(value)
 
 

@@ -91,6 +91,13 @@ def test_per_layer_lists_follow_the_kept_layers(tmp_path: Path) -> None:
         torch.testing.assert_close(loaded(tokens).logits, model(tokens).logits)
 
 
+def test_a_list_that_is_not_by_layer_stays() -> None:
+    """Three end tokens of a model of three layers are no list by layer."""
+    model = make_model(num_hidden_layers=3, eos_token_id=[2, 5, 7])
+    apply_layers(model, [DropLayers(indices=(1,))])
+    assert model.config.eos_token_id == [2, 5, 7]
+
+
 def test_no_parameter_is_shared_by_two_layers(family: str) -> None:
     """Merged layers own what they took over: every storage has one owner."""
     model = make_model(family)

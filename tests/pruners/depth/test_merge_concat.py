@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from slm_plugin.errors import NumericalError, PlanError, TargetError
 from slm_plugin.models.view import DecoderView
 from slm_plugin.pruners.depth.combining.concatenation import concatenated_layer
+from slm_plugin.pruners.depth.measures.sensitivity import sensitivities
 from slm_plugin.pruners.depth.merge_concat import narrowed, split, top
 from slm_plugin.pruners.plan import ConcatLayers, LayerPart, PruningPlan
 from slm_plugin.report.consequences import destinations
@@ -370,3 +371,29 @@ def test_nan_and_too_much_are_refused() -> None:
         model.model.layers[2].mlp.down_proj.weight.fill_(float("nan"))
     with pytest.raises(NumericalError):
         planned("merge_concat", model, 1)
+
+
+def test_sensitivities_of_half_precision_are_summed_in_wide_numbers() -> None:
+    """What the layer computes is rounded, the sums over tokens and weights are not."""
+    model = grouped().to(torch.bfloat16)
+    layer, heard = model.model.layers[2], dict[str, Tensor]()
+    hooks = [
+        linear.register_forward_hook(lambda _m, args, _out, key=key: heard.update({key: args[0]}))
+        for key, linear in (("down", layer.mlp.down_proj), ("out", layer.self_attn.o_proj))
+    ]
+
+    def run() -> None:
+        with torch.no_grad():
+            model(TOKENS)
+
+    channels, groups = sensitivities(layer, run, DecoderView.of(model).dimensions())
+    for hook in hooks:
+        hook.remove()
+    found = {"down": channels, "out": groups}
+    for key, linear in (("down", layer.mlp.down_proj), ("out", layer.self_attn.o_proj)):
+        activity = heard[key].double().abs().flatten(0, 1).mean(0)
+        columns = activity * linear.weight.detach().double().abs().sum(0)
+        if key == "out":
+            # Columns of query heads 2k and 2k + 1 belong to KV head k.
+            columns = columns.view(KV, G * D).mean(-1)
+        torch.testing.assert_close(found[key], columns, rtol=1e-12, atol=0)

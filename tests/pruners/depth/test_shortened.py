@@ -152,3 +152,18 @@ def test_a_magnitude_that_is_no_number_is_refused(bad: float) -> None:
         model.model.layers[2].mlp.up_proj.weight[1, 1] = bad
     with pytest.raises(NumericalError, match="score of layer 2"):
         planned("shortened", model, 1, score="magnitude", keep_list=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_magnitudes_of_half_precision_are_summed_in_wide_numbers(dtype: torch.dtype) -> None:
+    """Sums that the format would round away, or that overflow it, are those of float64."""
+    model = make_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(2000)
+    model.to(dtype)
+    expected = [
+        sum(p.detach().double().abs().sum().item() for p in layer.parameters())
+        for layer in model.model.layers
+    ]
+    assert expected[1] > torch.finfo(torch.float16).max
+    assert magnitudes(DecoderView.of(model)) == pytest.approx(expected, rel=1e-12)

@@ -189,7 +189,7 @@ def test_an_exact_size_needs_no_flush() -> None:
 
 
 def test_nan_is_an_error() -> None:
-    """A trial whose hidden state overflows stops the search instead of losing a comparison."""
+    """A model that is broken already is refused before the first trial."""
     model = make_model()
     with torch.no_grad():
         model.model.layers[2].mlp.down_proj.weight.fill_(float("nan"))

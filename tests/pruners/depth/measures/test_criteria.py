@@ -136,7 +136,5 @@ def test_half_precision_sums_in_wide_numbers(
     expected = value(name, reference.double(), hidden.double(), tokens, wide)
     assert found.dtype == torch.float64
     # Logits leave the head in the narrow format; nothing else may be rounded to it.
-    exact = name not in ("logit_kl", "loss")
-    torch.testing.assert_close(
-        found, expected, rtol=1e-9 if exact else 0.02, atol=1e-9 if exact else 0.02
-    )
+    rounding = 0.02 if name in ("logit_kl", "loss") else 1e-9
+    torch.testing.assert_close(found, expected, rtol=rounding, atol=rounding)

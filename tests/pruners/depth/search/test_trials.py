@@ -198,7 +198,7 @@ def test_layers_run_no_oftener_than_the_walk_needs(threshold: float) -> None:
 
 @pytest.mark.parametrize("rule", [DROP, "telescoped", "keep_low", "keep_high"])
 def test_a_trial_copies_no_weight(rule: str) -> None:
-    """Every weight that runs in a trial is one of the model's own, whatever is merged or dropped."""
+    """Every weight that runs is one of the model's own where a rule drops or only chooses."""
     model = make_model(num_hidden_layers=8)
     session = session_of(model)
     session.captured()
