@@ -36,11 +36,16 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    comparison: Annotated[
+        bool, typer.Option("--comparison", help="The schema of comparisons instead.")
+    ] = False,
+) -> None:
     """Print the JSON Schema of recipes, for editors."""
-    from slm_plugin.recipe.schema import schema as recipe_schema
+    from slm_plugin.recipe import schema as schemas
 
-    typer.echo(json.dumps(recipe_schema(), indent=2))
+    made = schemas.comparison_schema() if comparison else schemas.schema()
+    typer.echo(json.dumps(made, indent=2))
 
 
 @app.command("list")

@@ -1,4 +1,4 @@
-"""JSON Schema of recipes, for editors."""
+"""JSON Schema of recipes and comparisons, for editors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from slm_plugin.recipe.comparison import AS_PRUNED, ComparisonFrame
 from slm_plugin.recipe.parsing import Frame
+from slm_plugin.recipe.parts import Common
 from slm_plugin.registry import Registry, evaluators, exporters, pruners, recoveries
 from slm_plugin.target import Target
 
@@ -16,31 +18,60 @@ Schema = dict[str, Any]
 
 def schema() -> Schema:
     """Schema of a recipe, with the options of every component that is installed here."""
-    made = Frame.model_json_schema()
-    made["title"] = "slm_plugin recipe"
-    definitions = made.setdefault("$defs", {})
-    definitions["Target"] = _lifted(Target, definitions)
+    made, definitions = _framed(Frame, "slm_plugin recipe")
+    target: Schema = {"target": {"$ref": "#/$defs/Target"}}
     stages = [
-        *_stages(pruners, "prune", definitions),
-        *_stages(recoveries, "recover", definitions),
+        *_verbs(pruners, "prune", definitions, required=target),
+        *_verbs(recoveries, "recover", definitions),
     ]
     made["properties"]["stages"]["items"] = {"oneOf": stages}
-    for key, registry in (("evaluate", evaluators), ("export", exporters)):
-        named = [*_named(registry, definitions), {"enum": registry.names()}]
-        made["properties"][key]["items"] = {"oneOf": named}
+    made["properties"]["export"]["items"] = _entry(exporters, definitions)
     return made
 
 
-def _stages(registry: Registry[Any], verb: str, definitions: Schema) -> Iterator[Schema]:
-    """One schema per strategy: its verb, its options beside it, and a pruner's target."""
+def comparison_schema() -> Schema:
+    """Schema of a comparison, likewise."""
+    made, definitions = _framed(ComparisonFrame, "slm_plugin comparison")
+    following = [{"const": AS_PRUNED}, *_verbs(recoveries, "recover", definitions)]
+    recover: Schema = {"items": {"oneOf": following}, "minItems": 1, "type": "array"}
+    own: Schema = {"label": {"type": "string"}, "recover": recover}
+    methods = _verbs(pruners, "prune", definitions, optional=own)
+    made["properties"]["methods"]["items"] = {"oneOf": list(methods)}
+    made["properties"]["recover"]["items"] = recover["items"]
+    made["properties"]["targets"]["items"] = {"$ref": "#/$defs/Target"}
+    return made
+
+
+def _framed(frame: type[Common], title: str) -> tuple[Schema, Schema]:
+    """The schema of the keys at the top of a file, and its definitions, which grow."""
+    made = frame.model_json_schema()
+    made["title"] = title
+    definitions = made.setdefault("$defs", {})
+    definitions["Target"] = _lifted(Target, definitions)
+    made["properties"]["evaluate"]["items"] = _entry(evaluators, definitions)
+    return made, definitions
+
+
+def _verbs(
+    registry: Registry[Any],
+    verb: str,
+    definitions: Schema,
+    *,
+    required: Schema | None = None,
+    optional: Schema | None = None,
+) -> Iterator[Schema]:
+    """One schema per component: its verb, with its options and further keys beside it."""
     for name in registry.names():
         options = _lifted(registry.get(name).Options, definitions)
-        first: Schema = {verb: {"const": name}}
-        if verb == "prune":
-            first["target"] = {"$ref": "#/$defs/Target"}
-        options["properties"] = {**first, **options.get("properties", {})}
+        first: Schema = {verb: {"const": name}, **(required or {})}
+        options["properties"] = {**first, **(optional or {}), **options.get("properties", {})}
         options["required"] = [*first, *options.get("required", [])]
         yield options
+
+
+def _entry(registry: Registry[Any], definitions: Schema) -> Schema:
+    """An entry of a list whose components are named by their only key, or by a bare name."""
+    return {"oneOf": [*_named(registry, definitions), {"enum": registry.names()}]}
 
 
 def _named(registry: Registry[Any], definitions: Schema) -> Iterator[Schema]:

@@ -1,13 +1,14 @@
-"""The JSON Schema of recipes agrees with the parser."""
+"""The JSON Schemas of recipes and comparisons agree with the parser."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from slm_plugin.recipe.schema import schema
+from slm_plugin.recipe.schema import comparison_schema, schema
 from tests.recipe.bad_recipes import BAD, GOOD
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -20,9 +21,12 @@ BEYOND = {
 }  # fmt: skip
 
 
-def validator() -> Any:
-    """A validator for the schema as it is now."""
-    made = schema()
+ROOT = Path(__file__).parents[2]
+
+
+def validator(made: Any = None) -> Any:
+    """A validator for a schema, by default that of recipes as it is now."""
+    made = made or schema()
     jsonschema.Draft202012Validator.check_schema(made)
     return jsonschema.Draft202012Validator(made)
 
@@ -39,3 +43,32 @@ def test_the_schema_refuses_what_it_can_express() -> None:
         if bad.name not in BEYOND:
             data = yaml.safe_load(GOOD.replace(bad.old, bad.new))
             assert list(check.iter_errors(data)), bad.name
+
+
+@pytest.mark.parametrize("file", ["recipes/compare-depth.yaml", "benchmarks/compare_methods.yaml"])
+def test_the_schema_accepts_the_comparisons_that_are_shipped(file: str) -> None:
+    """Methods with labels and recoveries of their own, and the word none."""
+    data = yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))
+    assert list(validator(comparison_schema()).iter_errors(data)) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("methods", [{"prune": "slmm"}]),
+        ("methods", [{"prune": "slm", "serach": "greedy"}]),
+        ("methods", [{"prune": "slm", "target": {"layers_removed": 3}}]),
+        ("methods", [{"prune": "slm", "recover": []}]),
+        ("methods", []),
+        ("recover", ["nothing"]),
+        ("recover", [{"recover": "refit", "o_proj": "yes"}]),
+        ("targets", [{"layers_removed": "3"}]),
+        ("evaluate", [{"perplexity": {"lenght": 128}}]),
+        ("stages", []),
+    ],
+)
+def test_the_schema_of_comparisons_refuses_mistakes(key: str, value: object) -> None:
+    """Misspelt names and keys, wrong types, and keys of recipes."""
+    text = (ROOT / "recipes/compare-depth.yaml").read_text(encoding="utf-8")
+    data = {**yaml.safe_load(text), key: value}
+    assert list(validator(comparison_schema()).iter_errors(data))
