@@ -58,6 +58,9 @@ def put_operators(recovery: Recovery, session: Session, find: Find) -> RecoveryR
     for position, matrix in found.items():
         view = session.view
         put_operator(view.embedding if position == EMBEDDING else view.layers[position], matrix)
+    if found:
+        width = session.view.embedding.embedding_dim
+        notes.append(f"operators added: {len(found)} of {width} x {width}; only ONNX holds them")
     session.model_changed()
     return RecoveryRecord(
         recovery=recovery.name, options=recovery.options.model_dump(), notes=tuple(notes)

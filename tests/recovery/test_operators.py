@@ -124,7 +124,8 @@ def test_ghost_by_hand_in_a_model(family: str, operation: object) -> None:
     wanted = layer_outputs(model, TOKENS)[4]
     session = pruned(model, operation)  # type: ignore[arg-type]
     plain = layer_outputs(model, TOKENS)[2]
-    (note,) = recover("ghost", session).notes
+    note, added = recover("ghost", session).notes
+    assert added == "operators added: 1 of 32 x 32; only ONNX holds them"
     x, y = (s.flatten(0, 1).double() for s in (plain, wanted))
     change = ridge_oracle(x[FITTED], (y - x)[FITTED], chosen_ridge(note))
     by_hand = (x + x @ change).float().view_as(plain)
@@ -157,7 +158,7 @@ def test_layers_missing_at_the_bottom_and_at_the_top(name: str) -> None:
     model = make_model(tie_word_embeddings=True)
     session = pruned(model, drop(0, 5))
     notes = recover(name, session).notes
-    assert [note.split(":")[0] for note in notes] == ["the embedding", "layer 3"]
+    assert [note.split(":")[0] for note in notes[:-1]] == ["the embedding", "layer 3"]
     assert list(operators(model)) == ["model.embed_tokens", "model.layers.3"]
 
 
