@@ -50,24 +50,29 @@ def capture(view: DecoderView, batches: Iterable[Tensor]) -> list[Batch]:
         NumericalError: The model produces NaN or infinity.
     """
     asked = list(batches)
-    heard = [enter(view, tokens) for tokens in asked]
-    arguments = [said for _, said in heard]
-    hidden = [embedded for embedded, _ in heard]
+    hidden: list[Tensor] = []
+    # Without padding, masks and positions depend on the shape alone: one of each is kept.
+    by_shape: dict[torch.Size, tuple[dict[str, Any], ...]] = {}
+    for tokens in asked:
+        embedded, said = enter(view, tokens)
+        hidden.append(embedded)
+        by_shape.setdefault(tokens.shape, said)
+    arguments = [by_shape[tokens.shape] for tokens in asked]
     inputs = [Spool() for _ in asked]
     for index, layer in enumerate(view.layers):
         with held(layer):
             for batch, spool in enumerate(inputs):
                 spool.append(hidden[batch])
                 hidden[batch] = run_layers([layer], hidden[batch], arguments[batch][index])
-    for spool, state in zip(inputs, hidden, strict=True):
-        spool.append(state)
-    finals = [view.norm(state) for state in hidden]
-    if not all(torch.isfinite(final).all() for final in finals):
+    for batch, spool in enumerate(inputs):
+        spool.append(hidden[batch])
+        hidden[batch] = view.norm(hidden[batch])
+    if not all(torch.isfinite(final).all() for final in hidden):
         raise NumericalError(
             "the model produces NaN or infinity on the calibration set",
             hint="load it in float32 or bfloat16 and check its weights",
         )
-    return [Batch(*fields) for fields in zip(asked, inputs, arguments, finals, strict=True)]
+    return [Batch(*fields) for fields in zip(asked, inputs, arguments, hidden, strict=True)]
 
 
 def run_batches(
