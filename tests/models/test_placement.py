@@ -114,3 +114,26 @@ def test_a_missing_accelerate_is_named(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("slm_plugin.extras.found_version", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"slm-plugin\[big\]"):
         placement.places(model)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_model_larger_than_the_gpu_is_spread(tmp_path: Path) -> None:
+    """With most of the GPU's memory taken: the plan of the model that lies on it whole."""
+    pytest.importorskip("accelerate")
+    wide = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 12}
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 64}
+    model = make_model(**wide, **heads)
+    model.save_pretrained(tmp_path)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    source = ModelSource(id=str(tmp_path), device="auto")
+    whole = load(source)[0]
+    assert {p.device.type for p in whole.parameters()} == {"cuda"}
+    expected = planned(whole)
+    del whole
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    taken = torch.empty(int(free - 0.6 * size - 2e8), dtype=torch.uint8, device="cuda")
+    spread = load(source)[0]
+    assert is_streamed(spread)
+    assert planned(spread) == expected
+    del taken
