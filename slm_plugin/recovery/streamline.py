@@ -17,6 +17,7 @@ from slm_plugin.errors import CalibrationError, UserError
 from slm_plugin.progress import track
 from slm_plugin.pruners.gradients import only_trainable
 from slm_plugin.recovery.base import Recovery, RecoveryOptions, RecoveryRecord
+from slm_plugin.recovery.boundaries import reference_of
 from slm_plugin.recovery.held_out import is_held_out
 from slm_plugin.recovery.objectives import Loss, imitation_loss, language_loss
 from slm_plugin.recovery.training import refuse_non_finite, rise_and_fall, shuffled
@@ -81,8 +82,10 @@ class StreamlineRecovery(Recovery):
         """Train the light layers, lowest first: each sees what those below it have become.
 
         Raises:
-            UserError: No layer stands for several, or nobody kept what the layers saw.
-            CalibrationError: The calibration set is missing or a single sample.
+            UserError: No layer stands for several.
+            CalibrationError: No reference was kept, or the calibration set is a single sample.
+            UnsupportedModelError: The residual stream has another width than the reference's, or
+                has operators already.
             NumericalError: A loss is NaN or infinite; the model keeps its former weights.
         """
         light = {place: run for place, run in enumerate(session.sources) if run[0] != run[1]}
@@ -117,13 +120,7 @@ class StreamlineRecovery(Recovery):
                 f"no layer of the model stands for several: {self.name} has nothing to train",
                 hint="put it behind a stage that merges layers, as `prune: streamline` or `slm`",
             )
-        kept = session.reference
-        # Layers are told by their numbers in the model as it was loaded.
-        if kept is None or len(kept[0].inputs) != session.original.layers + 1:
-            raise UserError(
-                f"{self.name} needs what the layers saw before the first stage",
-                hint="call `session.keep_reference()` before pruning",
-            )
+        reference_of(session, self.name)
         if session.calibration is None or len(session.calibration) < 2:
             raise CalibrationError(
                 f"{self.name} trains on some samples and judges by others; "

@@ -185,10 +185,11 @@ def test_a_channel_that_is_always_zero_is_one_error() -> None:
 @pytest.mark.parametrize("name", BOTH)
 def test_nothing_that_would_lose_them_comes_after(name: str, tmp_path: Path) -> None:
     """No second repair, no pruning and no checkpoint: each says so in one line."""
-    session = pruned(make_model(), drop(2, 3))
+    session = pruned(make_model(), MergeLayers(first=2, last=4))
     recover(name, session)
-    with pytest.raises(UnsupportedModelError, match="refit cannot repair behind operators"):
-        recover("refit", session)
+    for repair in ("refit", "rescale", "streamline", name):
+        with pytest.raises(UnsupportedModelError, match=f"{repair} cannot repair behind operators"):
+            recover(repair, session)
     with pytest.raises(PlanError, match="operators between its layers"):
         remove(session, drop(1))
     with pytest.raises(UnsupportedModelError, match=r"no checkpoint .*export `onnx`"):
