@@ -96,7 +96,7 @@ def write_onnx(
     checkpoint: Path,
     folder: Path,
     options: OnnxOptions,
-    between: Mapping[str, nn.Linear] | None = None,
+    between: Mapping[str, nn.Linear],
 ) -> None:
     """Let Optimum export a checkpoint.
 
@@ -120,7 +120,7 @@ def write_onnx(
                 checkpoint, dtype=torch.float32, local_files_only=True
             )
             model.config.use_cache = options.task.endswith("with-past")
-            for path, linear in (between or {}).items():
+            for path, linear in between.items():
                 put_operator(model.get_submodule(path), linear.weight.T)
             onnx_export_from_model(
                 model, folder, task=options.task, opset=options.opset, do_validation=False

@@ -105,8 +105,8 @@ class Regression:
         return Fit(
             change=change,
             ridge=best,
-            before=_share(held_out.lack, held_out.target),
-            after=_share(least, held_out.target),
+            before=share(held_out.lack, held_out.target),
+            after=share(least, held_out.target),
         )
 
 
@@ -153,6 +153,6 @@ def _rows(tensor: Tensor, samples: Tensor) -> Tensor:
     return in_float64(tensor[samples.to(tensor.device)].flatten(0, 1))
 
 
-def _share(error: float, norm: float) -> float:
-    """A squared error as a share of a norm."""
+def share(error: float, norm: float) -> float:
+    """The root of a squared error, as a share of that of a squared norm; 0 where that is 0."""
     return float((error / norm) ** 0.5) if norm else 0.0

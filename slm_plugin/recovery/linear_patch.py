@@ -15,7 +15,7 @@ from torch import Tensor
 from slm_plugin.errors import NumericalError
 from slm_plugin.recovery.ascent import Sight
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
-from slm_plugin.recovery.least_squares import in_float64
+from slm_plugin.recovery.least_squares import in_float64, share
 from slm_plugin.recovery.operators import put_operators
 from slm_plugin.registry import register_recovery
 
@@ -96,4 +96,4 @@ def _errors(sights: Iterable[Sight], patch: Tensor) -> tuple[float, float]:
         plain += float((target - state).square().sum())
         patched += float((target - state @ patch).square().sum())
         norm += float(target.square().sum())
-    return math.sqrt(plain / norm), math.sqrt(patched / norm)
+    return share(plain, norm), share(patched, norm)

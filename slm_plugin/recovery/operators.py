@@ -50,10 +50,11 @@ def put_operators(recovery: Recovery, session: Session, find: Find) -> RecoveryR
     found: dict[int, Tensor] = {}
     ascent = Ascent(session, reference)
     for position in ascent.visit(places, f"{recovery.name}: layers"):
-        matrix, note = find(ascent.arrived, place_name(position))
-        notes.append(f"{place_name(position)}: {note}")
+        where = place_name(position)
+        matrix, note = find(ascent.arrived, where)
+        notes.append(f"{where}: {note}")
         if matrix is not None:
-            found[position] = matrix = _representable(matrix, session, place_name(position))
+            found[position] = matrix = _representable(matrix, session, where)
             ascent.transform(matrix.__rmatmul__)
     for position, matrix in found.items():
         view = session.view
