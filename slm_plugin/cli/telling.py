@@ -87,7 +87,10 @@ def inspect(
     from slm_plugin.models.loading import ModelSource, load
     from slm_plugin.models.view import DecoderView
 
-    network, _ = load(ModelSource(id=model, device="cpu"))
+    # Only shapes are asked for, so the layers stay where they are: a GGUF file's cannot.
+    gguf = model.endswith(".gguf")
+    source = ModelSource(id=model, device="cpu", memory="whole" if gguf else "layerwise")
+    network, _ = load(source)
     found = inspection(DecoderView.of(network))
     if as_json:
         typer.echo(json.dumps(found, indent=2))
