@@ -13,6 +13,8 @@ from slm_plugin.errors import RecipeError
 
 Place = tuple[str | int, ...]
 T = TypeVar("T")
+# Characters of an override that messages show: enough to tell which one it is.
+SHOWN = 72
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +85,14 @@ def override(located: Located, setting: str) -> Iterator[Problem]:
     """Put one ``path.to.key=value`` into the data; the value is YAML."""
     path, equals, text = setting.partition("=")
     parts = path.strip().split(".")
-    where: Place = (f"--set {setting}",)
+    where: Place = (_named(setting),)
     if not equals or not all(parts):
         yield Problem(where, "is not of the form path.to.key=value")
         return
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        yield Problem(where, f"the value '{text}' is not YAML")
+        yield Problem(where, "the value is not YAML")
         return
     at = located.data
     reached: Place = ()
@@ -111,6 +113,12 @@ def override(located: Located, setting: str) -> Iterator[Problem]:
     located.overridden[reached] = setting
 
 
+def _named(setting: str) -> str:
+    """What messages call an override: one line, however many it was given in."""
+    shown = " ".join(setting.split())
+    return f"--set {shown if len(shown) <= SHOWN else shown[: SHOWN - 1] + '…'}"
+
+
 def line(origin: str, located: Located, problem: Problem) -> str:
     """A problem as the line that a user reads, with file, line and column."""
     path = ".".join(str(part) for part in problem.path)
@@ -119,7 +127,7 @@ def line(origin: str, located: Located, problem: Problem) -> str:
     for end in range(len(problem.path), 0, -1):
         setting = located.overridden.get(problem.path[:end])
         if setting is not None:
-            return f"--set {setting}: {path}: {problem.message}"
+            return f"{_named(setting)}: {path}: {problem.message}"
     place = located.place(problem.path)
     mark = f":{place[0]}:{place[1]}" if place else ""
     return f"{origin}{mark}: {path + ': ' if path else ''}{problem.message}"

@@ -89,6 +89,22 @@ def test_mistakes_of_an_override_name_it_and_no_line_of_the_file() -> None:
 
 
 @pytest.mark.parametrize(
+    ("ending", "problem"),
+    [("}}]", "evaluate.0.perplexity.lenght: "), ("}", "the value is not YAML")],
+)
+def test_a_long_override_is_named_in_one_short_line(ending: str, problem: str) -> None:
+    """A value may be given in many lines; the message stays one."""
+    value = "[{perplexity: {source: builtin,\n  length: 128,\n  limit: 4, lenght: 64" + ending
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(GOOD, origin="r.yaml", overrides=["evaluate=" + value])
+    (told,) = str(caught.value).splitlines()
+    start = "--set evaluate=[{perplexity: {source: builtin, length: 128, limit: 4, "
+    named, _, rest = told.partition("…: ")
+    assert named == start + "lenght:"
+    assert rest.startswith(problem)
+
+
+@pytest.mark.parametrize(
     ("setting", "words"),
     [
         ("stages.7.target.ratio=0.2", "has no '7' there"),
