@@ -128,6 +128,8 @@ def _scales(axes: Axes, x: Scale, y: Scale) -> None:
             axis.set_major_formatter(FuncFormatter(lambda value, _: quantities.count(round(value))))
     axes.set(xlabel=f"{x.label} ({x.better} is better)", ylabel=f"{y.label} ({y.better} is better)")
     axes.grid(axis="both")
+    # Limits are otherwise found when the picture is written, and labels ask where points lie now.
+    axes.autoscale_view()
 
 
 def _legend(axes: Axes, groups: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ pytest.importorskip("matplotlib")
 SIZE = Scale("parameters", "lower", counts=True)
 LOSS = Scale("perplexity", "lower", log=True)
 SPEED = Scale("decode speed", "higher")
+ACCURACY = Scale("zero-shot mean", "higher")
 
 
 def cloud(*places: tuple[float, float]) -> list[Point]:
@@ -54,10 +55,11 @@ def test_the_front_is_stairs_through_the_best(
     assert len(set(points(line))) == 2 * len(corners) - 1
 
 
-def test_labels_cover_neither_one_another_nor_points() -> None:
+@pytest.mark.parametrize("judge", [LOSS, ACCURACY])
+def test_labels_cover_neither_one_another_nor_points(judge: Scale) -> None:
     """Twenty methods of one size: every label has a line of its own, and all are written."""
     places = [(1e8, 30 + n / 10) for n in range(10)] + [(2e8, 20 + n / 10) for n in range(10)]
-    svg = fronts(cloud(*places), SIZE, LOSS)
+    svg = fronts(cloud(*places), SIZE, judge)
     placed = []
     for text in parse(svg).iter(f"{SVG}text"):
         name = "".join(text.itertext())
