@@ -17,7 +17,7 @@ from slm_plugin.calibration.samples import CalibrationRecord, digest, draw
 from slm_plugin.comparison.effort import effort_of
 from slm_plugin.comparison.kept import Kept
 from slm_plugin.comparison.record import Cell, ComparisonReport, Effort, Planned
-from slm_plugin.errors import OutputError, SlmError, TargetError
+from slm_plugin.errors import OutputError, SlmError, TargetError, UserError
 from slm_plugin.evaluation.base import Evaluator, Measurement
 from slm_plugin.files import check_free, whole_folder
 from slm_plugin.models.bundled import cache_folder
@@ -34,14 +34,21 @@ from slm_plugin.surgery import apply
 from slm_plugin.target import Target
 from slm_plugin.versions import installed_versions, machine
 
+_NOT_MEASURED = "not measured yet"
+
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What all cells share: the model that none of them changes, and what is kept of them."""
+    """What all cells share: the model that none of them changes, and what is kept of them.
+
+    Attributes:
+        known: Only look up what is kept; plan and measure nothing.
+    """
 
     comparison: Comparison
     pristine: Session
     kept: Kept
+    known: bool
 
     @property
     def measuring(self) -> list[Any]:
@@ -50,7 +57,11 @@ class _Run:
 
 
 def compare(
-    comparison: Comparison | str | Path, *, overwrite: bool = False, fresh: bool = False
+    comparison: Comparison | str | Path,
+    *,
+    overwrite: bool = False,
+    fresh: bool = False,
+    known: bool = False,
 ) -> ComparisonReport:
     """Prune one loaded model by many methods, measure every result, write table and page.
 
@@ -62,15 +73,20 @@ def compare(
         overwrite: Replace an output folder that exists; it stays until the new one is whole.
         fresh: Take nothing from earlier comparisons, nor trials of earlier searches: what is timed
             is done.
+        known: Write what earlier comparisons finished and say of every other row that it is not
+            measured; not together with ``fresh``.
 
     Raises:
         RecipeError: The comparison has mistakes.
+        UserError: ``fresh`` and ``known`` are both set.
         TargetError: Methods cannot reach their targets; a line each.
         OutputError: The output folder exists or cannot be written.
         SlmError: The dense model cannot be loaded or measured. What fails in one cell is told in
             its row, and the others go on.
     """
     started = time.perf_counter()
+    if fresh and known:
+        raise UserError("--fresh forgets what --known shows", hint="leave one of them out")
     if not isinstance(comparison, Comparison):
         comparison = Comparison.read(comparison)
     check_free(comparison.output, overwrite=overwrite)
@@ -81,7 +97,7 @@ def compare(
             comparison.calibration, pristine.calibration, comparison.seed
         )
     kept = Kept(cache_folder() / "cells", _facts(pristine), fresh=fresh)
-    cells = tuple(_cells(_Run(comparison, pristine, kept)))
+    cells = tuple(_cells(_Run(comparison, pristine, kept, known)))
     report = ComparisonReport(
         title=comparison.name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -170,6 +186,8 @@ def _dense(run: _Run) -> Cell:
     known = run.kept.find(Cell, facts)
     if known is not None:
         return known
+    if run.known:
+        return Cell(label="dense", after=run.pristine.original, error=_NOT_MEASURED)
     say("the dense model …")
     # Measured on a copy as all others are, so that a peak of the process counts the same models.
     session = _copy(run.pristine)
@@ -195,9 +213,12 @@ def _method(run: _Run, method: Method, target: Target) -> Iterator[Cell]:
             say("  known")
             yield known.model_copy(update={"label": method.label})
             continue
+        blank = Cell(label=method.label, **{**facts, "target": target}, **named_by)
+        if run.known:
+            yield blank.model_copy(update={"error": _NOT_MEASURED})
+            continue
         if planned is None:
             planned = _planned(run, method.at(target), facts)
-        blank = Cell(label=method.label, **{**facts, "target": target}, **named_by)
         if isinstance(planned, SlmError):
             yield blank.model_copy(update={"error": _one_line(planned)})
             continue

@@ -13,7 +13,7 @@ import pytest
 from slm_plugin import cli
 from slm_plugin.compare import compare
 from slm_plugin.comparison.record import Cell, ComparisonReport
-from slm_plugin.errors import NumericalError, OutputError, TargetError
+from slm_plugin.errors import NumericalError, OutputError, TargetError, UserError
 from slm_plugin.evaluation.perplexity import Perplexity, PerplexityOptions
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.pruners.base import Pruner
@@ -212,7 +212,12 @@ def test_a_killed_comparison_goes_on(
     # Dense, two plans, two cells; the third method was planned when the process died.
     assert plans == ["block_influence 1", "deepest 1"]
     assert not (file.parent / "out").exists()
+    shown = ask(file, known=True)
+    assert len(plans) == 2
+    assert [bool(cell.measured) for cell in shown.cells] == [True] * 3 + [False] * 4
+    assert [cell.error for cell in shown.cells] == [""] * 3 + ["not measured yet"] * 4
     whole = ask(file)
+    assert shown.cells[:3] == whole.cells[:3]
     assert plans == ["block_influence 1", "deepest 1", "block_influence 2", "deepest 2"]
     again = ask(file, "methods.0.label=renamed")
     assert len(plans) == 4
@@ -233,6 +238,15 @@ def test_fresh_does_all_again_and_seeds_count(file: Path, plans: list[str]) -> N
     assert len(plans) == 8
     ask(file, "seed=5")
     assert len(plans) == 12
+
+
+def test_known_of_nothing_is_a_table_of_what_is_missing(file: Path, plans: list[str]) -> None:
+    """Neither the dense model nor a method is measured; with --fresh the question has no sense."""
+    report = ask(file, known=True)
+    assert {cell.error for cell in report.cells} == {"not measured yet"} and plans == []
+    assert "not measured yet" in (file.parent / "out" / "comparison.md").read_text()
+    with pytest.raises(UserError, match="--fresh forgets what --known shows"):
+        ask(file, known=True, fresh=True)
 
 
 def test_a_search_that_knew_trials_says_so(file: Path) -> None:

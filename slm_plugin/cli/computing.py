@@ -149,6 +149,9 @@ def compare(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Take nothing from earlier comparisons or searches.")
     ] = False,
+    known: Annotated[
+        bool, typer.Option("--known", help="Show the rows that are finished; measure nothing.")
+    ] = False,
 ) -> None:
     """Prune one model by many methods and compare what is left: a table, a page and JSON."""
     quiet_libraries()
@@ -157,6 +160,7 @@ def compare(
     from slm_plugin.report.terminal import comparison_table
 
     read = Comparison.read(comparison, overrides or ())
-    print_out(comparison_table(compare_methods(read, overwrite=overwrite, fresh=fresh)))
+    report = compare_methods(read, overwrite=overwrite, fresh=fresh, known=known)
+    print_out(comparison_table(report))
     for name in ("comparison.html", "comparison.md", "comparison.json"):
         typer.echo(f"{read.output / name}")
