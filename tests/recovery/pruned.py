@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from slm_plugin.pruners.plan import DropLayers, MergeLayers, PruningPlan
+from slm_plugin.pruners.plan import DropLayers, DropSublayers, MergeLayers, PruningPlan
 from slm_plugin.recovery.base import RecoveryRecord
 from slm_plugin.registry import recoveries
 from slm_plugin.session import Session
@@ -19,7 +19,7 @@ FITTED = (torch.arange(15) % 5 != 0).repeat_interleave(16)
 
 
 def pruned(
-    model: PreTrainedModel, *operations: MergeLayers | DropLayers, **changes: object
+    model: PreTrainedModel, *operations: MergeLayers | DropLayers | DropSublayers, **changes: object
 ) -> Session:
     """A session that kept its reference and then had layers removed."""
     settings = {"calibration": TOKENS, "batch_tokens": 32, **changes}
@@ -30,7 +30,7 @@ def pruned(
     return session
 
 
-def remove(session: Session, *operations: MergeLayers | DropLayers) -> None:
+def remove(session: Session, *operations: MergeLayers | DropLayers | DropSublayers) -> None:
     """Carry out depth operations."""
     before = session.view.dimensions()
     gone = sum(operation.layers_removed for operation in operations)
@@ -49,6 +49,11 @@ def remove(session: Session, *operations: MergeLayers | DropLayers) -> None:
 def drop(*indices: int) -> DropLayers:
     """The operation that drops layers."""
     return DropLayers(indices=indices)
+
+
+def join(index: int) -> DropSublayers:
+    """The operation that makes one layer of a layer's attention and the next one's MLP."""
+    return DropSublayers(attention=(index + 1,), mlp=(index,))
 
 
 def recover(name: str, session: Session, **options: object) -> RecoveryRecord:

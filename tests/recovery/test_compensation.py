@@ -16,7 +16,7 @@ from slm_plugin.recovery.boundaries import boundaries, target_of
 from slm_plugin.session import Session
 from tests.conftest import make_checkpoint, make_model
 from tests.pruners.depth.strategies import make_identity
-from tests.recovery.pruned import TOKENS, drop, pruned, recover
+from tests.recovery.pruned import TOKENS, drop, join, pruned, recover
 
 FITTED = [
     pytest.param("fold_linear", {}, id="fold_linear"),
@@ -53,6 +53,13 @@ def test_boundaries_are_where_layers_are_missing_or_merged() -> None:
     assert session.sources == ((1, 1), (2, 2), (4, 4), (5, 6), (7, 7), (8, 8))
     assert boundaries(session) == [1, 3, 5]
     assert [target_of(session, position) for position in range(6)] == [2, 4, 5, 7, 8, 10]
+
+
+def test_a_layer_of_two_halves_is_a_boundary() -> None:
+    """Layer 2's attention before layer 3's MLP owes what layer 3 gave."""
+    session = pruned(make_model(), join(2))
+    assert session.sources == ((0, 0), (1, 1), (2, 3), (4, 4), (5, 5))
+    assert boundaries(session) == [2] and target_of(session, 2) == 4
 
 
 @pytest.mark.parametrize(("name", "options"), ALL)

@@ -17,6 +17,7 @@ from tests.recovery.pruned import (
     TOKENS,
     chosen_ridge,
     drop,
+    join,
     pruned,
     recover,
     ridge_oracle,
@@ -85,6 +86,8 @@ def test_a_planted_map_is_recovered() -> None:
         (drop(5), 4, 6),
         (MergeLayers(first=2, last=4), 2, 5),
         (MergeLayers(first=4, last=5), 4, 6),
+        (join(2), 2, 4),
+        (join(4), 4, 6),
     ],
 )
 def test_the_state_comes_nearer_to_the_original(

@@ -30,6 +30,7 @@ from tests.recovery.pruned import (
     TOKENS,
     chosen_ridge,
     drop,
+    join,
     pruned,
     recover,
     remove,
@@ -117,11 +118,13 @@ def test_ghost_is_the_unconstrained_optimum(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("operation", [drop(2, 3), MergeLayers(first=1, last=3)])
-def test_ghost_by_hand_in_a_model(family: str, operation: object) -> None:
+@pytest.mark.parametrize(
+    ("operation", "target"), [(drop(2, 3), 4), (MergeLayers(first=1, last=3), 4), (join(1), 3)]
+)
+def test_ghost_by_hand_in_a_model(family: str, operation: object, target: int) -> None:
     """The stream behind the gap is what ridge least squares over all tokens makes of it."""
     model = make_model(family)
-    wanted = layer_outputs(model, TOKENS)[4]
+    wanted = layer_outputs(model, TOKENS)[target]
     session = pruned(model, operation)  # type: ignore[arg-type]
     plain = layer_outputs(model, TOKENS)[2]
     note, added = recover("ghost", session).notes

@@ -19,6 +19,7 @@ from tests.recovery.pruned import (
     TOKENS,
     chosen_ridge,
     drop,
+    join,
     pruned,
     recover,
     ridge_oracle,
@@ -131,6 +132,8 @@ def test_a_planted_weight_is_recovered() -> None:
         (drop(5), 4, 6),
         (MergeLayers(first=2, last=4), 2, 5),
         (MergeLayers(first=4, last=5), 4, 6),
+        (join(2), 2, 4),
+        (join(4), 4, 6),
     ],
 )
 @pytest.mark.parametrize("o_proj", [False, True])

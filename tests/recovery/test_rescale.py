@@ -10,7 +10,7 @@ from slm_plugin.errors import NumericalError
 from slm_plugin.pruners.plan import MergeLayers
 from tests.conftest import make_model
 from tests.pruners.depth.strategies import layer_outputs
-from tests.recovery.pruned import TOKENS, drop, pruned, recover, seen_by
+from tests.recovery.pruned import TOKENS, drop, join, pruned, recover, seen_by
 
 
 def _ratio(target: torch.Tensor, state: torch.Tensor) -> float:
@@ -26,7 +26,8 @@ def _logits(model: PreTrainedModel) -> torch.Tensor:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
-    ("operation", "position", "target"), [(drop(2, 3), 1, 4), (MergeLayers(first=1, last=3), 1, 4)]
+    ("operation", "position", "target"),
+    [(drop(2, 3), 1, 4), (MergeLayers(first=1, last=3), 1, 4), (join(1), 1, 3)],
 )
 def test_the_stream_behind_a_gap_gets_its_length_back(
     bias: bool, operation: object, position: int, target: int
