@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,8 @@ Better = Literal["lower", "higher"]
 # Figures that another column says already: parameters, and speeds as times.
 _REPEATED = ("parameters", "prefill time", "decode time per step")
 MEAN = "zero-shot mean"
+# Evaluators whose figures say how good a model is.
+_JUDGING = ("perplexity", "lm_eval")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +117,7 @@ def columns(report: ComparisonReport) -> list[Column]:
             tuple(None if one is None else one.parameters for one in after),
             whole,
         ),
-        *_measured(cells),
-        *_mean(cells),
+        *_figures(cells),
         Column(
             "time of the method",
             "planning and recovery, without loading, surgery and measuring",
@@ -135,20 +136,17 @@ def columns(report: ComparisonReport) -> list[Column]:
     ]
 
 
-def _measured(cells: Iterable[Cell]) -> Iterable[Column]:
+def _figures(cells: Sequence[Cell]) -> Iterable[Column]:
+    """What every evaluator measured; the mean over tasks stands before the tasks."""
+    for evaluator in dict.fromkeys(name for cell in cells for name in cell.measured):
+        if evaluator == "lm_eval":
+            yield from _mean(cells)
+        yield from _measured(cells, evaluator)
+
+
+def _measured(cells: Sequence[Cell], evaluator: str) -> Iterable[Column]:
     """A column for every figure; another protocol is another column."""
-    cells = list(cells)
-    taken = [
-        {(m.name, m.protocol): m for listed in cell.measured.values() for m in listed}
-        for cell in cells
-    ]
-    judging = {
-        (m.name, m.protocol)
-        for cell in cells
-        for evaluator, listed in cell.measured.items()
-        if evaluator in ("perplexity", "lm_eval")
-        for m in listed
-    }
+    taken = [{(m.name, m.protocol): m for m in cell.measured.get(evaluator, ())} for cell in cells]
     for key in dict.fromkeys(key for one in taken for key in one):
         if key[0] in _REPEATED:
             continue
@@ -163,11 +161,11 @@ def _measured(cells: Iterable[Cell]) -> Iterable[Column]:
             tuple(None if m is None else m.value for m in found),
             quantities.size if sized else quantities.number,
             tuple(None if m is None else m.stderr for m in found),
-            quality=key in judging,
+            quality=evaluator in _JUDGING,
         )
 
 
-def _mean(cells: Iterable[Cell]) -> Iterable[Column]:
+def _mean(cells: Sequence[Cell]) -> Iterable[Column]:
     """The mean over zero-shot tasks, where there are several."""
     scored = [_task_scores(cell.measured.get("lm_eval", ())) for cell in cells]
     tasks = list(dict.fromkeys(task for one in scored for task in one))
@@ -213,7 +211,10 @@ def _whole(value: float) -> str:
 
 
 def best(column: Column, listed: list[Row]) -> set[int]:
-    """Rows that no other of the same target surpasses, where there is something to choose."""
+    """Rows that no other of the same target surpasses, where there is something to choose.
+
+    What more than half of them share, as the size that a target asks for, marks none.
+    """
     found: set[int] = set()
     if column.better is None:
         return found
@@ -223,8 +224,10 @@ def best(column: Column, listed: list[Row]) -> set[int]:
             for index, (row, value) in enumerate(zip(listed, column.values, strict=True))
             if row.group == group and value is not None and not math.isnan(value)
         }
-        if len(set(values.values())) < 2:
+        if not values:
             continue
         top = min(values.values()) if column.better == "lower" else max(values.values())
-        found |= {index for index, value in values.items() if value == top}
+        equal = {index for index, value in values.items() if value == top}
+        if len(equal) <= len(values) / 2:
+            found |= equal
     return found

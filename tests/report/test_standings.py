@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from slm_plugin.report.standings import MEAN, Column, best, columns, rows
+from slm_plugin.report.standings import MEAN, Column, Row, best, columns, rows
 from slm_plugin.report.terminal import comparison_table
 from tests.report.contest import ROWS, make_comparison
 
@@ -20,9 +20,8 @@ def test_every_figure_is_a_column_with_a_value_a_row() -> None:
     """Sizes, figures with their unit, the mean, and what the method took; a failed row is empty."""
     found = by_name()
     assert list(found) == [
-        "layers removed", "parameters", "perplexity text 128", "piqa acc", "piqa acc_norm",
-        "winogrande acc", "decode speed (tokens/s)", MEAN, "time of the method",
-        "memory of the method",
+        "layers removed", "parameters", "perplexity text 128", MEAN, "piqa acc", "piqa acc_norm",
+        "winogrande acc", "decode speed (tokens/s)", "time of the method", "memory of the method",
     ]  # fmt: skip
     assert found["layers removed"].values == (0, 3, 3, 6, 6, None)
     assert found["perplexity text 128"].values == (*(row[2] for row in ROWS), None)
@@ -48,6 +47,19 @@ def test_the_best_of_every_target_is_marked() -> None:
     assert best(found["winogrande acc"], listed) == {1, 3}
     assert best(found["piqa acc"], listed) == {2}
     assert best(found["parameters"], listed) == best(found["layers removed"], listed) == set()
+
+
+def test_what_most_rows_share_is_no_distinction() -> None:
+    """One operator's parameters more than all others: the others are not the best of anything."""
+    listed = [Row("dense", "", "", "", 0), *(Row(name, "", "", "", 1) for name in "abcd")]
+    for values, marked in (
+        ((9.0, 3.0, 3.0, 3.0, 4.0), set()),
+        ((9.0, 3.0, 3.0, 4.0, 4.0), {1, 2}),
+        ((9.0, 3.0, None, math.nan, 4.0), {1}),
+        ((9.0, 3.0, 3.0, None, 4.0), set()),
+        ((9.0, None, None, None, None), set()),
+    ):
+        assert best(Column("parameters", "", "lower", values, str), listed) == marked
 
 
 def test_the_terminal_has_every_row() -> None:
