@@ -1,10 +1,10 @@
 """Speed of a model that lost layers, and of one that lost as many parameters in width.
 
 All models lie in one process: the one as loaded, for every number of layers the same without them
-(`deepest`; which layers go does not matter to the speed), and one pruned by `torch_pruning` to no
-more parameters. A round times each of them once, in an order that changes from round to round, and
-a speed is told as the ratio to the model as loaded in the same round: median and quartiles over
-the rounds, after one that does not count. What is timed is what `latency` times.
+(`deepest`; which layers go does not matter to the speed), and one pruned by `torch_pruning` to as
+many parameters as can be met. A round times each of them once, in an order that changes from round
+to round, and a speed is told as the ratio to the model as loaded in the same round: median and
+quartiles over the rounds, after one that does not count. What is timed is what `latency` times.
 
     python benchmarks/inference_speed.py --layers 3 6 9 --prompt 128
 """
