@@ -31,6 +31,7 @@ class Column:
         show: The number in words.
         stderrs: The standard error of each, where there is one.
         quality: Whether it says how good the model is, and not what it costs.
+        detail: Whether it is left to the files where room is short.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Column:
     show: Callable[[float], str]
     stderrs: tuple[float | None, ...] = ()
     quality: bool = False
+    detail: bool = False
 
     def shown(self, row: int) -> str:
         """The figure of a row with its standard error; a dash where there is none."""
@@ -132,6 +134,7 @@ def columns(report: ComparisonReport) -> list[Column]:
             "lower",
             tuple(cell.memory for cell in cells),
             quantities.size,
+            detail=True,
         ),
     ]
 
@@ -139,12 +142,12 @@ def columns(report: ComparisonReport) -> list[Column]:
 def _figures(cells: Sequence[Cell]) -> Iterable[Column]:
     """What every evaluator measured; the mean over tasks stands before the tasks."""
     for evaluator in dict.fromkeys(name for cell in cells for name in cell.measured):
-        if evaluator == "lm_eval":
-            yield from _mean(cells)
-        yield from _measured(cells, evaluator)
+        mean = list(_mean(cells)) if evaluator == "lm_eval" else []
+        yield from mean
+        yield from _measured(cells, evaluator, detail=bool(mean))
 
 
-def _measured(cells: Sequence[Cell], evaluator: str) -> Iterable[Column]:
+def _measured(cells: Sequence[Cell], evaluator: str, *, detail: bool) -> Iterable[Column]:
     """A column for every figure; another protocol is another column."""
     taken = [{(m.name, m.protocol): m for m in cell.measured.get(evaluator, ())} for cell in cells]
     for key in dict.fromkeys(key for one in taken for key in one):
@@ -162,6 +165,7 @@ def _measured(cells: Sequence[Cell], evaluator: str) -> Iterable[Column]:
             quantities.size if sized else quantities.number,
             tuple(None if m is None else m.stderr for m in found),
             quality=evaluator in _JUDGING,
+            detail=detail,
         )
 
 

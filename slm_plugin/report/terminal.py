@@ -66,13 +66,16 @@ def _cells(row: comparison.Comparison) -> list[Text]:
 
 
 def comparison_table(report: ComparisonReport) -> Table:
-    """A comparison: a row a cell, the best of every target in green, what failed below it."""
-    listed, shown = rows(report), columns(report)
+    """A comparison: a row a cell, the best of every target in green, what failed below it.
+
+    Details are left to the files; what is too long for its column goes on below.
+    """
+    listed, shown = rows(report), [column for column in columns(report) if not column.detail]
     winners = [best(column, listed) for column in shown]
     table = Table(title=Text(report.title), title_justify="left", caption_justify="left")
-    table.add_column("method", overflow="fold", min_width=24)
+    table.add_column("method", overflow="fold")
     for column in shown:
-        table.add_column(Text(column.name), justify="right")
+        table.add_column(Text(column.name), justify="right", overflow="fold")
     for index, row in enumerate(listed):
         if index and row.group != listed[index - 1].group:
             table.add_section()

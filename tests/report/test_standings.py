@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from rich.console import Console
 
 from slm_plugin.report.standings import MEAN, Column, Row, best, columns, rows
 from slm_plugin.report.terminal import comparison_table
@@ -69,6 +70,21 @@ def test_the_terminal_has_every_row() -> None:
     names = [str(cell) for cell in table.columns[0].cells]
     assert names[0] == "dense"
     assert names[-1] == "angular\nthe score of layer 3 is <NaN>"
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_the_terminal_cuts_nothing(width: int) -> None:
+    """The mean stands for its tasks, what does not fit is folded, and every row has its end."""
+    table = comparison_table(make_comparison())
+    headings = [str(column.header) for column in table.columns]
+    assert MEAN in headings and not any("piqa" in heading for heading in headings)
+    console = Console(width=width)
+    with console.capture() as captured:
+        console.print(table)
+    _, *lines = captured.get().splitlines()
+    assert max(map(len, lines)) <= width
+    assert {line[-1] for line in lines} == set("┓┃┩│┤┘")
+    assert "\N{HORIZONTAL ELLIPSIS}" not in captured.get()
 
 
 def test_figures_of_different_protocols_are_different_columns() -> None:
