@@ -22,7 +22,7 @@ from slm_plugin.evaluation.base import Evaluator, Measurement
 from slm_plugin.files import check_free, whole_folder
 from slm_plugin.models.bundled import cache_folder
 from slm_plugin.models.loading import load
-from slm_plugin.pipeline import refuse_unstreamable
+from slm_plugin.pipeline import refuse_few_samples, refuse_unstreamable
 from slm_plugin.progress import say
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.plan import PruningPlan
@@ -136,6 +136,7 @@ def _prepare(comparison: Comparison, *, fresh: bool) -> Session:
         evaluator.fit(session)
     if comparison.calibration is not None:
         session.calibration = draw(comparison.calibration, model, tokenizer, comparison.seed)
+    refuse_few_samples(recoveries, session)
     return session
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from slm_plugin.calibration.samples import CalibrationRecord, draw
-from slm_plugin.errors import ModelSourceError
+from slm_plugin.errors import CalibrationError, ModelSourceError
 from slm_plugin.export.base import ExportRecord
 from slm_plugin.files import check_free, whole_folder
 from slm_plugin.models.bundled import BUNDLED, cache_folder
@@ -145,6 +145,7 @@ def prepare(recipe: Recipe) -> Session:
     if recipe.calibration is not None:
         with _timed(f"calibration from {recipe.calibration.source}"):
             session.calibration = draw(recipe.calibration, model, tokenizer, recipe.seed)
+    refuse_few_samples((s for s in recipe.stages if isinstance(s, Recovery)), session)
     return session
 
 
@@ -166,6 +167,24 @@ def refuse_unstreamable(components: Iterable[Any], session: Session) -> None:
             raise ModelSourceError(
                 f"{session.source} is larger than the GPU, and '{component.name}' needs it whole",
                 hint=f"set `device: cpu`, or leave '{component.name}' out",
+            )
+
+
+def refuse_few_samples(recoveries: Iterable[Recovery], session: Session) -> None:
+    """A calibration set that is too small for a recovery is told before anything is done.
+
+    Raises:
+        CalibrationError: It is.
+    """
+    if session.calibration is None:
+        return
+    samples = len(session.calibration)
+    for recovery in recoveries:
+        if samples < recovery.fewest_samples:
+            raise CalibrationError(
+                f"'{recovery.name}' needs {recovery.fewest_samples} calibration samples or more; "
+                f"the set has {samples}",
+                hint="raise `samples`",
             )
 
 

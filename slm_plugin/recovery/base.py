@@ -35,6 +35,8 @@ class Recovery(ABC):
     the first stage: it finds that in `Session.reference`. ``operators`` says that it puts operators
     between layers (`slm_plugin.models.operators`), which no stock class holds: a recipe then may
     neither prune nor repair by the reference behind it, and exports only what can hold them.
+    ``fewest_samples`` says how many samples the calibration set must have: less is refused before
+    the first stage, and not behind a search of hours.
 
     Args:
         options: An instance of the class's ``Options``.
@@ -45,6 +47,7 @@ class Recovery(ABC):
     streams: ClassVar[bool] = False
     reference: ClassVar[bool] = False
     operators: ClassVar[bool] = False
+    fewest_samples: ClassVar[int] = 1
     Options: ClassVar[type[BaseModel]] = RecoveryOptions
 
     def __init__(self, options: BaseModel) -> None:

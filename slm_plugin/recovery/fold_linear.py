@@ -34,6 +34,7 @@ class FoldLinear(Recovery):
     """
 
     reference: ClassVar[bool] = True
+    fewest_samples: ClassVar[int] = 2
 
     @torch.no_grad()
     def recover(self, session: Session) -> RecoveryRecord:

@@ -31,6 +31,7 @@ class Ghost(Recovery):
     """
 
     reference: ClassVar[bool] = True
+    fewest_samples: ClassVar[int] = 2
     operators: ClassVar[bool] = True
 
     @torch.no_grad()

@@ -47,6 +47,7 @@ class Refit(Recovery):
     """
 
     reference: ClassVar[bool] = True
+    fewest_samples: ClassVar[int] = 2
     Options: ClassVar[type[RefitOptions]] = RefitOptions
 
     def __init__(self, options: RefitOptions) -> None:

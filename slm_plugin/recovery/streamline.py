@@ -72,6 +72,7 @@ class StreamlineRecovery(Recovery):
     """Train every layer that stands for several original ones to do their work (Streamline)."""
 
     reference: ClassVar[bool] = True
+    fewest_samples: ClassVar[int] = 2
     Options: ClassVar[type[StreamlineOptions]] = StreamlineOptions
 
     def __init__(self, options: StreamlineOptions) -> None:

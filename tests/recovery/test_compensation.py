@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from slm_plugin.compare import compare
 from slm_plugin.errors import CalibrationError, NumericalError, UnsupportedModelError
 from slm_plugin.models.fingerprint import fingerprint
-from slm_plugin.pipeline import run
+from slm_plugin.pipeline import plan, run
+from slm_plugin.pruners.depth.sleb import Sleb
 from slm_plugin.pruners.plan import MergeLayers
 from slm_plugin.recovery.boundaries import boundaries, target_of
 from slm_plugin.session import Session
@@ -173,6 +176,37 @@ def test_one_sample_is_too_few(name: str, options: dict[str, object]) -> None:
     with pytest.raises(CalibrationError, match=r"layer 1 .* fewer than 2 calibration samples"):
         recover(name, session, **options)
     assert fingerprint(session.model) == before
+
+
+@pytest.mark.parametrize("name", ["fold_linear", "refit", "ghost", "streamline"])
+def test_one_sample_is_refused_before_anything_is_searched(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By runs, by plans of later stages and by comparisons, whichever strategy comes first."""
+    make_checkpoint(tmp_path / "model")
+    ids = tmp_path / "ids.json"
+    ids.write_text(json.dumps(TOKENS[:1].tolist()))
+    head = f"""version: 1
+model: {{id: {tmp_path / "model"}, device: cpu}}
+calibration: {{source: {ids}}}
+output: {tmp_path / "out"}
+"""
+    recipe, contest = tmp_path / "recipe.yaml", tmp_path / "contest.yaml"
+    stages = f"stages: [{{prune: sleb, target: {{layers_removed: 2}}}}, {{recover: {name}}}]\n"
+    recipe.write_text(f"{head}{stages}export: [onnx: {{}}]\n")
+    contest.write_text(
+        f"{head}methods: [{{prune: sleb, recover: [{{recover: {name}}}]}}]\n"
+        f"targets: [{{layers_removed: 2}}]\n"
+        f"evaluate: [footprint: {{tokens: 16}}]\n"
+    )
+    monkeypatch.setattr(Sleb, "plan", lambda *_: pytest.fail("searched"))
+    for work in (lambda: run(recipe), lambda: plan(recipe), lambda: compare(contest)):
+        with pytest.raises(CalibrationError) as caught:
+            work()
+        assert caught.value.message == (
+            f"'{name}' needs 2 calibration samples or more; the set has 1"
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_recipe_repairs_what_it_pruned(tokens: Path, tmp_path: Path) -> None:
