@@ -193,7 +193,7 @@ output: {tmp_path / "out"}
 """
     recipe, contest = tmp_path / "recipe.yaml", tmp_path / "contest.yaml"
     stages = f"stages: [{{prune: sleb, target: {{layers_removed: 2}}}}, {{recover: {name}}}]\n"
-    recipe.write_text(f"{head}{stages}export: [onnx: {{}}]\n")
+    recipe.write_text(head + stages)
     contest.write_text(
         f"{head}methods: [{{prune: sleb, recover: [{{recover: {name}}}]}}]\n"
         f"targets: [{{layers_removed: 2}}]\n"
