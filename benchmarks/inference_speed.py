@@ -16,13 +16,13 @@ import copy
 import random
 import sys
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from slm_plugin.errors import SlmError
 from slm_plugin.evaluation.latency import time_run
-from slm_plugin.evaluation.prefill import random_prompt
+from slm_plugin.evaluation.prefill import check_room, random_prompt
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.pruners.plan import PruningPlan
 from slm_plugin.registry import pruners
@@ -59,16 +59,13 @@ def timed(
     sessions: dict[str, Session], arguments: argparse.Namespace
 ) -> dict[str, list[tuple[float, float]]]:
     """Seconds of prefill and of decoding in every round that counts."""
-    prompts = {
-        name: random_prompt(session, arguments.batch, arguments.prompt)
-        for name, session in sessions.items()
-    }
+    prompt = random_prompt(sessions[AS_LOADED], arguments.batch, arguments.prompt)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in sessions}
     order, shuffler = list(sessions), random.Random(1234)
     for number in range(arguments.rounds + 1):
         shuffler.shuffle(order)
         for name in order:
-            seconds = time_run(sessions[name].model, prompts[name], arguments.new)
+            seconds = time_run(sessions[name].model, prompt, arguments.new)
             if number:
                 found[name].append(seconds)
     return found
@@ -83,7 +80,7 @@ def rows(
     for name, session in sessions.items():
         size, own = session.view.dimensions(), seconds[name]
         ratios = [[b[part] / o[part] for b, o in zip(base, own, strict=True)] for part in (0, 1)]
-        step = quantiles([1000 * decoding / new for _, decoding in own], n=4)[1]
+        step = median(1000 * decoding / new for _, decoding in own)
         table.append(
             [
                 name,
@@ -105,7 +102,7 @@ def main() -> None:
     """Prune, time and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--layers", type=int, nargs="+", default=[3, 6, 9], help="how many go")
     parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt")
     parser.add_argument("--new", type=int, default=32, help="steps after the prompt")
@@ -116,6 +113,7 @@ def main() -> None:
         parser.error("quartiles need two rounds or more")
     try:
         model, tokenizer = load(ModelSource(id=arguments.model, dtype=arguments.dtype))
+        check_room(model, arguments.prompt + arguments.new, "the benchmark")
         sessions = candidates(Session(model, tokenizer), arguments.layers)
     except SlmError as error:
         raise SystemExit(str(error)) from error

@@ -122,7 +122,7 @@ class StreamlineRecovery(Recovery):
                 hint="put it behind a stage that merges layers, as `prune: streamline` or `slm`",
             )
         reference_of(session, self.name)
-        if session.calibration is None or len(session.calibration) < 2:
+        if session.calibration is None or len(session.calibration) < self.fewest_samples:
             raise CalibrationError(
                 f"{self.name} trains on some samples and judges by others; "
                 "the calibration set has no two",
