@@ -26,8 +26,7 @@ from slm_plugin.evaluation.prefill import check_room, random_prompt
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.pruners.plan import PruningPlan
 from slm_plugin.registry import pruners
-from slm_plugin.session import Session
-from slm_plugin.surgery import apply
+from slm_plugin.session import Session, apply
 from slm_plugin.target import Target
 
 AS_LOADED = "as loaded"

@@ -29,7 +29,7 @@ from slm_plugin.evaluation.perplexity import Perplexity, PerplexityOptions
 from slm_plugin.files import write_text
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.pruners.depth.slm import SlidingLayerMerging, SlmOptions
-from slm_plugin.surgery import apply
+from slm_plugin.session import apply
 
 SEED = 1234
 
@@ -87,7 +87,7 @@ def cell(chosen: argparse.Namespace, pristine: Session, options: SlmOptions, rem
         apply(plan, session)
     searched = time.perf_counter() - started
     session.release()
-    measured = [m for evaluator in evaluators(chosen) for m in evaluator.measure(session)]
+    measured = [m for evaluator in evaluators(chosen) for m in session.measure(evaluator)]
     return {
         "criterion": options.criterion if removed else "",
         "search": options.search if removed else "dense",

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
         register_pruner,
         register_recovery,
     )
-    from slm_plugin.session import Session
-    from slm_plugin.surgery import apply
+    from slm_plugin.session import Session, apply
     from slm_plugin.target import Target
 
 __version__ = "0.1.0"
@@ -33,7 +32,7 @@ _HOMES = {
     "Session": "slm_plugin.session",
     "SlmError": "slm_plugin.errors",
     "Target": "slm_plugin.target",
-    "apply": "slm_plugin.surgery",
+    "apply": "slm_plugin.session",
     "list_pruners": "slm_plugin.registry",
     "plan": "slm_plugin.pipeline",
     "register_evaluator": "slm_plugin.registry",

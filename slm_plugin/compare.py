@@ -17,7 +17,7 @@ from slm_plugin.calibration.samples import CalibrationRecord, digest, draw
 from slm_plugin.comparison.effort import effort_of
 from slm_plugin.comparison.kept import Kept
 from slm_plugin.comparison.record import Cell, ComparisonReport, Effort, Planned
-from slm_plugin.errors import OutputError, SlmError, TargetError, UserError
+from slm_plugin.errors import ContractError, OutputError, SlmError, TargetError, UserError
 from slm_plugin.evaluation.base import Evaluator, Measurement
 from slm_plugin.files import check_free, whole_folder
 from slm_plugin.models.bundled import cache_folder
@@ -30,7 +30,6 @@ from slm_plugin.recipe.comparison import Comparison, Method, named
 from slm_plugin.recovery.base import Recovery
 from slm_plugin.report.writer import write_comparison
 from slm_plugin.session import Session
-from slm_plugin.surgery import apply
 from slm_plugin.target import Target
 from slm_plugin.versions import installed_versions, machine
 
@@ -245,8 +244,9 @@ def _naming(recovery: Recovery | None) -> dict[str, Any]:
 def _planned(run: _Run, pruner: Pruner, facts: dict[str, Any]) -> Planned | SlmError:
     """The plan of a strategy for the pristine model, or why there is none.
 
-    Strategies leave the model as it is; if one did not, surgery would refuse all later plans, as
-    their fingerprint is that of the model before the first.
+    Raises:
+        ContractError: The strategy changed the model. All other cells are copies of it, so the
+            comparison ends; those that are finished are kept.
     """
     known = run.kept.find(Planned, facts)
     if known is not None:
@@ -256,8 +256,8 @@ def _planned(run: _Run, pruner: Pruner, facts: dict[str, Any]) -> Planned | SlmE
         # One pass over the calibration set serves all strategies: it is no part of their time.
         run.pristine.captured()
     try:
-        plan, effort = effort_of(run.pristine, lambda: pruner.plan(run.pristine))
-    except OutputError:
+        plan, effort = effort_of(run.pristine, lambda: run.pristine.plan(pruner))
+    except (OutputError, ContractError):
         raise
     except SlmError as error:
         say(f"  {_one_line(error)}")
@@ -290,12 +290,11 @@ def _pruned(
     if recovery is not None and recovery.reference:
         pristine.keep_reference()
         session.reference = pristine.reference
-    apply(plan, session)
+    session.apply(plan)
     if recovery is None:
         return session, None
     _seed(session.seed)
-    _, effort = effort_of(session, lambda: recovery.recover(session))
-    session.model_changed()
+    _, effort = effort_of(session, lambda: session.recover(recovery))
     return session, effort
 
 
@@ -323,7 +322,7 @@ def _measure(
     """Add all figures to ``measured``, by evaluator; they stay there when a later one fails."""
     session.release()
     for evaluator in evaluators:
-        taken = tuple(evaluator.measure(session))
+        taken = tuple(session.measure(evaluator))
         measured[evaluator.name] = (*measured.get(evaluator.name, ()), *taken)
     return measured
 

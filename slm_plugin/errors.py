@@ -64,5 +64,9 @@ class NumericalError(SlmError):
     """NaN or infinity where a number was needed."""
 
 
+class ContractError(SlmError):
+    """A strategy, recovery, evaluator or exporter that changed what it must leave as it is."""
+
+
 class VerificationError(SlmError):
     """A result that does not compute what it should."""

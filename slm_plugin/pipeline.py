@@ -29,7 +29,6 @@ from slm_plugin.recovery.base import Recovery
 from slm_plugin.report.record import RunReport, StageRecord, StateRecord
 from slm_plugin.report.writer import write_report
 from slm_plugin.session import Session
-from slm_plugin.surgery import apply
 from slm_plugin.versions import installed_versions, machine
 
 
@@ -83,7 +82,7 @@ def run(recipe: Recipe | str | Path, *, overwrite: bool = False) -> RunResult:
         exports = []
         for exporter in recipe.exporters:
             with _timed(f"export {exporter.name}"):
-                exports.append(exporter.export(session, folder))
+                exports.append(session.export(exporter, folder))
         report = _report(recipe, session, source, log, exports)
         write_report(report, log.plans, folder)
     return RunResult(report, log.plans, recipe.output)
@@ -109,13 +108,12 @@ def plan(recipe: Recipe | str | Path) -> dict[str, PruningPlan]:
     for number, stage in enumerate(recipe.stages[:last], start=1):
         if isinstance(stage, Pruner):
             with _timed(f"stage {number}: plan {stage.name}"):
-                made = stage.plan(session)
+                made = session.plan(stage)
             plans[_plan_name(number, stage)] = made
             if number < last:
-                apply(made, session)
+                session.apply(made)
         else:
-            stage.recover(session)
-            session.model_changed()
+            session.recover(stage)
     return plans
 
 
@@ -200,10 +198,10 @@ def _stage(stage: Stage, number: int, session: Session, log: _Log, folder: Path)
     started = time.perf_counter()
     if isinstance(stage, Pruner):
         with _timed(f"stage {number}: {stage.name}, {stage.target.describe()}"):
-            made = stage.plan(session)
+            made = session.plan(stage)
             name = _plan_name(number, stage)
             made.write(folder / name)
-            apply(made, session)
+            session.apply(made)
         log.plans[name] = made
         record = StageRecord(
             number=number,
@@ -220,8 +218,7 @@ def _stage(stage: Stage, number: int, session: Session, log: _Log, folder: Path)
             say(f"  warning: {warning}")
     else:
         with _timed(f"stage {number}: {stage.name}"):
-            recovery = stage.recover(session)
-            session.model_changed()
+            recovery = session.recover(stage)
         record = StageRecord(
             number=number,
             kind="recovery",
@@ -256,7 +253,7 @@ def _measure(recipe: Recipe, session: Session, log: _Log, stage: int, label: str
     measured = []
     for evaluator in chosen:
         with _timed(f"measure {label}: {evaluator.name}"):
-            measured += evaluator.measure(session)
+            measured += session.measure(evaluator)
     log.states.append(StateRecord(stage=stage, label=label, measurements=tuple(measured)))
 
 

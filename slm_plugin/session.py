@@ -1,28 +1,71 @@
-"""The one loaded model of a run, with its tokenizer, calibration set and captured activations."""
+"""The one loaded model of a run, and the only ways in which it changes or is looked at."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import torch
 from torch import Tensor
 
 from slm_plugin.calibration.captures import Batch, capture, split
-from slm_plugin.errors import CalibrationError
+from slm_plugin.errors import (
+    CalibrationError,
+    ContractError,
+    NumericalError,
+    PlanError,
+    UserError,
+    VerificationError,
+)
+from slm_plugin.evaluation.base import Evaluator, Measurement
+from slm_plugin.export.base import Exporter, ExportRecord
 from slm_plugin.models.fingerprint import Fingerprint, fingerprint
+from slm_plugin.models.operators import operators
+from slm_plugin.models.process import same_process
+from slm_plugin.models.state import (
+    WEIGHT,
+    State,
+    changes,
+    checksum,
+    in_words,
+    kept_trainability,
+    shapes_of,
+    state_of,
+    weights_of,
+    without_operators,
+)
+from slm_plugin.models.streaming import StreamedParameter
 from slm_plugin.models.view import DecoderView, Dimensions
+from slm_plugin.progress import say
+from slm_plugin.pruners.base import Pruner
+from slm_plugin.pruners.plan import PruningPlan
+from slm_plugin.recovery.base import Recovery, RecoveryRecord
+from slm_plugin.surgery import carry_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+T = TypeVar("T")
+_TELL = "tell its author; nothing that comes after it can be trusted"
 
 
 @dataclass
 class Session:
     """State that the stages of a recipe share.
 
-    The model is loaded once and changed in place by surgery, which then calls `model_changed`.
+    The model is loaded once and changed in place, by `apply` and `recover` alone. `plan`,
+    `measure` and `export` call a component and make sure that it leaves the model as it is. Every
+    component finds the model in evaluation mode, which it is set to here, and random generators
+    that start from the session's seed. Modes, gradients and settings of the process that a
+    component leaves behind are put back and told; any other change is an error, and the session
+    is of no more use.
+
+    Weights may change between two calls (a training of the user's own): what was derived from the
+    former ones is then derived anew, and plans for them are refused. Layers may not: make a new
+    session.
 
     Attributes:
         model: The model, in evaluation mode.
@@ -53,11 +96,17 @@ class Session:
     sources: tuple[tuple[int, int], ...] = field(init=False)
     reference: list[Batch] | None = field(default=None, init=False, repr=False)
     _captured: list[Batch] | None = field(default=None, init=False, repr=False)
+    _captured_from: State = field(default_factory=dict, init=False, repr=False)
     _fingerprint: Fingerprint | None = field(default=None, init=False, repr=False)
+    _fingerprint_of: State = field(default_factory=dict, init=False, repr=False)
+    _shapes: dict[str, tuple[int, ...]] = field(init=False, repr=False)
+    _spoiled: str = field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.model.eval()
         self.original = self.view.dimensions()
         self.sources = tuple((index, index) for index in range(self.original.layers))
+        self._shapes = shapes_of(self.model)
         if not self.batch_tokens:
             # A CPU is as fast on small batches, which need less memory and let a search stop a
             # trial sooner; a GPU is not (benchmarks/slm_search.py --batch-tokens).
@@ -67,6 +116,98 @@ class Session:
     def view(self) -> DecoderView:
         """The model seen as a decoder."""
         return DecoderView.of(self.model)
+
+    def plan(self, pruner: Pruner) -> PruningPlan:
+        """What a strategy decides for the model in its present state.
+
+        Raises:
+            TargetError: The target cannot be reached.
+            ContractError: The strategy changed the model, or gave back something else.
+            UserError: Layers changed outside the session.
+        """
+        with self._untouched(_name(pruner), "planning"):
+            return _returned(pruner.plan(self), PruningPlan, _name(pruner))
+
+    def apply(self, plan: PruningPlan) -> None:
+        """Carry a plan out on the model, in place.
+
+        The fingerprint that must agree is that of the weights as they are now, whoever changed
+        them. So a plan is refused after any recovery that changed a bit, and when it was carried
+        out already; it fits a copy of its model as well as the model itself.
+
+        Raises:
+            PlanError: The plan was made for another model, or its operations contradict one
+                another.
+            MissingExtraError: The plan cuts width and torch-pruning is not installed.
+            VerificationError: The result does not measure what the plan promises.
+            ContractError: The session is of no more use.
+            UserError: Layers changed outside the session.
+        """
+        self._refuse_unusable()
+        self._refuse_other_model(plan)
+        model, before = self.model, self._state()
+        try:
+            with kept_trainability(lambda: model):
+                runs = carry_out(self.model, plan.operations)
+            self._verify(plan)
+        except BaseException:
+            self._spoil_if(model, before, f"the plan by '{plan.pruner}' was carried out in part")
+            raise
+        finally:
+            self.model_changed()
+        former = self.sources
+        self.sources = tuple((former[first][0], former[last][1]) for first, last in runs)
+        self._shapes = shapes_of(self.model)
+
+    def recover(self, recovery: Recovery) -> RecoveryRecord:
+        """Repair the model in place: weights change, and nothing else.
+
+        A recovery that fails must leave the model as it was; otherwise the session is of no more
+        use.
+
+        Raises:
+            ContractError: The recovery changed more than weights, or gave back something else.
+            NumericalError: It left NaN or infinity in a weight.
+            UserError: Layers changed outside the session.
+            SlmError: What the recovery itself refuses.
+        """
+        name = _name(recovery)
+        self._refuse_unusable()
+        model, before = self.model, self._state()
+        try:
+            with self._same_start(name):
+                record = _returned(recovery.recover(self), RecoveryRecord, name)
+            self._check_repaired(recovery, model, before)
+        except BaseException:
+            self._spoil_if(model, before, f"'{name}' failed and left the model changed")
+            raise
+        finally:
+            self.model_changed()
+        self._shapes = shapes_of(self.model)
+        return record
+
+    def measure(self, evaluator: Evaluator) -> list[Measurement]:
+        """Measure the model in its present state.
+
+        Raises:
+            ContractError: The evaluator changed the model, or gave back something else.
+            UserError: Layers changed outside the session.
+            SlmError: What the evaluator itself refuses.
+        """
+        with self._untouched(_name(evaluator), "measuring"):
+            taken = _returned(evaluator.measure(self), list, _name(evaluator))
+            return [_returned(one, Measurement, _name(evaluator)) for one in taken]
+
+    def export(self, exporter: Exporter, output: Path) -> ExportRecord:
+        """Write the model below a folder, and prove what was written.
+
+        Raises:
+            ContractError: The exporter changed the model, or gave back something else.
+            UserError: Layers changed outside the session.
+            SlmError: What the exporter itself refuses.
+        """
+        with self._untouched(_name(exporter), "exporting"):
+            return _returned(exporter.export(self, output), ExportRecord, _name(exporter))
 
     def batches(self) -> Iterator[Tensor]:
         """Calibration token ids in batches, on the model's device.
@@ -89,8 +230,13 @@ class Session:
             CalibrationError: The session has no calibration set.
             NumericalError: The model produces NaN or infinity.
         """
-        if self._captured is None:
+        state = {**weights_of(self.model), **self._facts()}
+        if self._captured is None or changes(self._captured_from, state):
+            # Given up first: two captures need not lie on disk at once.
+            self._captured = None
+            self.model.eval()
             self._captured = capture(self.view, self.batches())
+            self._captured_from = state
         return self._captured
 
     def keep_reference(self) -> None:
@@ -106,24 +252,197 @@ class Session:
 
     def fingerprint(self) -> Fingerprint:
         """Identity of the model in its present state."""
-        if self._fingerprint is None:
+        state = weights_of(self.model)
+        if self._fingerprint is None or changes(self._fingerprint_of, state):
             self._fingerprint = fingerprint(self.model)
+            self._fingerprint_of = state
         return self._fingerprint
 
     def release(self) -> None:
         """Give up captured activations; the next request captures anew."""
         self._captured = None
 
-    def layers_changed(self, runs: Sequence[tuple[int, int]]) -> None:
-        """Note what the layers are made of now.
-
-        Args:
-            runs: For every layer the lowest and the highest of the former layers.
-        """
-        former = self.sources
-        self.sources = tuple((former[first][0], former[last][1]) for first, last in runs)
-
     def model_changed(self) -> None:
         """Forget everything that was derived from the model's former state."""
         self._captured = None
         self._fingerprint = None
+
+    def _state(self) -> State:
+        """Everything that a component must leave as it is."""
+        return {**state_of(self.model), **self._facts()}
+
+    def _facts(self) -> State:
+        """The same of the session itself."""
+        facts: State = {
+            ("session's", name): getattr(self, name) for name in ("sources", "batch_tokens", "seed")
+        }
+        if self.calibration is not None:
+            facts["session's", "calibration"] = checksum(self.calibration)
+        if self.tokenizer is not None:
+            facts["session's", "tokenizer"] = (
+                type(self.tokenizer).__name__,
+                len(self.tokenizer),
+                self.tokenizer.padding_side,
+                self.tokenizer.truncation_side,
+                str(self.tokenizer.special_tokens_map),
+            )
+        return facts
+
+    @contextmanager
+    def _untouched(self, name: str, doing: str) -> Iterator[None]:
+        """Let a component work that may change nothing.
+
+        Raises:
+            ContractError: It did. An error of the component's own gives way: what it says is of a
+                model that is no more.
+        """
+        self._refuse_unusable()
+        model, before = self.model, self._state()
+        try:
+            with self._same_start(name):
+                yield
+        except BaseException as error:
+            found = self._broken(model, before, name, doing)
+            if found is not None and isinstance(error, Exception):
+                raise found from error
+            raise
+        found = self._broken(model, before, name, doing)
+        if found is not None:
+            raise found
+
+    def _broken(
+        self, model: PreTrainedModel, before: State, name: str, doing: str
+    ) -> ContractError | None:
+        """What a component did that it may not, once the session knows of it."""
+        if self.model is not model:
+            self.model, what = model, "put another model in place of the session's"
+        else:
+            found = changes(before, self._state())
+            if not found:
+                return None
+            what = f"changed the model ({in_words(found)})"
+        self._spoiled = f"'{name}' {what} while {doing}"
+        return ContractError(self._spoiled, hint=_TELL)
+
+    @contextmanager
+    def _same_start(self, name: str) -> Iterator[None]:
+        """Evaluation mode and seeded generators for a component; what it leaves is put back."""
+        model = self.model
+
+        def present() -> PreTrainedModel:
+            return self.model if type(self.model) is type(model) else model
+
+        with (
+            same_process(self.seed, model.device) as settings,
+            kept_trainability(present) as modes,
+        ):
+            yield
+        if modes or settings:
+            left = ", ".join([*modes, *settings])
+            say(f"  warning: '{name}' left changed, and it was put back: {left}")
+
+    def _refuse_unusable(self) -> None:
+        """Refuse to go on with a model of which nobody knows what it is.
+
+        Raises:
+            ContractError: A component or a failure left it so.
+            UserError: Layers changed outside the session.
+        """
+        if self._spoiled:
+            raise ContractError(
+                f"the session is of no more use: {self._spoiled}",
+                hint="load the model anew and make a new session",
+            )
+        now = shapes_of(self.model)
+        if now != self._shapes:
+            name = min(n for n, _ in now.items() ^ self._shapes.items())
+            raise UserError(
+                f"the model's layers changed outside the session, first {name}",
+                hint="make a new session for the model as it is now",
+            )
+
+    def _refuse_other_model(self, plan: PruningPlan) -> None:
+        if operators(self.model):
+            raise PlanError(
+                "the model has operators between its layers, and what they make up for is settled",
+                hint="prune before the recovery that puts them there",
+            )
+        found = self.fingerprint()
+        differs = [
+            name
+            for name in type(found).model_fields
+            if getattr(found, name) != getattr(plan.fingerprint, name)
+        ]
+        if differs:
+            raise PlanError(
+                f"the plan was made for another model: {', '.join(differs)} differ",
+                hint="apply it to the checkpoint and dtype that it was made for, or plan anew",
+            )
+
+    def _verify(self, plan: PruningPlan) -> None:
+        measured = self.view.dimensions()
+        differs = [
+            f"{name} is {getattr(measured, name)}, promised {getattr(plan.after, name)}"
+            for name in type(measured).model_fields
+            if getattr(measured, name) != getattr(plan.after, name)
+        ]
+        if differs:
+            raise VerificationError(
+                f"surgery did not keep the plan's promise: {'; '.join(differs)}"
+            )
+
+    def _check_repaired(self, recovery: Recovery, model: PreTrainedModel, before: State) -> None:
+        if type(self.model) is not type(model):
+            raise ContractError(
+                f"'{_name(recovery)}' left a {type(self.model).__name__} in place of the model",
+                hint=_TELL,
+            )
+        after = self._state()
+        if recovery.operators:
+            before, after = without_operators(before), without_operators(after)
+        found = changes(before, after)
+        beyond = [key for key in found if key[0] != WEIGHT]
+        if beyond:
+            raise ContractError(
+                f"'{_name(recovery)}' changed more than the values of weights: {in_words(beyond)}",
+                hint=_TELL,
+            )
+        written = {name for kind, name in found if kind == WEIGHT}
+        for name, parameter in self.model.named_parameters():
+            if name in written and not isinstance(parameter, StreamedParameter):
+                _refuse_non_finite(parameter, name, _name(recovery))
+
+    def _spoil_if(self, model: PreTrainedModel, before: State, why: str) -> None:
+        """Nothing more is done with a model that a failure left changed."""
+        if self.model is not model or changes(before, self._state()):
+            self.model, self._spoiled = model, why
+
+
+def apply(plan: PruningPlan, session: Session) -> None:
+    """Carry a plan out on a session's model, in place: `Session.apply`."""
+    session.apply(plan)
+
+
+def _name(component: object) -> str:
+    """What a component is called; a class that was never registered has no name."""
+    return str(getattr(component, "name", type(component).__name__))
+
+
+def _returned(value: object, kind: type[T], name: str) -> T:
+    if not isinstance(value, kind):
+        raise ContractError(
+            f"'{name}' gave back {type(value).__name__}, not {kind.__name__}",
+            hint=_TELL,
+        )
+    return value
+
+
+def _refuse_non_finite(parameter: Tensor, name: str, recovery: str) -> None:
+    # A sum is a pass without a copy; one that is finite has finite terms.
+    if torch.isfinite(parameter.detach().sum(dtype=torch.float32)):
+        return
+    if not torch.isfinite(parameter).all():
+        raise NumericalError(
+            f"'{recovery}' left NaN or infinity in {name}",
+            hint="load the model in float32 or bfloat16, or repair with smaller steps",
+        )

@@ -22,7 +22,6 @@ from slm_plugin.pruners.depth.deepest import Deepest
 from slm_plugin.pruners.plan import PruningPlan
 from slm_plugin.recipe.comparison import Comparison
 from slm_plugin.session import Session
-from slm_plugin.surgery import apply
 from slm_plugin.target import Target
 from tests.conftest import make_checkpoint
 
@@ -104,9 +103,9 @@ def by_hand(file: Path, strategy: type[Pruner] | None, removed: int) -> float:
     session = Session(model, tokenizer, draw(read.calibration, model, tokenizer, read.seed))
     if strategy is not None:
         pruner = strategy(strategy.Options(), Target(layers_removed=removed))
-        apply(pruner.plan(session), session)
+        session.apply(session.plan(pruner))
     options = PerplexityOptions(source=str(file.parent / "text.txt"), length=16)
-    return Perplexity(options).measure(session)[0].value
+    return session.measure(Perplexity(options))[0].value
 
 
 def test_every_cell_is_there_and_is_what_the_method_alone_gives(file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,7 +24,9 @@ from slm_plugin.calibration.captures import Batch
 from slm_plugin.errors import CalibrationError
 from slm_plugin.progress import track
 from slm_plugin.pruners.depth.measures.cka import chance_matrix, cka_matrix, gram
-from slm_plugin.session import Session
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
 
 # Their 28 pairs tell how far one estimate scatters.
 _NOISE_SETS = 8

@@ -87,7 +87,6 @@ def apply(
     from slm_plugin.models.loading import ModelSource, load
     from slm_plugin.pruners.plan import PruningPlan
     from slm_plugin.session import Session
-    from slm_plugin.surgery import apply as carry_out
 
     made = PruningPlan.read(plan_file)
     if upto is not None:
@@ -101,9 +100,9 @@ def apply(
         raise UserError(f"--{wrong['loc'][0]} {given}: {wrong['msg']}") from error
     network, tokenizer = load(source)
     session = Session(network, tokenizer, source=model)
-    carry_out(made, session)
+    session.apply(made)
     with whole_folder(output, overwrite=overwrite) as scratch:
-        record = CheckpointExporter(CheckpointExporter.Options()).export(session, scratch)
+        record = session.export(CheckpointExporter(CheckpointExporter.Options()), scratch)
         made.write(scratch / "plan.json")
     typer.echo(f"{output / record.folder}")
 

@@ -72,6 +72,11 @@ def without_operators(model: PreTrainedModel) -> Iterator[None]:
             module.add_module(NAME, linear)
 
 
+def is_operator_hook(hook: object) -> bool:
+    """Whether a hook of a module is the one that applies its operator."""
+    return hook is _multiply
+
+
 def _multiply(module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
     # A plain function, so that a copy of the module keeps it and uses its own operator.
     operator = getattr(module, NAME, None)

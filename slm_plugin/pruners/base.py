@@ -1,4 +1,4 @@
-"""The common pruner interface: a strategy scores and decides, it never touches the model."""
+"""The common pruner interface: a strategy scores and decides, it never changes the model."""
 
 from __future__ import annotations
 
@@ -54,6 +54,9 @@ class Pruner(ABC):
     @abstractmethod
     def plan(self, session: Session) -> PruningPlan:
         """Decide what to prune, and leave the session's model as it is.
+
+        `Session.plan` calls it, in evaluation mode and from the session's seed, and refuses a
+        strategy that changed the model. Whatever is random here starts from `Session.seed`.
 
         Raises:
             TargetError: The target cannot be reached.

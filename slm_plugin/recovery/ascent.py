@@ -152,7 +152,6 @@ def repair_upwards(
                 if position in places:
                     notes += repair(ascent, write)
                 ascent.climb()
-        session.model_changed()
     return RecoveryRecord(
         recovery=recovery.name, options=recovery.options.model_dump(), notes=tuple(notes)
     )

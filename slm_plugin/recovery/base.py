@@ -29,7 +29,12 @@ class RecoveryOptions(BaseModel):
 
 
 class Recovery(ABC):
-    """Changes weights, never their shapes.
+    """Changes the values of weights, and nothing else of the model.
+
+    `Session.recover` runs it, in evaluation mode and from the session's seed, and holds it to that:
+    shapes, number format, device, modules, hooks and configuration are as before when it ends, and
+    no weight is NaN. A recovery that raises leaves the model as it was. Gradients, their flags and
+    training mode are put back for it, and the session forgets by itself what it had derived.
 
     ``reference`` says that the recovery leads the model back to what its layers computed before
     the first stage: it finds that in `Session.reference`. ``operators`` says that it puts operators
@@ -60,4 +65,4 @@ class Recovery(ABC):
 
     @abstractmethod
     def recover(self, session: Session) -> RecoveryRecord:
-        """Repair the session's model in place."""
+        """Repair the session's model in place; called by `Session.recover`."""

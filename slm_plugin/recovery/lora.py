@@ -82,14 +82,13 @@ class LoraRecovery(Recovery):
         session.release()
         try:
             losses = tuple(self._train(adapted, session.calibration, session.seed))
+            session.model = adapted.eval().merge_and_unload()
         except BaseException:
-            session.model = adapted.unload()
+            session.model = adapted.eval().unload()
             raise
         finally:
-            adapted.eval()
-        session.model = adapted.merge_and_unload()
-        for parameter, before in zip(session.model.parameters(), needed, strict=True):
-            parameter.requires_grad_(before)
+            for parameter, before in zip(session.model.parameters(), needed, strict=True):
+                parameter.requires_grad_(before)
         samples, length = session.calibration.shape
         return RecoveryRecord(
             recovery=self.name,

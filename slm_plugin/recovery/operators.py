@@ -62,7 +62,6 @@ def put_operators(recovery: Recovery, session: Session, find: Find) -> RecoveryR
     if found:
         width = session.view.embedding.embedding_dim
         notes.append(f"operators added: {len(found)} of {width} x {width}; only ONNX holds them")
-    session.model_changed()
     return RecoveryRecord(
         recovery=recovery.name, options=recovery.options.model_dump(), notes=tuple(notes)
     )

@@ -61,7 +61,6 @@ class Rescale(Recovery):
         if top in places:
             notes.append(f"layer {top}: left as it is, the final norm above is blind to length")
         _scale(session.view, factors)
-        session.model_changed()
         return RecoveryRecord(
             recovery=self.name, options=self.options.model_dump(), notes=tuple(notes)
         )

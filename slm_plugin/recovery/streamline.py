@@ -102,12 +102,9 @@ class StreamlineRecovery(Recovery):
                 label = f"{self.name}: epochs of layer {place}"
                 with only_trainable(session.model, layers[place].parameters()):
                     results[place] = self._train(layers[place], loss, session, generator, label)
-                session.model_changed()
         except BaseException:
             _write(trained, former)
             raise
-        finally:
-            session.model_changed()
         return RecoveryRecord(
             recovery=self.name,
             options=self.options.model_dump(),

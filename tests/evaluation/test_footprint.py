@@ -32,7 +32,7 @@ needs_proc = pytest.mark.skipif(
 def measure(session: Session, **options: object) -> dict[str, float]:
     """Values of a footprint evaluator by name."""
     evaluator = Footprint(FootprintOptions.model_validate(options))
-    return {found.name: found.value for found in evaluator.measure(session)}
+    return {found.name: found.value for found in session.measure(evaluator)}
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -20,7 +20,7 @@ from tests.conftest import make_model, random_tokens
 def measure(session: Session, **options: object) -> dict[str, float]:
     """Values of a latency evaluator by name."""
     evaluator = Latency(LatencyOptions.model_validate(options))
-    return {found.name: found.value for found in evaluator.measure(session)}
+    return {found.name: found.value for found in session.measure(evaluator)}
 
 
 def run_clock(monkeypatch: pytest.MonkeyPatch, seconds: Iterable[float]) -> None:

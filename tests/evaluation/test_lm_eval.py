@@ -108,7 +108,7 @@ def measure(session: Session, tasks: Sequence[str], **options: Any) -> dict[str,
     """Measurements of an lm_eval evaluator by name."""
     evaluator = LmEval(LmEvalOptions(tasks=tuple(tasks), **options))
     evaluator.check()
-    return {found.name: found for found in evaluator.measure(session)}
+    return {found.name: found for found in session.measure(evaluator)}
 
 
 @torch.no_grad()
@@ -191,8 +191,8 @@ def test_measuring_twice_agrees(session: Session, folder: str) -> None:
     options = {"include_path": folder, "num_fewshot": 2, "limit": 8, "seed": 3}
     evaluator = LmEval(LmEvalOptions(tasks=("words_many", "words_few"), **options))
     loaded = evaluator.loaded
-    first = evaluator.measure(session)
-    assert evaluator.measure(session) == first
+    first = session.measure(evaluator)
+    assert session.measure(evaluator) == first
     assert evaluator.loaded is loaded
     assert "2-shot, 8 of 40 documents, few-shot seed 3" in first[0].protocol
 

@@ -34,7 +34,7 @@ def test_measuring_changes_nothing(
     cls = evaluators.get(name)
     evaluator = cls(cls.Options.model_validate(OPTIONS[name]))
     evaluator.check()
-    assert evaluator.measure(session)
+    assert session.measure(evaluator)
     again = Session(session.model)
     assert again.fingerprint() == before
     assert not any(module.training for module in session.model.modules())

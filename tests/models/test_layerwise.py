@@ -24,8 +24,7 @@ from slm_plugin.pruners.depth.search.trials import Trials
 from slm_plugin.pruners.depth.slm import SlidingLayerMerging, SlmOptions
 from slm_plugin.pruners.plan import DropLayers, MergeLayers
 from slm_plugin.registry import pruners
-from slm_plugin.session import Session
-from slm_plugin.surgery import apply
+from slm_plugin.session import Session, apply
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target
 from tests.conftest import make_model, random_tokens

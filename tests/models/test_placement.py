@@ -15,8 +15,7 @@ from slm_plugin.models.placement import Kept, outgrows, places, settle
 from slm_plugin.models.streaming import StreamedParameter, is_streamed
 from slm_plugin.pruners.depth.slm import SlidingLayerMerging, SlmOptions
 from slm_plugin.recipe import Recipe
-from slm_plugin.session import Session
-from slm_plugin.surgery import apply
+from slm_plugin.session import Session, apply
 from slm_plugin.target import Target
 from tests.conftest import make_model, random_tokens
 

@@ -8,8 +8,7 @@ from transformers import PreTrainedModel
 from slm_plugin.pruners.plan import DropLayers, DropSublayers, MergeLayers, PruningPlan
 from slm_plugin.recovery.base import RecoveryRecord
 from slm_plugin.registry import recoveries
-from slm_plugin.session import Session
-from slm_plugin.surgery import apply
+from slm_plugin.session import Session, apply
 from slm_plugin.target import Target
 from tests.conftest import random_tokens
 
@@ -59,7 +58,7 @@ def join(index: int) -> DropSublayers:
 def recover(name: str, session: Session, **options: object) -> RecoveryRecord:
     """Carry a recovery out."""
     kind = recoveries.get(name)
-    return kind(kind.Options(**options)).recover(session)
+    return session.recover(kind(kind.Options(**options)))
 
 
 @torch.no_grad()

@@ -16,9 +16,9 @@ from slm_plugin.pruners.plan import DropLayers, MergeLayers
 from slm_plugin.recovery.base import RecoveryRecord
 from slm_plugin.recovery.streamline import StreamlineOptions, StreamlineRecovery
 from slm_plugin.session import Session
-from slm_plugin.surgery.layers import apply_layers
 from tests.conftest import make_checkpoint, make_model, random_tokens
 from tests.pruners.depth.strategies import layer_outputs, make_identity, mean_loss
+from tests.recovery.pruned import remove
 
 SAMPLES = random_tokens(12, 10)
 # Text in which every next token follows from the last: there is something to learn.
@@ -40,14 +40,13 @@ def pruned(
     """A session whose reference was kept before these operations; two samples a batch."""
     session = Session(model, calibration=tokens, batch_tokens=20, seed=seed)
     session.keep_reference()
-    session.layers_changed(apply_layers(model, operations))
-    session.model_changed()
+    remove(session, *operations)
     return session
 
 
 def recover(session: Session, **options: object) -> RecoveryRecord:
     """Train with these options, fast unless they say otherwise."""
-    return StreamlineRecovery(StreamlineOptions(**{**FAST, **options})).recover(session)  # type: ignore[arg-type]
+    return session.recover(StreamlineRecovery(StreamlineOptions(**{**FAST, **options})))  # type: ignore[arg-type]
 
 
 def told(record: RecoveryRecord) -> dict[int, tuple[float, float]]:
@@ -266,7 +265,7 @@ def test_a_reference_is_needed_from_before_the_first_stage(late: bool) -> None:
     """Without one, or with one of a model that was pruned already, nothing can be imitated."""
     model = make_model()
     session = Session(model, calibration=SAMPLES)
-    session.layers_changed(apply_layers(model, ONE_RUN))
+    remove(session, *ONE_RUN)
     if late:
         session.keep_reference()
     with pytest.raises(UserError, match="before the first stage"):

@@ -6,14 +6,16 @@ is worth after another has gone is not looked at.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from slm_plugin.pruners.depth.decision import depth_plan
 from slm_plugin.pruners.depth.dropping import BetweenEnds, lowest, one_by_one
 from slm_plugin.pruners.depth.measures.influence import block_influence
 from slm_plugin.pruners.plan import LayerScores, PruningPlan
 from slm_plugin.registry import register_pruner
-from slm_plugin.session import Session
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
 
 
 @register_pruner("block_influence")

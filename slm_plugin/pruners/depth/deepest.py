@@ -6,13 +6,15 @@ the model is healed.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from slm_plugin.pruners.depth.decision import depth_plan
 from slm_plugin.pruners.depth.dropping import LayerDropping, one_by_one
 from slm_plugin.pruners.plan import PruningPlan
 from slm_plugin.registry import register_pruner
-from slm_plugin.session import Session
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
 
 
 @register_pruner("deepest")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
@@ -13,7 +13,9 @@ from slm_plugin.errors import NumericalError
 from slm_plugin.models.view import Dimensions
 from slm_plugin.pruners import base
 from slm_plugin.pruners.plan import DropLayers
-from slm_plugin.session import Session
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
 
 
 class LayerDropping(base.Pruner):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -25,7 +25,9 @@ from slm_plugin.pruners.depth.search.sliding import highest_threshold
 from slm_plugin.pruners.depth.search.trials import Trials, trials_of
 from slm_plugin.pruners.plan import MergeLayers, PruningPlan, Trial
 from slm_plugin.registry import register_pruner
-from slm_plugin.session import Session
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
 
 Clamp = Literal["published", "released", "range"]
 Rule = Literal["telescoped", "rdsc"]

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,9 @@ from slm_plugin.pruners.depth.measures.criteria import token_cosine
 from slm_plugin.pruners.depth.measures.sensitivity import sensitivities
 from slm_plugin.pruners.plan import ConcatLayers, LayerPart, LayerScores, PruningPlan
 from slm_plugin.registry import register_pruner
-from slm_plugin.session import Session
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
 
 # Hidden states between two layers, ``(samples, length, hidden)``, by the number of the batch.
 States = Callable[[int], Tensor]

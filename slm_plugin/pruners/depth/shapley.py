@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import Annotated, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
@@ -20,7 +20,9 @@ from slm_plugin.pruners.depth.search.runs import DROP, Run
 from slm_plugin.pruners.depth.search.trials import Trials, trials_of
 from slm_plugin.pruners.plan import LayerScores, PruningPlan
 from slm_plugin.registry import register_pruner
-from slm_plugin.session import Session
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
 
 # A model whose perplexity is a hundred times the original's has nothing left to lose.
 NOTHING_LEFT = 0.01

@@ -6,7 +6,7 @@ Source: Shortened LLaMA (arXiv 2402.02834) and its released code.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -20,7 +20,9 @@ from slm_plugin.pruners.depth.search.trials import trials_of
 from slm_plugin.pruners.gradients import loss_gradients
 from slm_plugin.pruners.plan import LayerScores, PruningPlan
 from slm_plugin.registry import register_pruner
-from slm_plugin.session import Session
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
 
 # Layers of the published keep-list, from the bottom and from the top.
 KEPT_FIRST, KEPT_LAST = 4, 2

@@ -6,7 +6,7 @@ Source: SLEB (arXiv 2402.09025), with its third metric: the loss of the model as
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
@@ -17,7 +17,9 @@ from slm_plugin.pruners.depth.search.runs import DROP, Found, Measure, Measured,
 from slm_plugin.pruners.depth.search.trials import trials_of
 from slm_plugin.pruners.plan import PruningPlan, Trial
 from slm_plugin.registry import register_pruner
-from slm_plugin.session import Session
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
 
 
 class SlebOptions(EndsOptions):

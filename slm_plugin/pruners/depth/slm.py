@@ -7,7 +7,7 @@ with its faults mended; ``compatibility: released`` repeats the released code tr
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -24,7 +24,9 @@ from slm_plugin.pruners.depth.search.sliding import WalkRules, walk, walk_to_siz
 from slm_plugin.pruners.depth.search.trials import Trials, trials_of
 from slm_plugin.pruners.plan import MergeLayers, PruningPlan
 from slm_plugin.registry import register_pruner
-from slm_plugin.session import Session
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
 
 RELEASED: dict[str, Any] = {
     "criterion": "flat_cosine",

@@ -6,7 +6,7 @@ lowest layer of the span, as in the code; `recovery.streamline` trains it to sta
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from slm_plugin.models.view import Dimensions
 from slm_plugin.pruners import base
@@ -15,7 +15,9 @@ from slm_plugin.pruners.depth.dropping import BetweenEnds, lowest
 from slm_plugin.pruners.depth.measures.influence import block_influence
 from slm_plugin.pruners.plan import LayerScores, MergeLayers, PruningPlan
 from slm_plugin.registry import register_pruner
-from slm_plugin.session import Session
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
 
 
 @register_pruner("streamline")

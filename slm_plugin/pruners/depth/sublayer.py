@@ -9,7 +9,7 @@ MLP with the next attention leaves one layer where two were. Either way what is 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Annotated, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 from pydantic import Field
 
@@ -20,7 +20,9 @@ from slm_plugin.pruners.depth.search.runs import DROP, JOIN, Found, Measure, Mea
 from slm_plugin.pruners.depth.search.trials import trials_of
 from slm_plugin.pruners.plan import DropSublayers, PruningPlan, Trial
 from slm_plugin.registry import register_pruner
-from slm_plugin.session import Session
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
 
 # Layers by whose attention and whose MLP they have.
 Pairs = tuple[tuple[int, int], ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     Field,
@@ -21,8 +21,10 @@ from slm_plugin.pruners.width.budget import Cut, uniform_cut
 from slm_plugin.pruners.width.coupling import check_coupling
 from slm_plugin.pruners.width.importance import Norm, kept, magnitude, taylor
 from slm_plugin.registry import register_pruner
-from slm_plugin.session import Session
 from slm_plugin.target import Target
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
 
 
 class TorchPruningOptions(Options):

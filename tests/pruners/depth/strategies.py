@@ -57,7 +57,7 @@ def planned(
     """The plan of a strategy; a number is a number of layers."""
     kind = pruners.get(name)
     wanted = Target(layers_removed=target) if isinstance(target, int) else target
-    return kind(kind.Options(**options), wanted).plan(session_of(model, calibration=tokens))
+    return session_of(model, calibration=tokens).plan(kind(kind.Options(**options), wanted))
 
 
 def gone(plan: PruningPlan) -> list[int]:

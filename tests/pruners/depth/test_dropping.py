@@ -10,8 +10,7 @@ from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.pruners.depth.dropping import lowest
 from slm_plugin.pruners.plan import DropLayers, PruningPlan
 from slm_plugin.registry import pruners
-from slm_plugin.session import Session
-from slm_plugin.surgery import apply
+from slm_plugin.session import Session, apply
 from slm_plugin.target import Target
 from tests.conftest import make_model
 from tests.pruners.depth.strategies import (

@@ -19,7 +19,7 @@ from slm_plugin.pruners.depth.merge_concat import narrowed, split, top
 from slm_plugin.pruners.plan import ConcatLayers, LayerPart, PruningPlan
 from slm_plugin.report.consequences import destinations
 from slm_plugin.report.explain import explain
-from slm_plugin.surgery import apply
+from slm_plugin.session import apply
 from tests.conftest import make_model
 from tests.pruners.depth.strategies import (
     TOKENS,

@@ -11,8 +11,7 @@ from slm_plugin.pruners.depth.search.runs import Run
 from slm_plugin.pruners.depth.search.trials import Trials
 from slm_plugin.pruners.depth.slm import RELEASED, SlidingLayerMerging, SlmOptions
 from slm_plugin.pruners.plan import PruningPlan
-from slm_plugin.session import Session
-from slm_plugin.surgery import apply
+from slm_plugin.session import Session, apply
 from slm_plugin.target import Target
 from tests.conftest import make_model, random_tokens
 from tests.oracles.slm_released import final_hidden, merge, released_loop

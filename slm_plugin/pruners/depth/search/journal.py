@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import torch
 
@@ -17,7 +17,9 @@ import slm_plugin
 from slm_plugin.calibration.samples import digest
 from slm_plugin.errors import OutputError
 from slm_plugin.pruners.depth.search.runs import Run, Runs
-from slm_plugin.session import Session
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
 
 
 def journal_of(session: Session, criterion: str) -> Journal:

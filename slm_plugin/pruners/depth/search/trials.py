@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,9 @@ from slm_plugin.pruners.depth.measures.influence import block_influence
 from slm_plugin.pruners.depth.search.journal import Journal, journal_of
 from slm_plugin.pruners.depth.search.runs import DROP, JOIN, Found, Measured, Run, Runs
 from slm_plugin.pruners.plan import Trial
-from slm_plugin.session import Session
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
 
 
 @contextmanager

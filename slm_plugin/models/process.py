@@ -1,0 +1,80 @@
+"""Settings of the whole process that a component may use but not leave changed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+# What a setting is called, how it is read and how it is set.
+_SETTINGS: tuple[tuple[str, Callable[[], Any], Callable[[Any], Any]], ...] = (
+    ("gradients on or off", torch.is_grad_enabled, torch.set_grad_enabled),
+    ("default dtype", torch.get_default_dtype, torch.set_default_dtype),
+    ("number of threads", torch.get_num_threads, torch.set_num_threads),
+    (
+        "deterministic algorithms",
+        lambda: (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        ),
+        lambda found: torch.use_deterministic_algorithms(found[0], warn_only=found[1]),
+    ),
+    (
+        "matrix product precision",
+        torch.get_float32_matmul_precision,
+        torch.set_float32_matmul_precision,
+    ),
+    (
+        "cuDNN benchmark mode",
+        lambda: torch.backends.cudnn.benchmark,
+        lambda found: setattr(torch.backends.cudnn, "benchmark", found),
+    ),
+    (
+        "cuDNN deterministic mode",
+        lambda: torch.backends.cudnn.deterministic,
+        lambda found: setattr(torch.backends.cudnn, "deterministic", found),
+    ),
+)
+
+
+@contextmanager
+def same_process(seed: int, device: torch.device) -> Iterator[list[str]]:
+    """Run something from the same start each time, and leave the process as it was.
+
+    All random generators start from the seed, gradients are on and inference mode is off; what was
+    there before comes back afterwards.
+
+    Args:
+        seed: Where the random generators start.
+        device: Device of the model.
+
+    Yields:
+        A list that holds, afterwards, which settings had been left changed.
+    """
+    put_back: list[str] = []
+    with ExitStack() as stack:
+        # A generator's state cannot be told from one that was merely used: it comes back unsaid.
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.callback(_put_back, [(n, get(), put) for n, get, put in _SETTINGS], put_back)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        yield put_back
+
+
+def _put_back(found: list[tuple[str, Any, Callable[[Any], Any]]], put_back: list[str]) -> None:
+    now = {name: get() for name, get, _ in _SETTINGS}
+    for name, value, put in found:
+        if now[name] != value:
+            put_back.append(name)
+            put(value)
+    if torch.is_inference_mode_enabled():
+        put_back.append("inference mode")

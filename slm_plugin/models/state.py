@@ -1,0 +1,218 @@
+"""Everything about a model that a component must leave as it is, cheaply noted and compared.
+
+Parameters keep version counters, but writes through ``.data`` or NumPy pass them by. The bits
+themselves are summed up instead: a pass over the memory, on the device, which takes about a third
+of the time of the SHA-256 that a fingerprint is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from slm_plugin.models.operators import NAME, is_operator_hook
+from slm_plugin.models.streaming import StreamedParameter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# What kind of fact, and whose: ("weight", "model.norm.weight").
+Key = tuple[str, str]
+State = dict[Key, object]
+WEIGHT = "weight"
+# Rotary embeddings of these kinds rewrite their frequencies at every forward, by its length.
+MOVING_ROPE = ("dynamic", "longrope")
+HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_hooks",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+    "_state_dict_pre_hooks",
+    "_state_dict_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+    "_post_accumulate_grad_hooks",
+)
+# Words that a checksum takes at a time (2 MB): what is computed on the way stays in the cache.
+_CHUNK, _WIDTH = 2**18, 2**10
+_ODD = 0x1E3779B97F4A7C15
+
+
+@torch.no_grad()
+def checksum(tensor: Tensor) -> int:
+    """64 bits that change with the words of a tensor and with their places.
+
+    Every word is multiplied and mixed, so that changes of sign do not cancel; sums over rows and
+    columns then enter with a weight of their own each, odd for the one and even for the other. Of
+    changes by accident about one in 2^64 stays unseen; it is no defence against forgery.
+
+    Args:
+        tensor: Of any shape and number format, in memory.
+    """
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    if flat.storage_offset() % 8:
+        flat = flat.clone()
+    whole = flat.numel() // 8 * 8
+    words = flat[:whole].view(torch.int64)
+    total = _weighted(flat[whole:].to(torch.int64) + 1, 3)
+    for number, chunk in enumerate(torch.split(words, _CHUNK)):
+        mixed = chunk * _ODD
+        mixed ^= mixed >> 32
+        table = mixed[: len(mixed) // _WIDTH * _WIDTH].view(-1, _WIDTH)
+        part = _weighted(table.sum(1), 1) + 2 * _weighted(table.sum(0), 7)
+        part += _weighted(mixed[table.numel() :], 5)
+        total = total + part * (2 * number + 1)
+    return int(total)
+
+
+def _weighted(sums: Tensor, start: int) -> Tensor:
+    """The sum with an odd weight for every place; it wraps at 64 bits."""
+    places = torch.arange(start, start + len(sums), device=sums.device)
+    weights = places * _ODD
+    return (sums * ((weights ^ (weights >> 31)) | 1)).sum()
+
+
+def weights_of(model: nn.Module) -> State:
+    """What stands for the values of every parameter; tied ones stand for one.
+
+    A streamed parameter stands for its source: files do not change, and are not read for this.
+    """
+    return {(WEIGHT, name): _value(p) for name, p in model.named_parameters()}
+
+
+def _value(parameter: Tensor) -> object:
+    if isinstance(parameter, StreamedParameter):
+        return parameter.source
+    return None if parameter.is_meta else checksum(parameter)
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter, by name."""
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def state_of(model: PreTrainedModel) -> State:
+    """Weights, layout, modules, hooks and configuration of a model.
+
+    Modes of training, gradients and their flags are no part of it: those can be put back, and
+    `kept_trainability` does.
+    """
+    return {**weights_of(model), **_layout(model), **_modules(model), **_settings(model)}
+
+
+def changes(before: Mapping[Key, object], after: Mapping[Key, object]) -> list[Key]:
+    """What differs, sorted: keys of either whose values are not those of the other."""
+    missing = object()
+    return sorted(
+        key
+        for key in before.keys() | after.keys()
+        if not _same(before.get(key, missing), after.get(key, missing))
+    )
+
+
+def without_operators(state: Mapping[Key, object]) -> State:
+    """The facts that are not about operators between layers."""
+    return {key: fact for key, fact in state.items() if NAME not in key[1].split(".")}
+
+
+def in_words(keys: list[Key], most: int = 3) -> str:
+    """Changed facts in words; many by the first few and their number."""
+    said = ", ".join(f"{kind} {place}" for kind, place in keys[:most])
+    return said if len(keys) <= most else f"{said} and {len(keys) - most} more"
+
+
+def _same(one: object, other: object) -> bool:
+    # Sources of streamed weights may hold tensors, which have no plain equality.
+    if one is other:
+        return True
+    return isinstance(one, int | float | str | tuple | list | dict) and bool(one == other)
+
+
+def _layout(model: nn.Module) -> State:
+    return {
+        ("layout of", name): (tuple(p.shape), str(p.dtype), str(p.device), type(p).__name__)
+        for name, p in model.named_parameters()
+    }
+
+
+def _modules(model: nn.Module) -> State:
+    found: State = {}
+    for name, module in model.named_modules():
+        place = name or "the model"
+        found["module", place] = type(module).__qualname__
+        # transformers calls it by either name, by release.
+        kind = str(getattr(module, "rope_type", ""))
+        moving = kind in MOVING_ROPE
+        for attribute, value in vars(module).items():
+            if attribute == "forward":
+                found["forward method of", place] = value
+            plain = value is None or isinstance(value, bool | int | float | str)
+            if plain and not moving and attribute != "training" and attribute[0] != "_":
+                found["attribute", f"{name}.{attribute}".lstrip(".")] = value
+        for attribute, buffer in module.named_buffers(recurse=False):
+            if not moving and not buffer.is_meta:
+                found["buffer", f"{name}.{attribute}".lstrip(".")] = checksum(buffer)
+        found["hooks of", place] = _hooks(module)
+        for attribute, parameter in module.named_parameters(recurse=False):
+            found["hooks of", f"{name}.{attribute}".lstrip(".")] = _hooks(parameter)
+    return found
+
+
+def _hooks(holder: nn.Module | Tensor) -> tuple[object, ...]:
+    registered = (getattr(holder, attribute, None) or {} for attribute in HOOKS)
+    return tuple(
+        hook for hooks in registered for hook in hooks.values() if not is_operator_hook(hook)
+    )
+
+
+def _settings(model: PreTrainedModel) -> State:
+    found: State = {}
+    for part in ("config", "generation_config"):
+        settings: Any = getattr(model, part, None)
+        fields = {} if settings is None else settings.to_dict()
+        fields["attention"] = getattr(settings, "_attn_implementation", None)
+        for field, value in fields.items():
+            if not str(field).startswith("_"):
+                found[f"{part} field", str(field)] = value
+    return found
+
+
+@contextmanager
+def kept_trainability(model: Callable[[], nn.Module]) -> Iterator[list[str]]:
+    """Put a model into evaluation mode, and put back what training leaves behind.
+
+    Afterwards the model is in evaluation mode, and every parameter that is still there has the
+    gradient and the flag that it had.
+
+    Args:
+        model: Gives the model; afterwards it may give another one with the same parameters.
+
+    Yields:
+        A list that holds, afterwards, what had to be put back, in words.
+    """
+    model().eval()
+    former = {name: (p.requires_grad, p.grad) for name, p in model().named_parameters()}
+    put_back: list[str] = []
+    try:
+        yield put_back
+    finally:
+        now = model()
+        if any(module.training for module in now.modules()):
+            put_back.append("training mode")
+            now.eval()
+        found = set()
+        for name, parameter in now.named_parameters():
+            if name not in former:
+                continue
+            needed, gradient = former[name]
+            if parameter.grad is not gradient:
+                found.add("gradients")
+                parameter.grad = gradient
+            if parameter.requires_grad != needed:
+                found.add("requires_grad")
+                parameter.requires_grad_(needed)
+        put_back.extend(sorted(found))
