@@ -39,7 +39,7 @@ def put_operator(module: nn.Module, matrix: Tensor) -> None:
     linear = nn.Linear(width, width, bias=False, device=like.device, dtype=like.dtype)
     with torch.no_grad():
         linear.weight.copy_(matrix.T)
-    module.add_module(NAME, linear)
+    module.add_module(NAME, linear.train(module.training))
     module.register_forward_hook(_multiply)
 
 

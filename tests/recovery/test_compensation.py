@@ -162,8 +162,8 @@ def test_a_missing_reference_is_one_error(name: str, options: dict[str, object])
 @pytest.mark.parametrize(("name", "options"), ALL)
 def test_another_hidden_size_is_one_error(name: str, options: dict[str, object]) -> None:
     """States of different width cannot be compared."""
-    session = pruned(make_model(), drop(2))
-    session.model = make_model(hidden_size=24, num_hidden_layers=5)
+    session = Session(make_model(hidden_size=24), calibration=TOKENS)
+    session.reference = pruned(make_model()).reference
     with pytest.raises(UnsupportedModelError, match="32 features with states of 24"):
         recover(name, session, **options)
 

@@ -175,8 +175,10 @@ def test_narrower_layers_are_refitted_without_a_gap() -> None:
     """After width pruning no layer is missing and yet every one has something to meet."""
     model = make_model()
     states = layer_outputs(model, TOKENS)
-    session = pruned(model)
+    dense = pruned(model)
     _narrow(model)
+    session = Session(model, calibration=TOKENS, batch_tokens=32)
+    session.reference, session.original = dense.reference, dense.original
     before = _error(session, states[1], 0)
     notes = recover("refit", session).notes
     assert [note.split(":")[0] for note in notes] == [f"layer {index}" for index in range(6)]
