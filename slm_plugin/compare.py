@@ -299,15 +299,17 @@ def _pruned(
 
 
 def _copy(pristine: Session) -> Session:
-    """A session on a copy of the model.
+    """A session on a copy of the model, with a tokenizer and a calibration set of its own.
 
     A copy in memory costs the room of one more model, but no second reading, and unlike weights
-    put back it cannot leave behind what surgery did to shapes or to the configuration.
+    put back it cannot leave behind what surgery did to shapes or to the configuration. What a
+    component does to it that it may not stays in its cell.
     """
+    tokens = pristine.calibration
     return Session(
         copy.deepcopy(pristine.model),
-        pristine.tokenizer,
-        pristine.calibration,
+        copy.deepcopy(pristine.tokenizer),
+        None if tokens is None else tokens.clone(),
         source=pristine.source,
         seed=pristine.seed,
         journals=pristine.journals,

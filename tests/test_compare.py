@@ -21,6 +21,7 @@ from slm_plugin.pruners.depth.block_influence import BlockInfluence
 from slm_plugin.pruners.depth.deepest import Deepest
 from slm_plugin.pruners.plan import PruningPlan
 from slm_plugin.recipe.comparison import Comparison
+from slm_plugin.recovery.rescale import Rescale
 from slm_plugin.session import Session
 from slm_plugin.target import Target
 from tests.conftest import make_checkpoint
@@ -276,6 +277,50 @@ def test_a_failing_method_is_a_row(file: Path, monkeypatch: pytest.MonkeyPatch) 
     page = (file.parent / "out" / "comparison.html").read_text(encoding="utf-8")
     assert failed[0].error in page
     assert not any(cell.error for cell in ask(file).cells)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_strategy_that_changes_the_model_ends_the_comparison(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fails: bool
+) -> None:
+    """All other rows would be of that model; finished ones are kept for the next start."""
+    plan = Deepest.plan
+
+    def prune_at_once(self: Deepest, session: Session) -> PruningPlan:
+        made = plan(self, session)
+        session.model.model.layers[0].mlp.up_proj.weight.data.mul_(2)
+        if fails:
+            raise NumericalError("no")
+        return made
+
+    expected = figures(ask(file))
+    with monkeypatch.context() as patched:
+        patched.setattr(Deepest, "plan", prune_at_once)
+        assert call(patched, "compare", file, "--overwrite", "--fresh") == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "'deepest' changed the model" in said and "while planning" in said
+    report = ask(file)
+    assert figures(report) == expected
+
+
+def test_what_a_recovery_must_not_do_is_a_row(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a copy of its own, of the calibration set too: the others are as without it."""
+
+    def hook_and_edit(_self: Rescale, session: Session) -> None:
+        session.model.model.norm.register_forward_hook(lambda *_: None)
+        session.calibration[0, 0] += 1  # type: ignore[index]
+
+    expected = figures(ask(file))
+    monkeypatch.setattr(Rescale, "recover", hook_and_edit)
+    repaired = "{prune: deepest, recover: [none, {recover: rescale}]}"
+    cells = ask(file, f"methods=[{repaired}, {{prune: block_influence}}]", fresh=True).cells
+    errors = [cell.error for cell in cells]
+    assert [bool(error) for error in errors] == [False, False, True, False, False, True, False]
+    assert "'rescale' " in str(errors[2])
+    for cell in cells:
+        if cell.method == "block_influence" and cell.target is not None:
+            removed = cell.target.layers_removed or 0
+            assert cell.measured["perplexity"][0].value == expected[cell.label, removed]
 
 
 def test_a_full_disk_is_no_row(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
