@@ -45,10 +45,12 @@ def plan(
     """Stop after planning: write the plans and no weights."""
     quiet_libraries()
     from slm_plugin import pipeline
+    from slm_plugin.outputs.place import located
     from slm_plugin.recipe import Recipe
     from slm_plugin.report.explain import explain
 
-    plans = pipeline.write_plans(Recipe.read(recipe, overrides or ()), to, overwrite=overwrite)
+    folder = None if to is None else located(str(to))
+    plans = pipeline.write_plans(Recipe.read(recipe, overrides or ()), folder, overwrite=overwrite)
     for file, made in plans.items():
         print_out(explain(made))
         typer.echo(f"{file}")
@@ -78,11 +80,12 @@ def apply(
     from slm_plugin.export.checkpoint import CheckpointExporter
     from slm_plugin.models.loading import ModelSource, load
     from slm_plugin.outputs.claim import claim
-    from slm_plugin.outputs.place import Input, local
+    from slm_plugin.outputs.place import Input, local, located
     from slm_plugin.pruners.plan import PruningPlan
     from slm_plugin.session import Session
     from slm_plugin.surgery import apply as carry_out
 
+    output = located(str(output))
     made = PruningPlan.read(plan_file)
     if upto is not None:
         made = made.upto(upto)
@@ -121,7 +124,9 @@ def analyze(
     """Compare a model's layers: CKA, cosines, block influence, norms, as a page and JSON."""
     quiet_libraries()
     from slm_plugin.analyze import analyze as analyze_model
+    from slm_plugin.outputs.place import located
 
+    output = located(str(output))
     analyze_model(
         model,
         output,

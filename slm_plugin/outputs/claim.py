@@ -27,6 +27,7 @@ from slm_plugin.outputs.scratch import (
     make_work,
     names,
     remove,
+    share,
     sweep_temporary,
     works,
     write_error,
@@ -114,6 +115,7 @@ def _written(work: Work, place: Place, kind: Kind, overwrite: bool) -> Iterator[
     output = Output(place.named, work.result)
     try:
         yield output
+        share(work.result)
         if not output.failed:
             mark(work.result, kind)
             refuse_existing(place, overwrite=overwrite)

@@ -23,10 +23,17 @@ _BELOW = 512
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A file or folder that an output must leave alone, and what messages call it."""
+    """A file or folder that an output must leave alone.
+
+    Attributes:
+        what: What messages call it.
+        path: Where it lies.
+        roomy: Outputs may lie in it: a folder with more in it than what is read.
+    """
 
     what: str
     path: Path
+    roomy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +75,24 @@ def located(text: str) -> Path:
     except RuntimeError:
         raise OutputError(
             f"the output folder {text}: there is no home folder {text.split('/')[0]}",
-            hint="write the path in full, or ./~NAME for a folder of that name",
+            hint="write the path in full",
         ) from None
 
 
-def local(what: str, name: str) -> tuple[Input, ...]:
-    """What a name means on this disk, as a thing that an output must leave alone."""
+def local(what: str, name: str, *, roomy: bool = False) -> tuple[Input, ...]:
+    """What a name means on this disk, as a thing that an output must leave alone.
+
+    Args:
+        what: What messages call it.
+        name: A path, or something else.
+        roomy: Outputs may lie in it when it holds the working directory, as they mostly do.
+    """
     found = []
     with suppress(OSError, ValueError, RuntimeError):
         for path in dict.fromkeys((Path(name), Path(name).expanduser())):
             if path.exists():
-                found.append(Input(what, path))
+                here = roomy and _holds(_real(path), _real(Path.cwd()))
+                found.append(Input(what, path, here))
     return tuple(found)
 
 
@@ -204,13 +218,13 @@ def _refuse_protected(folder: Path, target: Path, inputs: Iterable[Input]) -> No
     package = Input("the installed package", Path(slm_plugin.__file__).parent)
     for one in (*inputs, package):
         at = _real(one.path)
-        if not at.exists():
+        if not _exists(at):
             continue
         if _same(target, at):
             relation = "is"
         elif _holds(target, at):
             relation = "holds"
-        elif at.is_dir() and _holds(at, target):
+        elif at.is_dir() and _holds(at, target) and not one.roomy:
             relation = "lies inside"
         else:
             continue

@@ -110,6 +110,20 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def share(folder: Path) -> None:
+    """Give everything in a new folder the permissions that the umask gave the folder.
+
+    Some libraries write weights as private as temporary files, which a result is not.
+    """
+    mode = stat.S_IMODE(folder.stat().st_mode) & 0o777
+    for path in folder.rglob("*"):
+        found = path.lstat().st_mode
+        wanted = mode if stat.S_ISDIR(found) else (mode & 0o666) | (found & mode & 0o111)
+        if not stat.S_ISLNK(found) and stat.S_IMODE(found) & 0o777 != wanted:
+            with suppress(OSError):
+                path.chmod(stat.S_IMODE(found) & ~0o777 | wanted)
+
+
 def remove(path: Path) -> None:
     """Delete a file, a link or a folder, as far as it can be."""
     if path.is_dir() and not path.is_symlink():
@@ -177,6 +191,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
     try:
         yield work.result
+        share(work.result)
         work.result.rename(folder)
     except OSError as error:
         if error.errno is None:

@@ -37,7 +37,7 @@ def inputs_of(data: dict[str, Any], file: Path | None) -> tuple[Input, ...]:
         if len(text) < 4096 and (place[-1] in _KEYS or os.sep in text or "/" in text):
             key = ".".join(map(str, place))
             what = _NAMES.get(key, f"`{key}`")
-            found += local(what, text)
+            found += local(what, text, roomy=key != "model.id")
     return tuple(found)
 
 

@@ -19,7 +19,7 @@ from slm_plugin.files import write_text
 from slm_plugin.outputs import claim as module
 from slm_plugin.outputs.claim import INCOMPLETE, claim
 from slm_plugin.outputs.marker import MARKER, contents
-from slm_plugin.outputs.scratch import RECORD, Work, names
+from slm_plugin.outputs.scratch import RECORD, Work, names, whole_folder
 from tests.outputs.conftest import as_nobody
 from tests.outputs.test_scratch import dead_process, leave
 
@@ -135,6 +135,9 @@ def test_permissions_are_those_of_the_umask(tmp_path: Path) -> None:
         try:
             with claim(tmp_path / f"{umask}" / "out", "run") as output:
                 write_text(output.folder / "sub" / "file.txt", "x")
+                (output.folder / "private").touch(mode=0o600)
+                with whole_folder(output.folder / "part") as part:
+                    (part / "private").touch(mode=0o600)
         finally:
             os.umask(former)
         for path in (tmp_path / f"{umask}" / "out").rglob("*"):
