@@ -20,7 +20,7 @@ from slm_plugin.outputs.place import (
     scratch_names,
     settle,
 )
-from slm_plugin.outputs.replacing import free_name, put_back, take_place
+from slm_plugin.outputs.replacing import finished, free_name, put_back, take_place
 from slm_plugin.outputs.scratch import (
     Work,
     dead,
@@ -107,7 +107,7 @@ def claim(
             yield from _written(work, place, kind, overwrite)
         finally:
             # Without its record it holds what could not be moved out of it.
-            if (work.path / RECORD).exists():
+            if (work.path / RECORD).exists() and (finished(work, place) or not work.holds_former):
                 work.remove()
 
 
@@ -141,6 +141,10 @@ def _give_up(output: Output, error: Exception | None, work: Work, place: Place, 
     if error is not None:
         story.append(_reason(error))
     cause = error or next(iter(output.failed.values()))
+    if work.holds_former:
+        # It could not be put back, and whoever does it needs all that lies beside it.
+        story.append(f"the former result lies in {work.path}; the next start puts it back")
+        raise IncompleteError("\n".join(story), kept=work.result) from cause
     kept = _keep(work, place, kind, story)
     if kept is None:
         if isinstance(cause, OSError) and cause.errno is not None:

@@ -33,10 +33,10 @@ def take_place(work: Work, place: Place) -> None:
             if os.path.lexists(place.target):
                 place.target.rename(work.replaced)
             work.result.rename(place.target)
+        _sync(place.target if place.inside else place.target.parent)
     except BaseException:
         undo(work, place)
         raise
-    _sync(place.target if place.inside else place.target.parent)
 
 
 def undo(work: Work, place: Place) -> None:
@@ -60,8 +60,7 @@ def put_back(work: Work, place: Place) -> Path | None:
     Raises:
         OSError: It cannot be moved; it stays in the scratch folder.
     """
-    moved = os.path.lexists(work.replaced) or os.path.lexists(work.replacing)
-    if not moved or _finished(work, place):
+    if not work.holds_former or finished(work, place):
         return None
     if place.inside:
         return place.target if _unfill(work, place.target) else None
@@ -83,7 +82,8 @@ def free_name(path: Path, word: str) -> Path:
     return found
 
 
-def _finished(work: Work, place: Place) -> bool:
+def finished(work: Work, place: Place) -> bool:
+    """Whether the result is in its place."""
     if place.inside:
         return os.path.lexists(work.replaced) and not os.path.lexists(work.result / MARKER)
     return not os.path.lexists(work.result) and os.path.lexists(place.target)

@@ -41,6 +41,11 @@ class Work:
         """Where the entries of a folder go that cannot be renamed, until all of them are there."""
         return self.path / "replacing"
 
+    @property
+    def holds_former(self) -> bool:
+        """Whether a former result lies here: then only its successor's being there deletes it."""
+        return os.path.lexists(self.replaced) or os.path.lexists(self.replacing)
+
     def remove(self) -> None:
         """Delete it; what cannot be deleted is left to the next start."""
         # First out of the way of `put_back`: half of a former result is none.
@@ -141,7 +146,7 @@ def sweep_temporary() -> None:
 
 def _sweep(parent: Path, start: str, folder: str) -> None:
     for work in works(parent, start, folder):
-        if dead(work):
+        if dead(work) and not work.holds_former:
             work.remove()
 
 

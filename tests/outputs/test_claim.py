@@ -531,3 +531,33 @@ def test_a_folder_that_nobody_may_write_beside_is_filled_in_place(tmp_path: Path
         said = as_nobody(lambda path=path: str(write(path, "x")))  # type: ignore[misc]
         assert said.startswith("OutputError: cannot write into"), said
     assert not contents(tmp_path).known
+
+
+def test_a_former_result_that_cannot_be_put_back_is_put_back_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the disk fails in the middle of it: nothing is deleted, and the message says where."""
+    write(tmp_path / "out", "old")
+    rename = Path.rename
+
+    def failing(path: Path, target: Any) -> Path:
+        if Path(target).name == "out":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(IncompleteError, match="former result lies in") as told:
+        write(tmp_path / "out", "new", overwrite=True)
+    assert (told.value.kept / "new").exists() and not (tmp_path / "out").exists()
+    with pytest.raises(OutputError, match="cannot put back"):
+        write(tmp_path / "out", "newer", overwrite=True)
+    monkeypatch.setattr(Path, "rename", rename)
+    # The process that failed has ended by now.
+    record = told.value.kept.parent / RECORD
+    record.write_text(json.dumps({**dead_process(), "folder": "out"}))
+    with whole_folder(tmp_path / "out"):
+        assert (told.value.kept / "new").exists()
+        (tmp_path / "out").mkdir()
+    with pytest.raises(OutputError, match="--overwrite"):
+        write(tmp_path / "out", "newer")
+    assert below(tmp_path) == [f"out/{MARKER}", "out/old"]
