@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import category
 
 import slm_plugin
 from slm_plugin.errors import OutputError
@@ -66,7 +67,7 @@ def located(text: str) -> Path:
         raise OutputError(
             f"the output folder {text!a} is no Unicode text", hint=ELSEWHERE
         ) from None
-    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+    if any(category(character) == "Cc" for character in text):
         raise OutputError(
             f"the output folder {text!a} has a control character in its name", hint=ELSEWHERE
         )
