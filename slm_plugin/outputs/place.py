@@ -123,11 +123,14 @@ def settle(folder: Path, inputs: Iterable[Input] = ()) -> Place:
         if target.is_dir() and not (inside and _half_replaced(target)):
             _refuse_strangers(folder, target)
     except OSError as error:
-        raise OutputError(
-            f"cannot look into the output folder {folder}: {error.strerror or error}",
-            hint=ELSEWHERE,
-        ) from error
+        raise _unreadable(folder, error) from error
     return Place(folder, target, inside)
+
+
+def _unreadable(folder: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"cannot look into the output folder {folder}: {error.strerror or error}", hint=ELSEWHERE
+    )
 
 
 def refuse_existing(place: Place, *, overwrite: bool) -> None:
@@ -136,10 +139,14 @@ def refuse_existing(place: Place, *, overwrite: bool) -> None:
     Raises:
         OutputError: It is.
     """
-    if not place.target.is_dir():
-        return
-    _refuse_strangers(place.named, place.target)
-    if not overwrite and not contents(place.target).empty:
+    try:
+        if not place.target.is_dir():
+            return
+        _refuse_strangers(place.named, place.target)
+        empty = contents(place.target).empty
+    except OSError as error:
+        raise _unreadable(place.named, error) from error
+    if not overwrite and not empty:
         raise OutputError(
             f"the output folder {place.named} exists", hint="choose another or pass --overwrite"
         )
