@@ -12,8 +12,9 @@ from slm_plugin.analysis.measurement import measure
 from slm_plugin.analysis.record import Analysis
 from slm_plugin.calibration.samples import CalibrationRecord, CalibrationSource, draw
 from slm_plugin.errors import UserError
-from slm_plugin.files import check_free, whole_folder
 from slm_plugin.models.loading import ModelSource, load
+from slm_plugin.outputs.claim import claim
+from slm_plugin.outputs.place import local
 from slm_plugin.progress import say
 from slm_plugin.report.writer import write_analysis
 from slm_plugin.session import Session
@@ -57,24 +58,24 @@ def analyze(
     if samples is None and not drawn.is_token_file:
         drawn = drawn.model_copy(update={"samples": DEFAULT_SAMPLES})
     drawn.check()
-    check_free(output, overwrite=overwrite)
-    say(f"load {model} …")
-    network, tokenizer = load(wanted)
-    tokens = draw(drawn, network, tokenizer, seed)
-    session = Session(network, tokenizer, tokens, source=model, seed=seed)
-    say(f"analyze {session.original.layers} layers on {len(tokens)} samples …")
-    analysis = Analysis(
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        model=model,
-        seed=seed,
-        calibration=CalibrationRecord.of(drawn, tokens, seed),
-        fingerprint=session.fingerprint(),
-        dimensions=session.original,
-        figures=measure(session),
-        versions=installed_versions(),
-        machine=machine(),
-        seconds=time.perf_counter() - started,
-    )
-    with whole_folder(output, overwrite=overwrite) as folder:
-        write_analysis(analysis, folder)
+    inputs = (*local("the model", model), *local("the calibration file", source))
+    with claim(output, "analyze", overwrite=overwrite, inputs=inputs) as written:
+        say(f"load {model} …")
+        network, tokenizer = load(wanted)
+        tokens = draw(drawn, network, tokenizer, seed)
+        session = Session(network, tokenizer, tokens, source=model, seed=seed)
+        say(f"analyze {session.original.layers} layers on {len(tokens)} samples …")
+        analysis = Analysis(
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            model=model,
+            seed=seed,
+            calibration=CalibrationRecord.of(drawn, tokens, seed),
+            fingerprint=session.fingerprint(),
+            dimensions=session.original,
+            figures=measure(session),
+            versions=installed_versions(),
+            machine=machine(),
+            seconds=time.perf_counter() - started,
+        )
+        write_analysis(analysis, written.folder)
     return analysis

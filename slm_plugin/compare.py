@@ -19,9 +19,9 @@ from slm_plugin.comparison.kept import Kept
 from slm_plugin.comparison.record import Cell, ComparisonReport, Effort, Planned
 from slm_plugin.errors import ContractError, OutputError, SlmError, TargetError, UserError
 from slm_plugin.evaluation.base import Evaluator, Measurement
-from slm_plugin.files import check_free, whole_folder
 from slm_plugin.models.bundled import cache_folder
 from slm_plugin.models.loading import load
+from slm_plugin.outputs.claim import claim
 from slm_plugin.pipeline import refuse_few_samples, refuse_unstreamable
 from slm_plugin.progress import say
 from slm_plugin.pruners.base import Pruner
@@ -83,12 +83,21 @@ def compare(
         SlmError: The dense model cannot be loaded or measured. What fails in one cell is told in
             its row, and the others go on.
     """
-    started = time.perf_counter()
     if fresh and known:
         raise UserError("--fresh forgets what --known shows", hint="leave one of them out")
     if not isinstance(comparison, Comparison):
         comparison = Comparison.read(comparison)
-    check_free(comparison.output, overwrite=overwrite)
+    with claim(
+        comparison.output, "compare", overwrite=overwrite, inputs=comparison.inputs
+    ) as output:
+        report = _compared(comparison, fresh=fresh, known=known)
+        write_comparison(report, output.folder)
+    return report
+
+
+def _compared(comparison: Comparison, *, fresh: bool, known: bool) -> ComparisonReport:
+    """Load the model and fill all cells."""
+    started = time.perf_counter()
     pristine = _prepare(comparison, fresh=fresh)
     calibration = None
     if comparison.calibration is not None and pristine.calibration is not None:
@@ -97,7 +106,7 @@ def compare(
         )
     kept = Kept(cache_folder() / "cells", _facts(pristine), fresh=fresh)
     cells = tuple(_cells(_Run(comparison, pristine, kept, known)))
-    report = ComparisonReport(
+    return ComparisonReport(
         title=comparison.name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         comparison=dict(comparison.data),
@@ -110,9 +119,6 @@ def compare(
         cells=cells,
         seconds=time.perf_counter() - started,
     )
-    with whole_folder(comparison.output, overwrite=overwrite) as folder:
-        write_comparison(report, folder)
-    return report
 
 
 def _prepare(comparison: Comparison, *, fresh: bool) -> Session:

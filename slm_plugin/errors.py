@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class SlmError(Exception):
     """Base of all errors raised on purpose by slm_plugin.
@@ -58,6 +60,24 @@ class MissingExtraError(UserError):
 
 class OutputError(UserError):
     """An output folder that exists already or cannot be written."""
+
+
+class WriteError(OutputError):
+    """An output that could not be written after work was done: a failed run."""
+
+    exit_code = 1
+
+
+class IncompleteError(SlmError):
+    """A run that failed and left what is whole.
+
+    Attributes:
+        kept: The folder where it lies.
+    """
+
+    def __init__(self, message: str, *, kept: Path, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.kept = kept
 
 
 class NumericalError(SlmError):

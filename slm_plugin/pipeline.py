@@ -16,11 +16,12 @@ import torch
 from slm_plugin.calibration.samples import CalibrationRecord, draw
 from slm_plugin.errors import CalibrationError, ModelSourceError
 from slm_plugin.export.base import ExportRecord
-from slm_plugin.files import check_free, whole_folder
 from slm_plugin.models.bundled import BUNDLED, cache_folder
 from slm_plugin.models.fingerprint import Fingerprint
 from slm_plugin.models.loading import load
 from slm_plugin.models.streaming import is_streamed
+from slm_plugin.outputs.claim import Output, claim
+from slm_plugin.outputs.place import refuse_same
 from slm_plugin.progress import say
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.plan import PruningPlan
@@ -54,38 +55,57 @@ class _Log:
 def run(recipe: Recipe | str | Path, *, overwrite: bool = False) -> RunResult:
     """Carry a recipe out, from loading to the report.
 
-    The output folder appears when everything in it is written and verified, or not at all.
+    The output folder appears when everything in it is written and verified, or not at all. When
+    something fails on the way, finished plans and exports are kept in ``OUTPUT.incomplete``.
 
     Args:
         recipe: A recipe, or the path of its YAML file.
-        overwrite: Replace an output folder that exists; it stays until the new one is whole.
+        overwrite: Replace a former result; it stays until the new one is whole.
 
     Raises:
         RecipeError: The recipe has mistakes.
         OutputError: The output folder exists or cannot be written.
+        IncompleteError: A stage, an exporter or the report failed, and there was something to keep.
         SlmError: Anything else that goes wrong, said in one sentence.
     """
     recipe = _checked(recipe)
-    check_free(recipe.output, overwrite=overwrite)
     log = _Log()
-    session = prepare(recipe)
-    source = session.fingerprint()
-    with whole_folder(recipe.output, overwrite=overwrite) as folder:
-        _measure(recipe, session, log, 0, "before")
-        _keep_reference(recipe.stages, session)
-        for number, stage in enumerate(recipe.stages, start=1):
-            _stage(stage, number, session, log, folder)
-            if number < len(recipe.stages):
-                _measure(recipe, session, log, number, f"after {stage.name}")
-        if recipe.stages:
-            _measure(recipe, session, log, len(recipe.stages), "after")
-        exports = []
-        for exporter in recipe.exporters:
-            with _timed(f"export {exporter.name}"):
-                exports.append(session.export(exporter, folder))
+    with claim(recipe.output, "run", overwrite=overwrite, inputs=recipe.inputs) as output:
+        session = prepare(recipe)
+        source = session.fingerprint()
+        exports: list[ExportRecord] = []
+        try:
+            _compute(recipe, session, log, output.folder)
+            _export(recipe, session, output, exports)
+        except Exception:
+            if log.plans:
+                with output.part("the report", whole=True):
+                    report = _report(recipe, session, source, log, exports)
+                    write_report(report, log.plans, output.folder)
+            raise
         report = _report(recipe, session, source, log, exports)
-        write_report(report, log.plans, folder)
+        with output.part("the report", whole=True):
+            write_report(report, log.plans, output.folder)
     return RunResult(report, log.plans, recipe.output)
+
+
+def _compute(recipe: Recipe, session: Session, log: _Log, folder: Path) -> None:
+    """Go through all stages and measurements."""
+    _measure(recipe, session, log, 0, "before")
+    _keep_reference(recipe.stages, session)
+    for number, stage in enumerate(recipe.stages, start=1):
+        _stage(stage, number, session, log, folder)
+        if number < len(recipe.stages):
+            _measure(recipe, session, log, number, f"after {stage.name}")
+    if recipe.stages:
+        _measure(recipe, session, log, len(recipe.stages), "after")
+
+
+def _export(recipe: Recipe, session: Session, output: Output, exports: list[ExportRecord]) -> None:
+    """Write all exports; the failure of one does not keep back the others."""
+    for exporter in recipe.exporters:
+        with output.part(f"export {exporter.name}"), _timed(f"export {exporter.name}"):
+            exports.append(session.export(exporter, output.folder))
 
 
 def plan(recipe: Recipe | str | Path) -> dict[str, PruningPlan]:
@@ -98,9 +118,42 @@ def plan(recipe: Recipe | str | Path) -> dict[str, PruningPlan]:
         RecipeError: The recipe has mistakes.
         SlmError: Anything else that goes wrong, said in one sentence.
     """
+    return dict(_plans(_checked(recipe)))
+
+
+def write_plans(
+    recipe: Recipe | str | Path, folder: Path | None = None, *, overwrite: bool = False
+) -> dict[Path, PruningPlan]:
+    """Make the plans of a recipe and write them, each as soon as it is made.
+
+    Args:
+        recipe: A recipe, or the path of its YAML file.
+        folder: Where; by default the recipe's output with ``.plans`` at its end.
+        overwrite: Replace a former result.
+
+    Returns:
+        The plans by the files that hold them.
+
+    Raises:
+        RecipeError: The recipe has mistakes.
+        OutputError: The folder exists or cannot be written, or has to do with the recipe's output.
+        IncompleteError: A stage failed when plans of earlier ones were finished.
+        SlmError: Anything else that goes wrong, said in one sentence.
+    """
     recipe = _checked(recipe)
+    folder = folder or recipe.output.with_name(f"{recipe.output.name}.plans")
+    refuse_same(folder, recipe.output, "the recipe's output")
+    plans = {}
+    with claim(folder, "plan", overwrite=overwrite, inputs=recipe.inputs) as output:
+        for name, made in _plans(recipe):
+            made.write(output.folder / name)
+            plans[folder / name] = made
+    return plans
+
+
+def _plans(recipe: Recipe) -> Iterator[tuple[str, PruningPlan]]:
+    """Plan stage after stage; a plan is carried out when the next one is asked for."""
     session = prepare(recipe)
-    plans: dict[str, PruningPlan] = {}
     last = max(
         (n for n, s in enumerate(recipe.stages, start=1) if isinstance(s, Pruner)), default=0
     )
@@ -109,12 +162,11 @@ def plan(recipe: Recipe | str | Path) -> dict[str, PruningPlan]:
         if isinstance(stage, Pruner):
             with _timed(f"stage {number}: plan {stage.name}"):
                 made = session.plan(stage)
-            plans[_plan_name(number, stage)] = made
+            yield _plan_name(number, stage), made
             if number < last:
                 session.apply(made)
         else:
             session.recover(stage)
-    return plans
 
 
 def prepare(recipe: Recipe) -> Session:

@@ -14,6 +14,7 @@ from slm_plugin.analysis.record import Analysis
 from slm_plugin.analyze import analyze
 from slm_plugin.calibration.samples import digest
 from slm_plugin.errors import OutputError
+from slm_plugin.outputs.marker import MARKER
 from tests.conftest import make_checkpoint, random_tokens
 
 
@@ -41,7 +42,7 @@ def test_the_command_leaves_a_page_and_its_figures(
     done = command("analyze", checkpoint, "--source", tokens, "--output", output, "--seed", 5)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(output / "analysis.html"), str(output / "analysis.json")]
-    assert sorted(p.name for p in output.iterdir()) == ["analysis.html", "analysis.json"]
+    assert sorted(p.name for p in output.iterdir()) == [MARKER, "analysis.html", "analysis.json"]
     found = Analysis.model_validate_json((output / "analysis.json").read_text(encoding="utf-8"))
     assert (found.calibration.samples, found.calibration.length) == (6, 24)
     assert found.calibration.sha256 == digest(random_tokens(6, 24))
@@ -88,19 +89,26 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 def test_an_existing_output_is_kept_before_any_work(
     checkpoint: Path, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Refused while nothing is loaded yet; --overwrite replaces it whole."""
+    """Refused while nothing is loaded yet; --overwrite replaces a former result, and no other."""
     output = tmp_path / "out"
     output.mkdir()
     (output / "mine.txt").write_text("kept")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match=r"no part of a former result: mine\.txt"):
+            analyze(str(checkpoint), output, source=str(tokens), overwrite=overwrite)
+    assert (output / "mine.txt").read_text() == "kept"
+    (output / "mine.txt").unlink()
+    analyze(str(checkpoint), output, source=str(tokens))
     with monkeypatch.context() as patched:
         patched.setattr(
             "slm_plugin.analyze.load", lambda _source: pytest.fail("the model was loaded")
         )
         with pytest.raises(OutputError, match="exists"):
             analyze(str(checkpoint), output, source=str(tokens))
-    assert (output / "mine.txt").read_text() == "kept"
+    before = (output / "analysis.json").read_bytes()
     analyze(str(checkpoint), output, source=str(tokens), overwrite=True)
-    assert sorted(p.name for p in output.iterdir()) == ["analysis.html", "analysis.json"]
+    assert (output / "analysis.json").read_bytes() != before
+    assert sorted(p.name for p in output.iterdir()) == [MARKER, "analysis.html", "analysis.json"]
 
 
 def test_text_gives_thirty_two_samples_unless_told(checkpoint: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from slm_plugin.comparison.record import Cell, ComparisonReport
 from slm_plugin.errors import NumericalError, OutputError, TargetError, UserError
 from slm_plugin.evaluation.perplexity import Perplexity, PerplexityOptions
 from slm_plugin.models.loading import ModelSource, load
+from slm_plugin.outputs.marker import MARKER
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.depth.block_influence import BlockInfluence
 from slm_plugin.pruners.depth.deepest import Deepest
@@ -129,7 +130,7 @@ def test_files_hold_every_row(file: Path, tmp_path: Path) -> None:
     """JSON reads back, the table of page and Markdown is whole, and no label is markup."""
     report = compare(file)
     out = tmp_path / "out"
-    names = ["comparison.html", "comparison.json", "comparison.md"]
+    names = [MARKER, "comparison.html", "comparison.json", "comparison.md"]
     assert sorted(path.name for path in out.iterdir()) == names
     text = (out / "comparison.json").read_text(encoding="utf-8")
     assert ComparisonReport.model_validate_json(text) == report

@@ -18,6 +18,7 @@ ORDER = [
     "files",
     "progress",
     "versions",
+    "outputs",
     "registry",
     "models",
     "calibration",

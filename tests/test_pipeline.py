@@ -17,9 +17,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import slm_plugin
 from slm_plugin import PruningPlan, Recipe, Session, apply, run
-from slm_plugin.errors import OutputError, PlanError, TargetError, VerificationError
+from slm_plugin.errors import (
+    OutputError,
+    PlanError,
+    TargetError,
+    UserError,
+    VerificationError,
+)
 from slm_plugin.evaluation.perplexity import Perplexity, PerplexityOptions
 from slm_plugin.models.loading import ModelSource, load
+from slm_plugin.outputs.marker import MARKER
 from tests.conftest import make_checkpoint, make_model
 
 
@@ -80,7 +87,7 @@ def test_a_run_leaves_plans_report_and_a_stock_checkpoint(
     names = {p.name for p in out.iterdir()}
     assert names == {
         "checkpoint", "plan-01-slm.json", "plan-02-torch_pruning.json",
-        "report.json", "report.html", "README.md",
+        "report.json", "report.html", "README.md", MARKER,
     }  # fmt: skip
     loaded = AutoModelForCausalLM.from_pretrained(out / "checkpoint")
     promised = result.plans["plan-02-torch_pruning.json"].after
@@ -195,11 +202,16 @@ def test_impossible_targets_fail_before_any_work(recipe_file: Path, tmp_path: Pa
 
 
 def test_an_existing_output_is_kept(recipe_file: Path, tmp_path: Path) -> None:
-    """Nothing is overwritten unless asked for."""
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("x")
+    """A former result is overwritten when asked for; what is not ours makes the recipe wrong."""
+    recipe = Recipe.read(recipe_file, ["stages=[]", "export=[]", "evaluate=[]"])
+    first = run(recipe)
     with pytest.raises(OutputError, match="exists"):
-        run(recipe_file)
+        run(recipe)
+    assert run(recipe, overwrite=True).report.created >= first.report.created
+    (tmp_path / "out" / "mine").write_text("x")
+    for refused in (lambda: run(recipe, overwrite=True), lambda: Recipe.read(recipe_file)):
+        with pytest.raises(UserError, match="no part of a former result: mine"):
+            refused()
     assert (tmp_path / "out" / "mine").read_text() == "x"
 
 
@@ -290,7 +302,7 @@ def test_the_command_line_runs_plans_explains_and_applies(
     one_stage = "stages=[{prune: slm, target: {layers_removed: 3}}]"
     planned = command("plan", str(recipe_file), "--set", one_stage, "--to", str(tmp_path / "plans"))
     assert planned.returncode == 0, planned.stderr
-    assert files_below(tmp_path / "plans") == ["plan-01-slm.json"]
+    assert files_below(tmp_path / "plans") == [MARKER, "plan-01-slm.json"]
     plan = tmp_path / "plans" / "plan-01-slm.json"
     assert plan.read_bytes() == (tmp_path / "out" / "plan-01-slm.json").read_bytes()
     explained = command("explain", str(plan))

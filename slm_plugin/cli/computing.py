@@ -29,7 +29,7 @@ def run(recipe: RecipePath, overrides: Overrides = None, overwrite: Overwrite = 
     result = pipeline.run(Recipe.read(recipe, overrides or ()), overwrite=overwrite)
     print_out(summary_table(result.report))
     typer.echo(f"Everything lies in {result.output}")
-    for path in sorted(result.output.iterdir()):
+    for path in sorted(p for p in result.output.iterdir() if not p.name.startswith(".")):
         typer.echo(f"  {path.name}{'/' if path.is_dir() else ''}")
 
 
@@ -45,20 +45,15 @@ def plan(
     """Stop after planning: write the plans and no weights."""
     quiet_libraries()
     from slm_plugin import pipeline
-    from slm_plugin.files import check_free, whole_folder
+    from slm_plugin.outputs.place import located
     from slm_plugin.recipe import Recipe
     from slm_plugin.report.explain import explain
 
-    read = Recipe.read(recipe, overrides or ())
-    folder = to or read.output.with_name(read.output.name + ".plans")
-    check_free(folder, overwrite=overwrite)
-    plans = pipeline.plan(read)
-    with whole_folder(folder, overwrite=overwrite) as scratch:
-        for name, made in plans.items():
-            made.write(scratch / name)
-    for name, made in plans.items():
+    folder = None if to is None else located(str(to))
+    plans = pipeline.write_plans(Recipe.read(recipe, overrides or ()), folder, overwrite=overwrite)
+    for file, made in plans.items():
         print_out(explain(made))
-        typer.echo(f"{folder / name}")
+        typer.echo(f"{file}")
 
 
 @app.command()
@@ -83,27 +78,29 @@ def apply(
 
     from slm_plugin.errors import UserError
     from slm_plugin.export.checkpoint import CheckpointExporter
-    from slm_plugin.files import check_free, whole_folder
     from slm_plugin.models.loading import ModelSource, load
+    from slm_plugin.outputs.claim import claim
+    from slm_plugin.outputs.place import Input, local, located
     from slm_plugin.pruners.plan import PruningPlan
     from slm_plugin.session import Session
 
+    output = located(str(output))
     made = PruningPlan.read(plan_file)
     if upto is not None:
         made = made.upto(upto)
-    check_free(output, overwrite=overwrite)
     try:
         source = ModelSource(id=model, dtype=dtype, memory=memory)  # type: ignore[arg-type]
     except ValidationError as error:
         wrong = error.errors()[0]
         given = {"dtype": dtype, "memory": memory}[str(wrong["loc"][0])]
         raise UserError(f"--{wrong['loc'][0]} {given}: {wrong['msg']}") from error
-    network, tokenizer = load(source)
-    session = Session(network, tokenizer, source=model)
-    session.apply(made)
-    with whole_folder(output, overwrite=overwrite) as scratch:
-        record = session.export(CheckpointExporter(CheckpointExporter.Options()), scratch)
-        made.write(scratch / "plan.json")
+    inputs = (Input("the plan", plan_file), *local("the model", model))
+    with claim(output, "apply", overwrite=overwrite, inputs=inputs) as written:
+        network, tokenizer = load(source)
+        session = Session(network, tokenizer, source=model)
+        session.apply(made)
+        record = session.export(CheckpointExporter(CheckpointExporter.Options()), written.folder)
+        made.write(written.folder / "plan.json")
     typer.echo(f"{output / record.folder}")
 
 
@@ -126,7 +123,9 @@ def analyze(
     """Compare a model's layers: CKA, cosines, block influence, norms, as a page and JSON."""
     quiet_libraries()
     from slm_plugin.analyze import analyze as analyze_model
+    from slm_plugin.outputs.place import located
 
+    output = located(str(output))
     analyze_model(
         model,
         output,

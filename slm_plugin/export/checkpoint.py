@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -33,9 +32,9 @@ from slm_plugin.export.parity import (
     size_bytes,
 )
 from slm_plugin.export.portable_json import mend_config, mend_tokenizer_config
-from slm_plugin.files import whole_folder
 from slm_plugin.models.operators import operators
 from slm_plugin.models.streaming import is_streamed
+from slm_plugin.outputs.scratch import temporary_folder, whole_folder
 from slm_plugin.registry import register_exporter
 
 if TYPE_CHECKING:
@@ -149,8 +148,8 @@ def verify_checkpoint(
     Raises:
         VerificationError: The checkpoint does not load or computes something else.
     """
-    with TemporaryDirectory() as scratch:
-        file = Path(scratch) / "reference.safetensors"
+    with temporary_folder() as scratch:
+        file = scratch / "reference.safetensors"
         tolerance = write_reference(session, file)
         figures = _run_reload(python, folder, file)
     if "error" in figures:

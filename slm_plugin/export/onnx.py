@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
@@ -28,8 +27,8 @@ from slm_plugin.export.parity import (
     reference,
     size_bytes,
 )
-from slm_plugin.files import whole_folder
 from slm_plugin.models.operators import operators, put_operator, without_operators
+from slm_plugin.outputs.scratch import temporary_folder, whole_folder
 from slm_plugin.progress import say
 from slm_plugin.registry import register_exporter
 
@@ -166,10 +165,10 @@ def _checkpoint(session: Session, output: Path) -> Iterator[Path]:
     if (written / "config.json").is_file():
         yield written
         return
-    with TemporaryDirectory(prefix=".checkpoint-", dir=output) as scratch:
+    with temporary_folder(output) as scratch:
         with without_operators(session.model):
-            save_checkpoint(session, Path(scratch))
-        yield Path(scratch)
+            save_checkpoint(session, scratch)
+        yield scratch
 
 
 @contextmanager

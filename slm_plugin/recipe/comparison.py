@@ -14,9 +14,11 @@ from pydantic import BaseModel, Field
 from slm_plugin.calibration.samples import CalibrationSource
 from slm_plugin.evaluation.base import Evaluator
 from slm_plugin.models.loading import ModelSource
+from slm_plugin.outputs.place import Input
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.recipe.checking import check_extra, known_class, unstreamable, validated
 from slm_plugin.recipe.document import Place, Problem, checked, read_file
+from slm_plugin.recipe.inputs import inputs_of, output_of
 from slm_plugin.recipe.parts import Common, check_calibration, component, entries, named_entry
 from slm_plugin.recovery.base import Recovery
 from slm_plugin.registry import evaluators, pruners, recoveries
@@ -70,6 +72,7 @@ class Comparison:
     Attributes:
         name: What it is called in its report: the file's stem.
         data: The file as plain data, overrides included.
+        inputs: What it reads of this disk, which its output must leave alone.
     """
 
     name: str
@@ -81,6 +84,7 @@ class Comparison:
     output: Path
     seed: int
     data: Mapping[str, Any]
+    inputs: tuple[Input, ...] = ()
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Comparison:
@@ -96,7 +100,7 @@ class Comparison:
         """
         path = Path(path)
         text = read_file(path, "comparison")
-        return checked(text, str(path), overrides, partial(_build, cls, path.stem))
+        return checked(text, str(path), overrides, partial(_build, cls, path))
 
 
 def is_comparison(path: Path) -> bool:
@@ -120,7 +124,7 @@ def _plain(value: Any) -> str:
 
 
 def _build(
-    cls: type[Comparison], name: str, data: Any, problems: list[Problem]
+    cls: type[Comparison], file: Path, data: Any, problems: list[Problem]
 ) -> Comparison | None:
     if not isinstance(data, dict):
         problems.append(
@@ -146,19 +150,22 @@ def _build(
     if not problems:
         _check_labels(methods, problems)
         _check_kinds(methods, targets, problems)
-    if frame is None or problems:
+    inputs = inputs_of(data, file)
+    output = None if frame is None else output_of(frame.output, inputs, problems)
+    if frame is None or output is None or problems:
         return None
     _check_needs(frame, methods, targets, measured, problems)
     return cls(
-        name=name,
+        name=file.stem,
         model=frame.model,
         calibration=frame.calibration,
         methods=tuple(methods),
         targets=tuple(targets),
         evaluators=tuple(measured),
-        output=Path(frame.output).expanduser(),
+        output=output,
         seed=frame.seed,
         data=data,
+        inputs=inputs,
     )
 
 

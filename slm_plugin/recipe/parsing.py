@@ -14,9 +14,11 @@ from slm_plugin.calibration.samples import CalibrationSource
 from slm_plugin.evaluation.base import Evaluator
 from slm_plugin.export.base import Exporter
 from slm_plugin.models.loading import ModelSource
+from slm_plugin.outputs.place import Input
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.recipe.checking import check_extra, known_class, unstreamable, validated
 from slm_plugin.recipe.document import Place, Problem, checked, read_file
+from slm_plugin.recipe.inputs import inputs_of, output_of, refuse_twice
 from slm_plugin.recipe.parts import Common, check_calibration, component, entries, named_entry
 from slm_plugin.recovery.base import Recovery
 from slm_plugin.registry import evaluators, exporters, nearest, pruners, recoveries
@@ -43,6 +45,7 @@ class Recipe:
     Attributes:
         name: What the run is called in reports: the file's stem.
         data: The recipe as plain data, overrides included.
+        inputs: What the run reads of this disk, which its output must leave alone.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Recipe:
     output: Path
     seed: int
     data: Mapping[str, Any]
+    inputs: tuple[Input, ...] = ()
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -69,7 +73,7 @@ class Recipe:
         """
         path = Path(path)
         text = read_file(path, "recipe")
-        return cls.parse(text, name=path.stem, origin=str(path), overrides=overrides)
+        return checked(text, str(path), overrides, partial(_build, cls, path.stem, path))
 
     @classmethod
     def parse(
@@ -91,10 +95,12 @@ class Recipe:
         Raises:
             RecipeError: The text has mistakes; the message lists all of them, a line each.
         """
-        return checked(text, origin, overrides, partial(_build, cls, name))
+        return checked(text, origin, overrides, partial(_build, cls, name, None))
 
 
-def _build(cls: type[Recipe], name: str, data: Any, problems: list[Problem]) -> Recipe | None:
+def _build(
+    cls: type[Recipe], name: str, file: Path | None, data: Any, problems: list[Problem]
+) -> Recipe | None:
     if not isinstance(data, dict):
         problems.append(Problem((), "a recipe is a mapping with the keys version, model, …"))
         return None
@@ -112,16 +118,19 @@ def _build(cls: type[Recipe], name: str, data: Any, problems: list[Problem]) -> 
             if one is not None:
                 made[key].append(one)
     _check_ratios(stages, problems)
+    refuse_twice([exporter.name for exporter in made["export"]], problems)
     if not problems:
         # With a mistake before it, a stage would be told by another's number.
         problems += _misplaced(stages, made["export"])
     if frame is None:
         return None
+    inputs = inputs_of(data, file)
+    output = output_of(frame.output, inputs, problems)
     wanting: dict[Place, Stage] = {("stages", index): stage for index, stage in enumerate(stages)}
     check_calibration(frame.calibration, wanting, problems)
     if frame.model.memory == "layerwise" and not problems:
         problems += unstreamable({"stages": stages, **made}, frame.calibration)
-    if problems:
+    if problems or output is None:
         return None
     return cls(
         name=name,
@@ -130,9 +139,10 @@ def _build(cls: type[Recipe], name: str, data: Any, problems: list[Problem]) -> 
         stages=tuple(stages),
         evaluators=tuple(made["evaluate"]),
         exporters=tuple(made["export"]),
-        output=Path(frame.output).expanduser(),
+        output=output,
         seed=frame.seed,
         data=data,
+        inputs=inputs,
     )
 
 

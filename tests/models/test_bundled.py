@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from slm_plugin.errors import ModelSourceError
+from slm_plugin.errors import ModelSourceError, OutputError
 from slm_plugin.models import bundled
 
 pytest.importorskip("gguf")
@@ -45,3 +45,34 @@ def test_only_the_known_wheel_is_taken(
     with pytest.raises(ModelSourceError, match=message):
         bundled.bundled_folder("smollm2-135m")
     assert not [path for path in cache.rglob("*") if path.is_dir() and path.name != "models"]
+
+
+def test_a_user_without_a_home_has_a_cache_of_his_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Among the temporary files, readable by nobody else, and the user is told; never a link."""
+    bundled._temporary_cache.cache_clear()
+    for name in ("SLM_PLUGIN_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/proc/nonexistent")
+    monkeypatch.setattr(bundled.os, "access", lambda *_: False)
+    monkeypatch.setattr(bundled.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = bundled.cache_folder()
+    assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
+    assert bundled.cache_folder() == folder
+    assert capsys.readouterr().err.count("no home folder") == 1
+    bundled._temporary_cache.cache_clear()
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    with pytest.raises(OutputError, match="SLM_PLUGIN_CACHE"):
+        bundled.cache_folder()
+
+
+def test_a_cache_that_was_named_is_taken_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other is put in its place; an empty name is none."""
+    monkeypatch.setenv("SLM_PLUGIN_CACHE", "~no-such-user/cache")
+    with pytest.raises(OutputError, match="SLM_PLUGIN_CACHE"):
+        bundled.cache_folder()
+    monkeypatch.setenv("SLM_PLUGIN_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/some/where")
+    assert bundled.cache_folder() == Path("/some/where/slm-plugin")

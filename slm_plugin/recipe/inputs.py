@@ -1,0 +1,72 @@
+"""What a file names of this disk: its output must leave all of it alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from slm_plugin.errors import SlmError
+from slm_plugin.models.bundled import BUNDLED, default_cache
+from slm_plugin.outputs.place import Input, local, located, settle
+from slm_plugin.recipe.document import Place, Problem
+
+# Keys whose texts may be paths without a slash; other texts have to look like a path.
+_KEYS = ("id", "source", "include_path")
+_NAMES = {"model.id": "the model", "calibration.source": "the calibration file"}
+
+
+def inputs_of(data: dict[str, Any], file: Path | None) -> tuple[Input, ...]:
+    """The files and folders that a recipe or a comparison reads, the file itself and the cache.
+
+    Args:
+        data: The recipe as plain data. Whatever text in it is the path of something counts, as
+            plugins have options of their own.
+        file: Where the recipe was read from.
+    """
+    found = [] if file is None else [Input("the recipe", file)]
+    with suppress(SlmError):
+        # Whoever needs the cache says what is wrong with it.
+        cache = default_cache()
+        found += [] if cache is None else [Input("the cache of slm-plugin", cache)]
+    for place, text in _texts(data, (), set()):
+        if place[0] == "output" or (place == ("model", "id") and text in BUNDLED):
+            continue
+        if len(text) < 4096 and (place[-1] in _KEYS or os.sep in text or "/" in text):
+            key = ".".join(map(str, place))
+            what = _NAMES.get(key, f"`{key}`")
+            found += local(what, text, roomy=key != "model.id")
+    return tuple(found)
+
+
+def output_of(text: str, inputs: tuple[Input, ...], problems: list[Problem]) -> Path | None:
+    """The output folder, or a problem that says why it cannot be one."""
+    try:
+        folder = located(text)
+        settle(folder, inputs)
+    except SlmError as error:
+        problems.append(Problem(("output",), str(error)))
+        return None
+    return folder
+
+
+def refuse_twice(names: list[str], problems: list[Problem]) -> None:
+    """Two exporters of one name would write one folder."""
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            place = ("export", index, name)
+            problems.append(Problem(place, f"'{name}' is given twice; it writes one folder"))
+
+
+def _texts(data: Any, place: Place, seen: set[int]) -> Iterator[tuple[Place, str]]:
+    if isinstance(data, str):
+        yield place, data
+        return
+    # What YAML aliases repeat is looked at once.
+    if not isinstance(data, dict | list) or id(data) in seen:
+        return
+    seen.add(id(data))
+    for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+        yield from _texts(value, (*place, key), seen)
