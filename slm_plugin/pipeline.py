@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from slm_plugin.calibration.samples import CalibrationRecord, draw
+from slm_plugin.checks import refuse_targets
 from slm_plugin.errors import CalibrationError, ModelSourceError
 from slm_plugin.export.base import ExportRecord
 from slm_plugin.files import check_free, whole_folder
@@ -111,6 +112,7 @@ def plan(recipe: Recipe | str | Path) -> dict[str, PruningPlan]:
             with _timed(f"stage {number}: plan {stage.name}"):
                 made = stage.plan(session)
             plans[_plan_name(number, stage)] = made
+            _warn(made)
             if number < last:
                 apply(made, session)
         else:
@@ -137,9 +139,7 @@ def prepare(recipe: Recipe) -> Session:
         journals=cache_folder() / "trials",
     )
     refuse_unstreamable((*recipe.stages, *recipe.evaluators, *recipe.exporters), session)
-    for stage in recipe.stages:
-        if isinstance(stage, Pruner):
-            stage.check_target(session.original, session.original)
+    refuse_targets(recipe.stages, session.original)
     for evaluator in recipe.evaluators:
         evaluator.fit(session)
     if recipe.calibration is not None:
@@ -216,8 +216,7 @@ def _stage(stage: Stage, number: int, session: Session, log: _Log, folder: Path)
             warnings=made.warnings,
         )
         say(f"  {record.summary}")
-        for warning in made.warnings:
-            say(f"  warning: {warning}")
+        _warn(made)
     else:
         with _timed(f"stage {number}: {stage.name}"):
             recovery = stage.recover(session)
@@ -232,6 +231,11 @@ def _stage(stage: Stage, number: int, session: Session, log: _Log, folder: Path)
             recovery=recovery,
         )
     log.stages.append(record)
+
+
+def _warn(made: PruningPlan) -> None:
+    for warning in made.warnings:
+        say(f"  warning: {warning}")
 
 
 def _summary(made: PruningPlan) -> str:
