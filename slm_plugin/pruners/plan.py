@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 from typing_extensions import Self
 
 from slm_plugin.errors import PlanError
@@ -22,7 +22,8 @@ LARGEST = 1 << 29
 MOST = 2**31 - 1
 Index = Annotated[int, Field(ge=0, le=MOST)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Indices = Annotated[tuple[Index, ...], Field(min_length=1)]
+# A list of millions that is wrong throughout is told by its first entry.
+Indices = Annotated[tuple[Index, ...], Field(min_length=1), FailFast()]
 
 
 class _Data(BaseModel):
@@ -77,8 +78,8 @@ class LayerPart(_Data):
     """
 
     layer: Index
-    channels: tuple[Index, ...]
-    kv_groups: tuple[Index, ...]
+    channels: Annotated[tuple[Index, ...], FailFast()]
+    kv_groups: Annotated[tuple[Index, ...], FailFast()]
     norm_share: Share = 1
     bias_share: Share = 1
 
@@ -91,7 +92,7 @@ class ConcatLayers(_Data):
     """
 
     op: Literal["concat_layers"] = "concat_layers"
-    parts: Annotated[tuple[LayerPart, ...], Field(min_length=2)]
+    parts: Annotated[tuple[LayerPart, ...], Field(min_length=2), FailFast()]
 
     @property
     def first(self) -> int:
@@ -175,7 +176,7 @@ class Trial(_Data):
     first: Index
     last: Index
     rule: str | None = None
-    committed: tuple[tuple[Index, Index], ...] = ()
+    committed: Annotated[tuple[tuple[Index, Index], ...], FailFast()] = ()
     similarity: float
     samples: int | None = None
     layers_removed: int | None = None
@@ -187,7 +188,7 @@ class UnitScores(_Data):
 
     layer: Index
     unit: Literal["mlp_channel", "kv_group"]
-    scores: tuple[float, ...]
+    scores: Annotated[tuple[float, ...], FailFast()]
 
 
 class LayerScores(_Data):
@@ -197,7 +198,7 @@ class LayerScores(_Data):
     """
 
     meaning: str
-    scores: tuple[float, ...]
+    scores: Annotated[tuple[float, ...], FailFast()]
 
 
 class PruningPlan(_Data):
@@ -217,14 +218,14 @@ class PruningPlan(_Data):
     fingerprint: Fingerprint
     before: Dimensions
     after: Dimensions
-    operations: tuple[Operation, ...]
+    operations: Annotated[tuple[Operation, ...], FailFast()]
     threshold: float | None = None
-    trials: tuple[Trial, ...] = ()
-    explored: tuple[Trial, ...] = ()
-    scores: tuple[UnitScores, ...] = ()
+    trials: Annotated[tuple[Trial, ...], FailFast()] = ()
+    explored: Annotated[tuple[Trial, ...], FailFast()] = ()
+    scores: Annotated[tuple[UnitScores, ...], FailFast()] = ()
     layer_scores: LayerScores | None = None
-    notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+    notes: Annotated[tuple[str, ...], FailFast()] = ()
+    warnings: Annotated[tuple[str, ...], FailFast()] = ()
 
     @property
     def layers_removed(self) -> int:

@@ -96,7 +96,7 @@ def _tree(rng: random.Random, tree: Tree, seeds: list[Tree]) -> Tree:
         del holder[key]
     elif kind == 4:
         # Something from elsewhere.
-        other, place = rng.choice(list(_places(rng.choice(seeds))))
+        other, place = rng.choice(list(_places(rng.choice(seeds))) or places)
         holder[key] = copy.deepcopy(other[place])
     elif kind == 5 and isinstance(holder, list):
         holder.insert(rng.randrange(len(holder) + 1), copy.deepcopy(holder[key]))

@@ -25,8 +25,8 @@ from slm_plugin.report.explain import explain
 from slm_plugin.session import Session
 from slm_plugin.surgery import apply
 from slm_plugin.target import Target
-from tests.conftest import make_checkpoint, make_model, random_tokens
-from tests.fuzz.mutations import as_json, damaged
+from tests.conftest import make_model, make_tokenizer, random_tokens
+from tests.fuzz.mutations import ODD, as_json, damaged
 from tests.recipe import test_comparison
 from tests.recipe.bad_recipes import GOOD
 
@@ -81,6 +81,7 @@ seed: 5
         self.seeds = [yaml.safe_load(text) for text in texts]
 
     def make(self, rng: random.Random) -> bytes:
+        """See `Kind.make`."""
         flow = rng.choice((None, True, False))
         return damaged(
             rng,
@@ -89,6 +90,7 @@ seed: 5
         )
 
     def use(self, content: bytes) -> bool:
+        """See `Kind.use`."""
         file = self.folder / "recipe.yaml"
         file.write_bytes(content)
         read_either(file)
@@ -101,6 +103,7 @@ class Overrides(Recipes):
     name = "overrides"
 
     def make(self, rng: random.Random) -> bytes:
+        """See `Kind.make`."""
         paths = (
             "model.id",
             "stages.0.target",
@@ -111,9 +114,12 @@ class Overrides(Recipes):
             "evaluate",
         )
         path = rng.choice((*paths, "", "stages.9.x", "stages.²", "x" * 9000, ".", "a" + ".a" * 50))
+        if rng.random() < 0.5:
+            return f"{path}=".encode() + damaged(rng, [rng.choice(ODD)], as_json)
         return f"{path}=".encode() + super().make(rng)
 
     def use(self, content: bytes) -> bool:
+        """See `Kind.use`."""
         file = self.folder / "recipe.yaml"
         file.write_text(GOOD)
         read_either(file, [content.decode("utf-8", "surrogateescape")])
@@ -124,21 +130,29 @@ class Configs(Kind):
     """The JSON files of a checkpoint, as every command loads them."""
 
     name = "configs"
-    files = ("config.json", "tokenizer_config.json", "generation_config.json", "tokenizer.json")
+    files = (
+        *("config.json", "generation_config.json", "model.safetensors.index.json"),
+        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    )
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.model = make_checkpoint(folder / "model", num_hidden_layers=2)
+        self.model = folder / "model"
+        # Small shards, so that there is an index.
+        make_model(num_hidden_layers=2).save_pretrained(self.model, max_shard_size="20KB")
+        make_tokenizer().save_pretrained(self.model)
         there = [name for name in self.files if (self.model / name).is_file()]
         self.seeds = {name: (self.model / name).read_text() for name in there}
 
     def make(self, rng: random.Random) -> bytes:
+        """See `Kind.make`."""
         # The config decides most.
         name = rng.choice((*self.seeds, "config.json", "config.json"))
         content = damaged(rng, [json.loads(self.seeds[name])], as_json)
         return name.encode() + b"\n" + content
 
     def use(self, content: bytes) -> bool:
+        """See `Kind.use`."""
         name, _, text = content.partition(b"\n")
         try:
             (self.model / name.decode()).write_bytes(text)
@@ -159,9 +173,11 @@ class Plans(Kind):
         self.seeds = [json.loads(plan.to_json()) for plan in some_plans(self.session)]
 
     def make(self, rng: random.Random) -> bytes:
+        """See `Kind.make`."""
         return damaged(rng, self.seeds, as_json)
 
     def use(self, content: bytes) -> bool:
+        """See `Kind.use`."""
         file = self.folder / "plan.json"
         file.write_bytes(content)
         plan = PruningPlan.read(file)
@@ -192,6 +208,7 @@ class Journals(Kind):
         self.truth = {json.dumps(line) for line in self.lines}
 
     def make(self, rng: random.Random) -> bytes:
+        """See `Kind.make`."""
         lines = [json.dumps(line).encode() for line in self.lines]
         for _ in range(rng.choice((1, 1, 2))):
             at = rng.randrange(len(lines))
@@ -207,6 +224,7 @@ class Journals(Kind):
         return b"\n".join(lines) + rng.choice((b"\n", b""))
 
     def use(self, content: bytes) -> bool:
+        """See `Kind.use`."""
         file = self.folder / "journal.jsonl"
         file.write_bytes(content)
         journal = Journal(file, "about")
@@ -256,11 +274,13 @@ class Cells(Kind):
             self.files[type(piece).__name__] = (file, json.loads(file.read_text()))
 
     def make(self, rng: random.Random) -> bytes:
+        """See `Kind.make`."""
         name = rng.choice(sorted(self.files))
         tree = copy.deepcopy(self.files[name][1])
         return name.encode() + b"\n" + damaged(rng, [tree], as_json)
 
     def use(self, content: bytes) -> bool:
+        """See `Kind.use`."""
         name, _, text = content.partition(b"\n")
         file = self.files[name.decode()][0]
         file.write_bytes(text)
@@ -283,7 +303,7 @@ def some_plans(session: Session) -> list[PruningPlan]:
     """Plans of several strategies, with operations of every kind."""
     asked: tuple[tuple[str, dict[str, Any], Target], ...] = (
         ("slm", {"search": "greedy", "merge_rule": "mean"}, Target(layers_removed=2)),
-        ("block_influence", {}, Target(layers_removed=2)),
+        ("deepest", {}, Target(layers_removed=2)),
         ("sublayer", {}, Target(layers_removed=1)),
         ("merge_concat", {}, Target(layers_removed=1)),
         ("torch_pruning", {"importance": "magnitude"}, Target(ratio=0.1)),
