@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 from slm_plugin.calibration.samples import CalibrationRecord, digest, draw
 from slm_plugin.comparison.effort import effort_of
-from slm_plugin.comparison.kept import Kept
+from slm_plugin.comparison.kept import Kept, is_cell, is_plan
 from slm_plugin.comparison.record import Cell, ComparisonReport, Effort, Planned
 from slm_plugin.errors import ContractError, OutputError, SlmError, TargetError, UserError
 from slm_plugin.evaluation.base import Evaluator, Measurement
@@ -189,11 +190,12 @@ def _cells(run: _Run) -> Iterator[Cell]:
 
 def _dense(run: _Run) -> Cell:
     facts = {"evaluators": run.measuring}
-    known = run.kept.find(Cell, facts)
+    blank = Cell(label="dense", after=run.pristine.original)
+    known = run.kept.find(Cell, facts, partial(is_cell, blank=blank))
     if known is not None:
         return known
     if run.known:
-        return Cell(label="dense", after=run.pristine.original, error=_NOT_MEASURED)
+        return blank.model_copy(update={"error": _NOT_MEASURED})
     say("the dense model …")
     # Measured on a copy as all others are, so that a peak of the process counts the same models.
     session = _copy(run.pristine)
@@ -214,12 +216,12 @@ def _method(run: _Run, method: Method, target: Target) -> Iterator[Cell]:
     for recovery in method.recoveries:
         named_by = _naming(recovery)
         cell_facts = {**facts, **named_by, "evaluators": run.measuring}
-        known = run.kept.find(Cell, cell_facts)
+        blank = Cell(label=method.label, **{**facts, "target": target}, **named_by)
+        known = run.kept.find(Cell, cell_facts, partial(is_cell, blank=blank))
         if known is not None:
             say("  known")
             yield known.model_copy(update={"label": method.label})
             continue
-        blank = Cell(label=method.label, **{**facts, "target": target}, **named_by)
         if run.known:
             yield blank.model_copy(update={"error": _NOT_MEASURED})
             continue
@@ -254,7 +256,8 @@ def _planned(run: _Run, pruner: Pruner, facts: dict[str, Any]) -> Planned | SlmE
         ContractError: The strategy changed the model. All other cells are copies of it, so the
             comparison ends; those that are finished are kept.
     """
-    known = run.kept.find(Planned, facts)
+    fits = partial(is_plan, facts=facts, pristine=run.pristine)
+    known = run.kept.find(Planned, facts, fits)
     if known is not None:
         return known
     _seed(run.pristine.seed)
@@ -269,7 +272,8 @@ def _planned(run: _Run, pruner: Pruner, facts: dict[str, Any]) -> Planned | SlmE
         say(f"  {_one_line(error)}")
         return error
     planned = Planned(plan=plan, effort=effort)
-    run.kept.keep(planned, facts)
+    if fits(planned):
+        run.kept.keep(planned, facts)
     return planned
 
 

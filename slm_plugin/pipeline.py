@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from slm_plugin.calibration.samples import CalibrationRecord, draw
+from slm_plugin.checks import refuse_targets
 from slm_plugin.errors import CalibrationError, ModelSourceError
 from slm_plugin.export.base import ExportRecord
 from slm_plugin.models.bundled import BUNDLED, cache_folder
@@ -163,6 +164,7 @@ def _plans(recipe: Recipe) -> Iterator[tuple[str, PruningPlan]]:
             with _timed(f"stage {number}: plan {stage.name}"):
                 made = session.plan(stage)
             yield _plan_name(number, stage), made
+            _warn(made)
             if number < last:
                 session.apply(made)
         else:
@@ -187,9 +189,7 @@ def prepare(recipe: Recipe) -> Session:
         journals=cache_folder() / "trials",
     )
     refuse_unstreamable((*recipe.stages, *recipe.evaluators, *recipe.exporters), session)
-    for stage in recipe.stages:
-        if isinstance(stage, Pruner):
-            stage.check_target(session.original, session.original)
+    refuse_targets(recipe.stages, session.original)
     for evaluator in recipe.evaluators:
         evaluator.fit(session)
     if recipe.calibration is not None:
@@ -266,8 +266,7 @@ def _stage(stage: Stage, number: int, session: Session, log: _Log, folder: Path)
             warnings=made.warnings,
         )
         say(f"  {record.summary}")
-        for warning in made.warnings:
-            say(f"  warning: {warning}")
+        _warn(made)
     else:
         with _timed(f"stage {number}: {stage.name}"):
             recovery = session.recover(stage)
@@ -281,6 +280,11 @@ def _stage(stage: Stage, number: int, session: Session, log: _Log, folder: Path)
             recovery=recovery,
         )
     log.stages.append(record)
+
+
+def _warn(made: PruningPlan) -> None:
+    for warning in made.warnings:
+        say(f"  warning: {warning}")
 
 
 def _summary(made: PruningPlan) -> str:

@@ -13,9 +13,11 @@ import slm_plugin
 PACKAGE = Path(slm_plugin.__file__).parent
 ORDER = [
     "errors",
+    "texts",
     "target",
     "extras",
     "files",
+    "cache",
     "progress",
     "versions",
     "outputs",
@@ -32,6 +34,7 @@ ORDER = [
     "recipe",
     "comparison",
     "report",
+    "checks",
     "pipeline",
     "analyze",
     "compare",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -199,6 +200,25 @@ def test_impossible_targets_fail_before_any_work(recipe_file: Path, tmp_path: Pa
             )
         )
     assert files_below(tmp_path) == before
+
+
+def test_a_threshold_that_removes_nothing_is_a_warning(
+    recipe_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the plan and on standard error: the run does nothing where it seems to do something."""
+    made = slm_plugin.plan(Recipe.read(recipe_file, ["stages.0.target={threshold: 1e9}"]))
+    plan = next(iter(made.values()))
+    assert plan.operations == ()
+    assert plan.warnings[0].startswith("the target (threshold 1e+09) removes nothing")
+    assert "warning: the target (threshold 1e+09) removes nothing" in capsys.readouterr().err
+
+
+def test_a_recipe_may_be_a_pipe(recipe_file: Path) -> None:
+    """``validate <(cat recipe)``: it is read once."""
+    command = f"{shlex.quote(sys.executable)} -m slm_plugin validate <(cat {recipe_file})"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "is a valid recipe: slm, torch_pruning" in done.stdout
 
 
 def test_an_existing_output_is_kept(recipe_file: Path, tmp_path: Path) -> None:

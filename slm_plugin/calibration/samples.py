@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from slm_plugin.calibration.sources import TextSource, is_file, read_documents
+from slm_plugin.calibration.sources import TextSource, check_source, is_file, read_documents
+from slm_plugin.calibration.token_files import refuse_ids, stored_ids
 from slm_plugin.errors import CalibrationError
+from slm_plugin.texts import expanded, shown_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 DEFAULT_SAMPLES = 10
 DEFAULT_LENGTH = 128
 TOKEN_FILES = (".json", ".safetensors")
+# Samples, and tokens of one: more is a slip.
+MOST = 10_000_000
 
 
 class CalibrationSource(TextSource):
@@ -39,8 +41,10 @@ class CalibrationSource(TextSource):
             ".json or .safetensors, or a datasets id",
         ),
     ] = "builtin"
-    samples: Annotated[int | None, Field(ge=1, description="samples to draw (10)")] = None
-    length: Annotated[int | None, Field(ge=2, description="tokens per sample (128)")] = None
+    samples: Annotated[int | None, Field(ge=1, le=MOST, description="samples to draw (10)")] = None
+    length: Annotated[int | None, Field(ge=2, le=MOST, description="tokens per sample (128)")] = (
+        None
+    )
     seed: Annotated[int | None, Field(description="seed of the draw; default: the recipe's")] = None
     sampling: Annotated[
         Literal["crop", "pack"],
@@ -53,16 +57,22 @@ class CalibrationSource(TextSource):
     @property
     def is_token_file(self) -> bool:
         """Whether the source holds token ids rather than text."""
-        return self.source.endswith(TOKEN_FILES)
+        return self.source.lower().endswith(TOKEN_FILES)
 
     def check(self) -> None:
-        """Refuse a missing file before any model is loaded.
+        """Read a file, or make sure that datasets can be read, before any model is loaded.
 
         Raises:
-            CalibrationError: The file is not there.
+            CalibrationError: The file is missing or malformed, or the source is no such thing.
+            MissingExtraError: A dataset is asked for and `datasets` is not installed.
         """
-        if is_file(self.source) and not Path(self.source).is_file():
-            raise CalibrationError(f"there is no file {self.source}")
+        if self.source == "self":
+            return
+        check_source(self.source)
+        if self.is_token_file:
+            _token_file(self)
+        elif is_file(self.source):
+            read_documents(self, "calibration")
 
 
 class CalibrationRecord(BaseModel):
@@ -210,21 +220,9 @@ def _written_by(model: PreTrainedModel, source: CalibrationSource, seed: int) ->
 
 def _token_file(source: CalibrationSource) -> Tensor:
     """Ids exactly as they lie in the file, so that an experiment can be repeated."""
-    path = Path(source.source)
-    try:
-        if path.suffix == ".json":
-            tokens = torch.tensor(json.loads(path.read_text(encoding="utf-8")))
-        else:
-            tokens = _only_tensor(path)
-    except CalibrationError:
-        raise
-    except Exception as error:
-        raise CalibrationError(f"cannot read token ids from {path}: {error}") from error
-    if tokens.dim() != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
-        raise CalibrationError(
-            f"{path} holds {tokens.dtype} of shape {tuple(tokens.shape)}",
-            hint="token ids are whole numbers of shape (samples, length)",
-        )
+    path = expanded(source.source)
+    tokens = stored_ids(path)
+    refuse_ids(tokens, shown_path(path))
     for name, wanted, found in zip(
         ("samples", "length"), (source.samples, source.length), tokens.shape, strict=True
     ):
@@ -236,22 +234,10 @@ def _token_file(source: CalibrationSource) -> Tensor:
     return tokens.to(torch.int64)
 
 
-def _only_tensor(path: Path) -> Tensor:
-    from safetensors.torch import load_file
-
-    tensors: dict[str, Tensor] = load_file(path)
-    if "input_ids" in tensors:
-        return tensors["input_ids"]
-    if len(tensors) == 1:
-        return next(iter(tensors.values()))
-    raise CalibrationError(f"{path} holds several tensors and none is called 'input_ids'")
-
-
 def _check_ids(tokens: Tensor, source: str, model: PreTrainedModel) -> None:
-    if tokens.numel() == 0 or tokens.shape[1] < 2:
-        raise CalibrationError(f"{source} gives samples of fewer than two tokens")
+    refuse_ids(tokens, source)
     size = model.config.vocab_size
-    if int(tokens.min()) < 0 or int(tokens.max()) >= size:
+    if int(tokens.max()) >= size:
         raise CalibrationError(
             f"{source} holds token id {int(tokens.max())}; the vocabulary ends at {size - 1}",
             hint="the ids were made with another tokenizer",

@@ -22,15 +22,13 @@ from slm_plugin.cli.app import (
 @app.command()
 def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Check a recipe or a comparison whole and load nothing."""
-    from slm_plugin.recipe import Recipe
-    from slm_plugin.recipe.comparison import Comparison, is_comparison
+    from slm_plugin.recipe.comparison import Comparison, read_either
 
-    if is_comparison(recipe):
-        compared = Comparison.read(recipe, overrides or ())
-        methods = ", ".join(method.label for method in compared.methods)
-        typer.echo(f"{recipe} is a valid comparison: {methods}; output {compared.output}")
+    read = read_either(recipe, overrides or ())
+    if isinstance(read, Comparison):
+        methods = ", ".join(method.label for method in read.methods)
+        typer.echo(f"{recipe} is a valid comparison: {methods}; output {read.output}")
         return
-    read = Recipe.read(recipe, overrides or ())
     stages = ", ".join(stage.name for stage in read.stages) or "no stages"
     typer.echo(f"{recipe} is a valid recipe: {stages}; output {read.output}")
 

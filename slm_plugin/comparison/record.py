@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from slm_plugin.calibration.samples import CalibrationRecord
 from slm_plugin.evaluation.base import Measurement
@@ -29,9 +29,9 @@ class Effort(_Record):
             making them: with any, the time is a lower bound.
     """
 
-    seconds: float
-    memory: int | None = None
-    known_trials: int = 0
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    memory: Annotated[int, Field(ge=0)] | None = None
+    known_trials: Annotated[int, Field(ge=0)] = 0
 
 
 class Planned(_Record):

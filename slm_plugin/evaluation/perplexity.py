@@ -15,11 +15,16 @@ from torch import Tensor
 from typing_extensions import Self
 
 from slm_plugin.calibration.captures import split
-from slm_plugin.calibration.sources import TextSource, is_file, read_rows
+from slm_plugin.calibration.sources import (
+    TextSource,
+    check_source,
+    is_file,
+    read_rows,
+    read_whole,
+)
 from slm_plugin.errors import CalibrationError, NumericalError
 from slm_plugin.evaluation.base import Evaluator, EvaluatorOptions, Measurement
 from slm_plugin.evaluation.prefill import check_room
-from slm_plugin.extras import require
 from slm_plugin.models.head import next_token_losses
 from slm_plugin.models.view import DecoderView
 from slm_plugin.progress import track
@@ -51,7 +56,7 @@ class PerplexityOptions(EvaluatorOptions, TextSource):
 
     @model_validator(mode="after")
     def _only_a_file_is_whole(self) -> Self:
-        if self.join == "none" and not self.source.endswith(".txt"):
+        if self.join == "none" and not self.source.lower().endswith(".txt"):
             raise ValueError("`join: none` takes a .txt file as it is; leave `join` out")
         return self
 
@@ -83,12 +88,7 @@ class Perplexity(Evaluator):
         """
         if self.options.join == "rows":
             return "\n\n".join(read_rows(self.options, "evaluation"))
-        try:
-            # Path.read_text would turn \r\n into \n, and the file counts as it is.
-            return Path(self.options.source).read_bytes().decode("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise CalibrationError(f"cannot read {self.options.source}: {reason}") from error
+        return read_whole(self.options.source)
 
     def check(self) -> None:
         """Read a local text, or make sure that datasets can be read.
@@ -97,10 +97,9 @@ class Perplexity(Evaluator):
             CalibrationError: The file is missing, malformed or holds no text.
             MissingExtraError: A dataset is asked for and `datasets` is not installed.
         """
+        check_source(self.options.source)
         if self.options.source == "builtin" or is_file(self.options.source):
             _ = self.text
-        else:
-            require("data", f"the text source '{self.options.source}'")
 
     def fit(self, session: Session) -> None:
         """Make sure that the model has room for one piece.

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 from typing_extensions import Self
 
 from slm_plugin.errors import PlanError
@@ -14,10 +14,16 @@ from slm_plugin.files import write_text
 from slm_plugin.models.fingerprint import Fingerprint
 from slm_plugin.models.view import Dimensions
 from slm_plugin.target import Target
+from slm_plugin.texts import read_text, shown_path
 
-Index = Annotated[int, Field(ge=0)]
+# Bytes of a plan's file.
+LARGEST = 1 << 29
+# Beyond any model; larger numbers would not fit a tensor of indices.
+MOST = 2**31 - 1
+Index = Annotated[int, Field(ge=0, le=MOST)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Indices = Annotated[tuple[Index, ...], Field(min_length=1)]
+# A list of millions that is wrong throughout is told by its first entry.
+Indices = Annotated[tuple[Index, ...], Field(min_length=1), FailFast()]
 
 
 class _Data(BaseModel):
@@ -72,8 +78,8 @@ class LayerPart(_Data):
     """
 
     layer: Index
-    channels: tuple[Index, ...]
-    kv_groups: tuple[Index, ...]
+    channels: Annotated[tuple[Index, ...], FailFast()]
+    kv_groups: Annotated[tuple[Index, ...], FailFast()]
     norm_share: Share = 1
     bias_share: Share = 1
 
@@ -86,7 +92,7 @@ class ConcatLayers(_Data):
     """
 
     op: Literal["concat_layers"] = "concat_layers"
-    parts: Annotated[tuple[LayerPart, ...], Field(min_length=2)]
+    parts: Annotated[tuple[LayerPart, ...], Field(min_length=2), FailFast()]
 
     @property
     def first(self) -> int:
@@ -105,7 +111,8 @@ class ConcatLayers(_Data):
 
     @model_validator(mode="after")
     def _consecutive(self) -> Self:
-        if [part.layer for part in self.parts] != list(range(self.first, self.last + 1)):
+        layers = [part.layer for part in self.parts]
+        if layers != [self.first + number for number in range(len(layers))]:
             raise ValueError("the parts must come from consecutive layers, lowest first")
         return self
 
@@ -169,7 +176,7 @@ class Trial(_Data):
     first: Index
     last: Index
     rule: str | None = None
-    committed: tuple[tuple[Index, Index], ...] = ()
+    committed: Annotated[tuple[tuple[Index, Index], ...], FailFast()] = ()
     similarity: float
     samples: int | None = None
     layers_removed: int | None = None
@@ -181,7 +188,7 @@ class UnitScores(_Data):
 
     layer: Index
     unit: Literal["mlp_channel", "kv_group"]
-    scores: tuple[float, ...]
+    scores: Annotated[tuple[float, ...], FailFast()]
 
 
 class LayerScores(_Data):
@@ -191,7 +198,7 @@ class LayerScores(_Data):
     """
 
     meaning: str
-    scores: tuple[float, ...]
+    scores: Annotated[tuple[float, ...], FailFast()]
 
 
 class PruningPlan(_Data):
@@ -211,14 +218,14 @@ class PruningPlan(_Data):
     fingerprint: Fingerprint
     before: Dimensions
     after: Dimensions
-    operations: tuple[Operation, ...]
+    operations: Annotated[tuple[Operation, ...], FailFast()]
     threshold: float | None = None
-    trials: tuple[Trial, ...] = ()
-    explored: tuple[Trial, ...] = ()
-    scores: tuple[UnitScores, ...] = ()
+    trials: Annotated[tuple[Trial, ...], FailFast()] = ()
+    explored: Annotated[tuple[Trial, ...], FailFast()] = ()
+    scores: Annotated[tuple[UnitScores, ...], FailFast()] = ()
     layer_scores: LayerScores | None = None
-    notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+    notes: Annotated[tuple[str, ...], FailFast()] = ()
+    warnings: Annotated[tuple[str, ...], FailFast()] = ()
 
     @property
     def layers_removed(self) -> int:
@@ -279,17 +286,22 @@ class PruningPlan(_Data):
         """Read a plan.
 
         Raises:
-            PlanError: The file is missing, is not JSON or does not fit the schema.
+            PlanError: The file is missing, is not JSON, does not fit the schema, or contradicts
+                itself.
         """
-        try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise PlanError(f"cannot read the plan {path}: {error}") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "top level"
-            more = f"; {error.error_count() - 1} more" if error.error_count() > 1 else ""
-            raise PlanError(
-                f"{path} is not a valid plan: {place}: {first['msg']}{more}",
-                hint="write plans with `slm-plugin plan` and edit only `operations`",
-            ) from error
+        return cls.parse(read_text(path, "the plan", PlanError, LARGEST), origin=shown_path(path))
+
+    @classmethod
+    def parse(cls, text: str, *, origin: str = "the plan") -> PruningPlan:
+        """Read a plan that is given as JSON text.
+
+        Args:
+            text: The JSON text.
+            origin: What messages call it.
+
+        Raises:
+            PlanError: It is not JSON, does not fit the schema, or contradicts itself.
+        """
+        from slm_plugin.pruners.plan_check import parsed
+
+        return parsed(text, origin)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar, get_args
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,10 +15,21 @@ from slm_plugin.errors import SlmError
 from slm_plugin.extras import require
 from slm_plugin.recipe.document import Place, Problem
 from slm_plugin.registry import Registry, nearest
+from slm_plugin.texts import shown
 
 M = TypeVar("M", bound=BaseModel)
-# Lists whose entries are a name with its options below it.
-BY_NAME = ("evaluate", "export")
+C = TypeVar("C", covariant=True)
+# What a value is that other readers of YAML take for true, false or a number.
+_YES = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
+_GROUPED = re.compile(r"[-+]?\d{1,3}(?:[_,' ]\d{3})+")
+
+
+@dataclass(frozen=True, slots=True)
+class Placed(Generic[C]):
+    """A component and where it stands in the file."""
+
+    place: Place
+    component: C
 
 
 def validated(model: type[M], data: Any, place: Place, problems: list[Problem]) -> M | None:
@@ -55,22 +68,21 @@ def check_extra(component: Any, place: Place, problems: list[Problem]) -> None:
 
 
 def unstreamable(
-    components: Mapping[str, Sequence[Any]], calibration: CalibrationSource | None
+    components: Iterable[Placed[Any]], calibration: CalibrationSource | None
 ) -> Iterator[Problem]:
     """What needs the whole model, when its layers are to be read one at a time.
 
     Args:
-        components: Those of each list of the recipe, by its key.
+        components: Those of the file.
         calibration: The calibration source.
     """
-    for key, listed in components.items():
-        for index, component in enumerate(listed):
-            if not component.streams:
-                yield Problem(
-                    (key, index, component.name) if key in BY_NAME else (key, index),
-                    f"'{component.name}' needs the whole model and model.memory is layerwise; "
-                    "leave it out or set `memory: whole`",
-                )
+    for one in components:
+        if not one.component.streams:
+            yield Problem(
+                one.place,
+                f"'{one.component.name}' needs the whole model and model.memory is layerwise; "
+                "leave it out or set `memory: whole`",
+            )
     if calibration is not None and calibration.source == "self":
         yield Problem(
             ("calibration", "source"),
@@ -85,14 +97,30 @@ def _message(model: type[BaseModel], path: Place, error: dict[str, Any]) -> str:
         known = list(_fields(model, path[:-1]))
         guess = nearest(str(path[-1]), known)
         hint = f"did you mean '{guess}'?" if guess else f"known: {', '.join(known) or 'none'}"
-        return f"unknown key '{path[-1]}'; {hint}"
+        return f"unknown key '{shown(path[-1])}'; {hint}"
     if kind == "missing":
         return f"the key '{path[-1]}' is missing"
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         return "should be a mapping of keys to values"
     found = error.get("input")
-    shown = "" if isinstance(found, dict | list) or kind == "value_error" else f", not {found!r}"
-    return text.removeprefix("Input ") + shown
+    said = "" if isinstance(found, dict | list) or kind == "value_error" else _found(found)
+    return text.removeprefix("Input ") + said + _remedy(kind, found)
+
+
+def _found(value: Any) -> str:
+    return f", not {shown(repr(value))}"
+
+
+def _remedy(kind: str, found: Any) -> str:
+    """What to write instead, where a value is a text that looks like something else."""
+    if not isinstance(found, str):
+        return ""
+    word = found.strip()
+    if kind == "bool_type" and (plain := _YES.get(word.lower())):
+        return f"; write {plain}"
+    if kind in ("int_type", "float_type") and _GROUPED.fullmatch(word):
+        return f"; write {re.sub('[^-+0-9]', '', word)}"
+    return ""
 
 
 def _fields(model: type[BaseModel], path: Place) -> Iterator[str]:

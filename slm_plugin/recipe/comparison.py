@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, Field
 
 from slm_plugin.calibration.samples import CalibrationSource
@@ -16,13 +15,22 @@ from slm_plugin.evaluation.base import Evaluator
 from slm_plugin.models.loading import ModelSource
 from slm_plugin.outputs.place import Input
 from slm_plugin.pruners.base import Pruner
-from slm_plugin.recipe.checking import check_extra, known_class, unstreamable, validated
-from slm_plugin.recipe.document import Place, Problem, checked, read_file
+from slm_plugin.recipe.checking import Placed, check_extra, known_class, unstreamable, validated
+from slm_plugin.recipe.document import Place, Problem, checked, has_key, read_file
 from slm_plugin.recipe.inputs import inputs_of, output_of
-from slm_plugin.recipe.parts import Common, check_calibration, component, entries, named_entry
+from slm_plugin.recipe.parsing import Recipe
+from slm_plugin.recipe.parts import (
+    Common,
+    check_calibration,
+    component,
+    entries,
+    named_entries,
+    stored_layers,
+)
 from slm_plugin.recovery.base import Recovery
 from slm_plugin.registry import evaluators, pruners, recoveries
 from slm_plugin.target import Target
+from slm_plugin.texts import shown_path
 
 AS_PRUNED = "none"
 # Keys of a method that are none of the strategy's options.
@@ -100,16 +108,46 @@ class Comparison:
         """
         path = Path(path)
         text = read_file(path, "comparison")
-        return checked(text, str(path), overrides, partial(_build, cls, path))
+        return cls.parse(
+            text, name=path.stem, origin=shown_path(path), overrides=overrides, file=path
+        )
+
+    @classmethod
+    def parse(
+        cls,
+        text: str,
+        *,
+        name: str = "comparison",
+        origin: str = "comparison",
+        overrides: Sequence[str] = (),
+        file: Path | None = None,
+    ) -> Comparison:
+        """Check a comparison that is given as YAML text.
+
+        Args:
+            text: The YAML text.
+            name: What it is called in its report.
+            origin: What messages call the text.
+            overrides: Settings as ``targets.0.layers_removed=4``; values are YAML.
+            file: The file that holds the text, which the output must leave alone.
+
+        Raises:
+            RecipeError: The text has mistakes; the message lists all of them, a line each.
+        """
+        return checked(text, origin, overrides, partial(_build, cls, name, file))
 
 
-def is_comparison(path: Path) -> bool:
-    """Whether a file is a comparison and no recipe, as far as its top tells."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return False
-    return isinstance(data, dict) and "methods" in data
+def read_either(path: Path, overrides: Sequence[str] = ()) -> Recipe | Comparison:
+    """Read and check a file that is a recipe or a comparison, as its keys tell.
+
+    It is read once, so that it may be a pipe.
+
+    Raises:
+        RecipeError: The file cannot be read or has mistakes.
+    """
+    text = read_file(path, "recipe")
+    kind = Comparison if has_key(text, "methods") else Recipe
+    return kind.parse(text, name=path.stem, origin=shown_path(path), overrides=overrides, file=path)
 
 
 def named(name: str, options: BaseModel) -> str:
@@ -124,7 +162,7 @@ def _plain(value: Any) -> str:
 
 
 def _build(
-    cls: type[Comparison], file: Path, data: Any, problems: list[Problem]
+    cls: type[Comparison], name: str, file: Path | None, data: Any, problems: list[Problem]
 ) -> Comparison | None:
     if not isinstance(data, dict):
         problems.append(
@@ -133,35 +171,34 @@ def _build(
         return None
     frame = validated(ComparisonFrame, data, (), problems)
     # Lists are checked even when the frame is not whole: one reading shows all mistakes.
+    followed: list[Placed[Recovery]] = []
     shared: list[Recovery | None] = [None]
     if "recover" in data:
-        shared = _recoveries(data, (), problems)
+        shared = _recoveries(data, (), followed, problems)
     targets = list(_targets(data, problems))
     methods = [
-        method
+        Placed(place, method)
         for index, entry in entries(data, "methods")
-        if (method := _method(entry, ("methods", index), shared, problems)) is not None
+        if (method := _method(entry, place := ("methods", index), shared, followed, problems))
+        is not None
     ]
-    measured = [
-        one
-        for index, entry in entries(data, "evaluate")
-        if (one := named_entry(evaluators, entry, ("evaluate", index), problems)) is not None
-    ]
-    if not problems:
-        _check_labels(methods, problems)
-        _check_kinds(methods, targets, problems)
-    inputs = inputs_of(data, file)
-    output = None if frame is None else output_of(frame.output, inputs, problems)
-    if frame is None or output is None or problems:
+    measured: list[Placed[Evaluator]] = named_entries(evaluators, data, "evaluate", problems)
+    _check_labels(methods, problems)
+    _check_kinds(methods, targets, problems)
+    if frame is None:
         return None
-    _check_needs(frame, methods, targets, measured, problems)
+    _check_needs(frame, methods, targets, [*followed, *measured], problems)
+    inputs = inputs_of(data, file)
+    output = output_of(frame.output, inputs, problems)
+    if problems or output is None:
+        return None
     return cls(
-        name=file.stem,
+        name=name,
         model=frame.model,
         calibration=frame.calibration,
-        methods=tuple(methods),
-        targets=tuple(targets),
-        evaluators=tuple(measured),
+        methods=tuple(one.component for one in methods),
+        targets=tuple(one.component for one in targets),
+        evaluators=tuple(one.component for one in measured),
         output=output,
         seed=frame.seed,
         data=data,
@@ -169,21 +206,25 @@ def _build(
     )
 
 
-def _targets(data: dict[str, Any], problems: list[Problem]) -> Iterator[Target]:
+def _targets(data: dict[str, Any], problems: list[Problem]) -> Iterator[Placed[Target]]:
     seen: list[Target] = []
     for index, entry in entries(data, "targets"):
-        target = validated(Target, entry, ("targets", index), problems)
+        place = ("targets", index)
+        target = validated(Target, entry, place, problems)
         if target in seen:
-            problems.append(Problem(("targets", index), "this target is given twice"))
+            problems.append(Problem(place, "this target is given twice"))
         elif target is not None:
             seen.append(target)
-            yield target
+            yield Placed(place, target)
 
 
 def _recoveries(
-    data: dict[str, Any], place: Place, problems: list[Problem]
+    data: dict[str, Any],
+    place: Place,
+    followed: list[Placed[Recovery]],
+    problems: list[Problem],
 ) -> list[Recovery | None]:
-    """What follows: entries as in a recipe's stages, or the word none."""
+    """What follows: entries as in a recipe's stages, or the word none; ``followed`` grows."""
     found: list[Recovery | None] = []
     listed = data["recover"]
     if not isinstance(listed, list) or not listed:
@@ -199,6 +240,7 @@ def _recoveries(
             made = _recovery(entry, where, problems)
             if made is None:
                 continue
+            followed.append(Placed(where, made))
         name = AS_PRUNED if made is None else named(made.name, made.options)
         if name in names:
             problems.append(Problem(where, f"'{name}' is given twice"))
@@ -219,7 +261,11 @@ def _recovery(entry: Any, place: Place, problems: list[Problem]) -> Recovery | N
 
 
 def _method(
-    entry: Any, place: Place, shared: list[Recovery | None], problems: list[Problem]
+    entry: Any,
+    place: Place,
+    shared: list[Recovery | None],
+    followed: list[Placed[Recovery]],
+    problems: list[Problem],
 ) -> Method | None:
     if not isinstance(entry, dict) or "prune" not in entry:
         problems.append(Problem(place, "a method is a mapping that begins with prune:"))
@@ -232,7 +278,7 @@ def _method(
     label = entry.get("label")
     if label is not None and (not isinstance(label, str) or not label.strip()):
         problems.append(Problem((*place, "label"), "should be a text"))
-    followed = _recoveries(entry, place, problems) if "recover" in entry else shared
+    after = _recoveries(entry, place, followed, problems) if "recover" in entry else shared
     found = known_class(pruners, entry["prune"], (*place, "prune"), problems)
     if found is None:
         return None
@@ -241,51 +287,66 @@ def _method(
     check_extra(found, (*place, "prune"), problems)
     if options is None or len(problems) > before:
         return None
-    return Method(label or named(found.name, options), found, options, tuple(followed))
+    return Method(label or named(found.name, options), found, options, tuple(after))
 
 
-def _check_labels(methods: Sequence[Method], problems: list[Problem]) -> None:
+def _check_labels(methods: Sequence[Placed[Method]], problems: list[Problem]) -> None:
     """A row is known by its label alone."""
-    labels = [method.label for method in methods]
+    labels = [method.component.label for method in methods]
     for index, label in enumerate(labels):
         if label in labels[:index]:
-            place = ("methods", index)
+            place = methods[index].place
             problems.append(Problem(place, f"another method is called '{label}'; add a `label:`"))
 
 
 def _check_kinds(
-    methods: Sequence[Method], targets: Sequence[Target], problems: list[Problem]
+    methods: Sequence[Placed[Method]],
+    targets: Sequence[Placed[Target]],
+    problems: list[Problem],
 ) -> None:
-    for index, method in enumerate(methods):
-        for number, target in enumerate(targets):
-            if target.kind not in method.strategy.targets:
-                known = ", ".join(method.strategy.targets)
+    for method in methods:
+        strategy = method.component.strategy
+        for target in targets:
+            if target.component.kind not in strategy.targets:
+                known = ", ".join(strategy.targets)
+                where = ".".join(map(str, target.place))
                 problems.append(
                     Problem(
-                        ("methods", index, "prune"),
-                        f"{method.strategy.name} takes no target of kind '{target.kind}' "
-                        f"(targets.{number}); it takes: {known}",
+                        (*method.place, "prune"),
+                        f"{strategy.name} takes no target of kind '{target.component.kind}' "
+                        f"({where}); it takes: {known}",
                     )
                 )
 
 
 def _check_needs(
     frame: ComparisonFrame,
-    methods: Sequence[Method],
-    targets: Sequence[Target],
-    measured: Sequence[Evaluator],
+    methods: Sequence[Placed[Method]],
+    targets: Sequence[Placed[Target]],
+    others: Sequence[Placed[Any]],
     problems: list[Problem],
 ) -> None:
-    """Note what calibration data or the whole model would have to be there for."""
-    made = [method.at(targets[0]) for method in methods]
-    followed = {id(one): one for method in methods for one in method.recoveries if one is not None}
-    wanting: dict[Place, Pruner | Recovery] = {("methods", i): one for i, one in enumerate(made)}
-    wanting |= {("recover", i): one for i, one in enumerate(followed.values())}
-    check_calibration(frame.calibration, wanting, problems)
-    if frame.model.memory == "layerwise" and not problems:
-        parts: dict[str, Sequence[Any]] = {
-            "methods": made,
-            "recover": list(followed.values()),
-            "evaluate": measured,
-        }
-        problems += unstreamable(parts, frame.calibration)
+    """Note what calibration data or the whole model would have to be there for.
+
+    Args:
+        frame: Says which data and which model there are.
+        methods: The methods.
+        targets: The targets; a strategy needs the same at all of them.
+        others: Recoveries and evaluators.
+        problems: Grows by what is wrong.
+    """
+    made = [Placed(m.place, m.component.at(targets[0].component)) for m in methods if targets]
+    repairs = [one for one in others if isinstance(one.component, Recovery)]
+    check_calibration(frame.calibration, [*made, *repairs], problems)
+    layers = stored_layers(frame.model.id)
+    for target in targets:
+        removed = target.component.layers_removed
+        if layers is not None and removed is not None and removed >= layers:
+            problems.append(
+                Problem(
+                    (*target.place, "layers_removed"),
+                    f"the model has {layers} layers, of which at most {layers - 1} can go",
+                )
+            )
+    if frame.model.memory == "layerwise":
+        problems += unstreamable([*made, *others], frame.calibration)

@@ -10,11 +10,27 @@ from typing import Any, TypeVar
 import yaml
 
 from slm_plugin.errors import RecipeError
+from slm_plugin.recipe.loader import (
+    MOST_LEVELS,
+    MOST_VALUES,
+    Unreadable,
+    check_tag,
+    compose,
+    is_merge,
+    merged,
+    scalar,
+)
+from slm_plugin.texts import read_text, shown
 
 Place = tuple[str | int, ...]
 T = TypeVar("T")
 # Characters of an override that messages show: enough to tell which one it is.
 SHOWN = 72
+# Characters of a message, and lines of a complaint: no value is told whole that fills a screen.
+LONGEST = 600
+MOST_LINES = 50
+# Bytes of a recipe file.
+LARGEST = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,39 +62,128 @@ class Located:
 
 
 def read_yaml(text: str) -> Located:
-    """Parse one YAML document safely.
+    """Parse one YAML document; see `loader` for what a value is.
 
     Raises:
-        yaml.YAMLError: The text is not YAML; the error's ``problem_mark`` says where.
+        Unreadable: The text is not YAML, or beyond the bounds.
     """
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    node = compose(text)
     if node is None:
         return Located({}, {(): (1, 1)}, ())
-    places: dict[Place, tuple[int, int]] = {}
-    problems = tuple(_walk(node, (), places, set()))
-    return Located(yaml.safe_load(text), places, problems)
+    walk = _Walk()
+    data = walk.value(node, (), frozenset())
+    return Located(data, walk.places, tuple(walk.problems))
 
 
-def _walk(
-    node: yaml.Node, path: Place, places: dict[Place, tuple[int, int]], above: set[int]
-) -> Iterator[Problem]:
-    places.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
-    if id(node) in above:
-        yield Problem(path, "an alias that contains itself")
-        return
-    above = above | {id(node)}
-    if isinstance(node, yaml.MappingNode):
+class _Walk:
+    """Makes plain data of nodes, and notes where everything stands and what is wrong with it.
+
+    What an alias stands for is made anew at every place, so that an override changes one of them.
+    """
+
+    def __init__(self) -> None:
+        self.places: dict[Place, tuple[int, int]] = {}
+        self.problems: list[Problem] = []
+        self._values = 0
+
+    def value(self, node: yaml.Node, path: Place, above: frozenset[int]) -> Any:
+        """The data of a node.
+
+        Raises:
+            Unreadable: Aliases make more values, or more levels, than a recipe may have.
+        """
+        place = _mark(node)
+        self.places.setdefault(path, place)
+        if id(node) in above:
+            self._note(path, "an alias that contains itself")
+            return None
+        self._count(node)
+        if len(path) > MOST_LEVELS:
+            raise Unreadable(f"aliases nest more than {MOST_LEVELS} levels deep", place)
+        try:
+            if isinstance(node, yaml.ScalarNode):
+                return scalar(node)
+            check_tag(node)
+        except ValueError as error:
+            self._note(path, str(error))
+            return None
+        above = above | {id(node)}
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(item, (*path, i), above) for i, item in enumerate(node.value)]
+        return self._mapping(node, path, above)
+
+    def _mapping(self, node: yaml.Node, path: Place, above: frozenset[int]) -> dict[str, Any]:
+        made: dict[str, Any] = {}
+        for name, key, value in self._pairs(node, path, above):
+            self.places[(*path, name)] = _mark(key)
+            made[name] = self.value(value, (*path, name), above)
+        return made
+
+    def _pairs(
+        self, node: yaml.Node, path: Place, above: frozenset[int]
+    ) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+        """Keys with their values: a mapping's own, then those that it takes in by ``<<``."""
         seen: set[str] = set()
+        others: list[yaml.MappingNode] = []
+        merges = 0
         for key, value in node.value:
-            name = str(key.value)
-            if name in seen:
-                yield Problem((*path, name), f"the key '{name}' is given twice")
-            seen.add(name)
-            places[(*path, name)] = (key.start_mark.line + 1, key.start_mark.column + 1)
-            yield from _walk(value, (*path, name), places, above)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            yield from _walk(item, (*path, index), places, above)
+            if is_merge(key):
+                merges += 1
+                others += self._merged(key, value, path)
+            elif (name := self._name(key, path)) is not None:
+                if name in seen:
+                    self._note((*path, name), f"the key '{shown(name)}' is given twice", key)
+                seen.add(name)
+                yield name, key, value
+        if merges > 1:
+            self._note((*path, "<<"), "the key '<<' is given twice; give one, with a list")
+        for other in others:
+            self._count(other)
+            if id(other) in above:
+                self._note((*path, "<<"), "an alias that contains itself")
+                continue
+            for name, key, value in self._pairs(other, path, above | {id(other)}):
+                if name not in seen:
+                    seen.add(name)
+                    yield name, key, value
+
+    def _merged(self, key: yaml.Node, value: yaml.Node, path: Place) -> list[yaml.MappingNode]:
+        self.places.setdefault((*path, "<<"), _mark(key))
+        try:
+            return list(merged(value))
+        except ValueError as error:
+            self._note((*path, "<<"), str(error))
+            return []
+
+    def _name(self, key: yaml.Node, path: Place) -> str | None:
+        """A key, which is a text."""
+        if not isinstance(key, yaml.ScalarNode):
+            self._note(path, "a key is a text, not a list or a mapping", key)
+            return None
+        try:
+            name = scalar(key)
+        except ValueError as error:
+            self._note((*path, str(key.value)), f"the key is no text: {error}", key)
+            return None
+        if isinstance(name, str):
+            return name
+        written = shown(key.value)
+        self._note((*path, str(key.value)), f'the key {written} is no text; write "{written}"', key)
+        return None
+
+    def _count(self, node: yaml.Node) -> None:
+        self._values += 1
+        if self._values > MOST_VALUES:
+            raise Unreadable(f"aliases make more than {MOST_VALUES:,} values of it", _mark(node))
+
+    def _note(self, path: Place, message: str, node: yaml.Node | None = None) -> None:
+        if node is not None:
+            self.places[path] = _mark(node)
+        self.problems.append(Problem(path, message))
+
+
+def _mark(node: yaml.Node) -> tuple[int, int]:
+    return node.start_mark.line + 1, node.start_mark.column + 1
 
 
 def override(located: Located, setting: str) -> Iterator[Problem]:
@@ -86,23 +191,33 @@ def override(located: Located, setting: str) -> Iterator[Problem]:
     path, equals, text = setting.partition("=")
     parts = path.strip().split(".")
     where: Place = (_named(setting),)
-    if not equals or not all(parts):
+    if not equals or not all(parts) or not path.strip().isprintable():
         yield Problem(where, "is not of the form path.to.key=value")
         return
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        yield Problem(where, "the value is not YAML")
+    if len(parts) > MOST_LEVELS:
+        yield Problem(where, f"leads more than {MOST_LEVELS} levels deep")
         return
+    try:
+        found = read_yaml(text)
+    except Unreadable as error:
+        yield Problem(where, f"the value is not YAML: {error.message}")
+        return
+    if found.problems:
+        for problem in found.problems:
+            inside = _dotted(problem.path)
+            yield Problem(where, f"{inside}: {problem.message}" if inside else problem.message)
+        return
+    # Nothing behind the equals sign is null, as in a file.
+    value = found.data if text.strip() else None
     at = located.data
     reached: Place = ()
     for depth, part in enumerate(parts, start=1):
-        if isinstance(at, list) and part.isdigit() and int(part) < len(at):
-            key: str | int = int(part)
+        if isinstance(at, list) and (number := _number(part)) is not None and number < len(at):
+            key: str | int = number
         elif isinstance(at, dict):
             key = part
         else:
-            yield Problem(where, f"the file has no '{part}' there")
+            yield Problem(where, f"the file has no '{shown(part)}' there")
             return
         reached = (*reached, key)
         if depth == len(parts):
@@ -113,37 +228,51 @@ def override(located: Located, setting: str) -> Iterator[Problem]:
     located.overridden[reached] = setting
 
 
+def _number(part: str) -> int | None:
+    """The place in a list that a part of a path names."""
+    return int(part) if part.isascii() and part.isdecimal() and len(part) < 9 else None
+
+
 def _named(setting: str) -> str:
     """What messages call an override: one line, however many it was given in."""
-    shown = " ".join(setting.split())
-    return f"--set {shown if len(shown) <= SHOWN else shown[: SHOWN - 1] + '…'}"
+    return f"--set {shown(' '.join(setting.split()), SHOWN)}"
+
+
+def _dotted(path: Place) -> str:
+    return shown(".".join(str(part) for part in path), LONGEST)
 
 
 def line(origin: str, located: Located, problem: Problem) -> str:
     """A problem as the line that a user reads, with file, line and column."""
-    path = ".".join(str(part) for part in problem.path)
+    message = shown(problem.message, LONGEST)
+    path = _dotted(problem.path)
     if path.startswith("--set"):
-        return f"{path}: {problem.message}"
+        return f"{path}: {message}"
     for end in range(len(problem.path), 0, -1):
         setting = located.overridden.get(problem.path[:end])
         if setting is not None:
-            return f"{_named(setting)}: {path}: {problem.message}"
+            return f"{_named(setting)}: {path}: {message}"
     place = located.place(problem.path)
     mark = f":{place[0]}:{place[1]}" if place else ""
-    return f"{origin}{mark}: {path + ': ' if path else ''}{problem.message}"
+    return f"{origin}{mark}: {path + ': ' if path else ''}{message}"
 
 
 def read_file(path: Path, kind: str) -> str:
-    """The text of a recipe, or of a comparison.
+    """The text of a recipe, or of a comparison; a pipe can be read once.
 
     Raises:
-        RecipeError: The file cannot be read.
+        RecipeError: The file cannot be read, or is larger than any recipe.
     """
+    return read_text(path, f"the {kind}", RecipeError, LARGEST)
+
+
+def has_key(text: str, key: str) -> bool:
+    """Whether a text is a YAML mapping with a key, as far as it can be read."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise RecipeError(f"cannot read the {kind} {path}: {reason}") from error
+        data = read_yaml(text).data
+    except Unreadable:
+        return False
+    return isinstance(data, dict) and key in data
 
 
 def checked(
@@ -161,19 +290,19 @@ def checked(
         build: Makes the result from plain data, or notes what is wrong with them.
 
     Raises:
-        RecipeError: The text has mistakes; the message lists all of them, a line each.
+        RecipeError: The text has mistakes; the message lists them, a line each.
     """
     try:
         located = read_yaml(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise RecipeError(f"{origin}{place}: not YAML: {problem}") from error
+    except Unreadable as error:
+        place = f":{error.place[0]}:{error.place[1]}" if error.place else ""
+        raise RecipeError(f"{origin}{place}: not YAML: {shown(error.message, LONGEST)}") from error
     problems = list(located.problems)
     problems += [p for setting in overrides for p in override(located, setting)]
     made = None if problems else build(located.data, problems)
     if made is None or problems:
-        lines = dict.fromkeys(line(origin, located, problem) for problem in problems)
+        lines = list(dict.fromkeys(line(origin, located, problem) for problem in problems))
+        if len(lines) > MOST_LINES:
+            lines[MOST_LINES:] = [f"{origin}: {len(lines) - MOST_LINES:,} more mistakes"]
         raise RecipeError("\n".join(lines))
     return made

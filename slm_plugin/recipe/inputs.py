@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from slm_plugin.errors import SlmError
+from slm_plugin.export.base import Exporter
 from slm_plugin.models.bundled import BUNDLED, default_cache
 from slm_plugin.outputs.place import Input, local, located, settle
+from slm_plugin.recipe.checking import Placed
 from slm_plugin.recipe.document import Place, Problem
 
 # Keys whose texts may be paths without a slash; other texts have to look like a path.
@@ -52,12 +54,13 @@ def output_of(text: str, inputs: tuple[Input, ...], problems: list[Problem]) -> 
     return folder
 
 
-def refuse_twice(names: list[str], problems: list[Problem]) -> None:
+def refuse_twice(exporters: Sequence[Placed[Exporter]]) -> Iterator[Problem]:
     """Two exporters of one name would write one folder."""
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            place = ("export", index, name)
-            problems.append(Problem(place, f"'{name}' is given twice; it writes one folder"))
+    seen: set[str] = set()
+    for place, exporter in ((one.place, one.component) for one in exporters):
+        if exporter.name in seen:
+            yield Problem(place, f"'{exporter.name}' is given twice; it writes one folder")
+        seen.add(exporter.name)
 
 
 def _texts(data: Any, place: Place, seen: set[int]) -> Iterator[tuple[Place, str]]:

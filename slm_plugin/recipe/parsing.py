@@ -16,13 +16,21 @@ from slm_plugin.export.base import Exporter
 from slm_plugin.models.loading import ModelSource
 from slm_plugin.outputs.place import Input
 from slm_plugin.pruners.base import Pruner
-from slm_plugin.recipe.checking import check_extra, known_class, unstreamable, validated
+from slm_plugin.recipe.checking import Placed, check_extra, known_class, unstreamable, validated
 from slm_plugin.recipe.document import Place, Problem, checked, read_file
 from slm_plugin.recipe.inputs import inputs_of, output_of, refuse_twice
-from slm_plugin.recipe.parts import Common, check_calibration, component, entries, named_entry
+from slm_plugin.recipe.parts import (
+    Common,
+    check_calibration,
+    component,
+    entries,
+    named_entries,
+    stored_layers,
+)
 from slm_plugin.recovery.base import Recovery
 from slm_plugin.registry import evaluators, exporters, nearest, pruners, recoveries
 from slm_plugin.target import Target
+from slm_plugin.texts import shown_path
 
 Stage = Pruner | Recovery
 
@@ -73,7 +81,9 @@ class Recipe:
         """
         path = Path(path)
         text = read_file(path, "recipe")
-        return checked(text, str(path), overrides, partial(_build, cls, path.stem, path))
+        return cls.parse(
+            text, name=path.stem, origin=shown_path(path), overrides=overrides, file=path
+        )
 
     @classmethod
     def parse(
@@ -83,6 +93,7 @@ class Recipe:
         name: str = "recipe",
         origin: str = "recipe",
         overrides: Sequence[str] = (),
+        file: Path | None = None,
     ) -> Recipe:
         """Check a recipe that is given as YAML text.
 
@@ -91,11 +102,12 @@ class Recipe:
             name: What the run is called in reports.
             origin: What messages call the text.
             overrides: Settings as ``stages.0.target.ratio=0.2``; values are YAML.
+            file: The file that holds the text, which the output must leave alone.
 
         Raises:
             RecipeError: The text has mistakes; the message lists all of them, a line each.
         """
-        return checked(text, origin, overrides, partial(_build, cls, name, None))
+        return checked(text, origin, overrides, partial(_build, cls, name, file))
 
 
 def _build(
@@ -107,38 +119,32 @@ def _build(
     frame = validated(Frame, data, (), problems)
     # Lists are checked even when the frame is not whole: one reading shows all mistakes.
     stages = [
-        stage
+        Placed(place, stage)
         for index, entry in entries(data, "stages")
-        if (stage := _stage(entry, ("stages", index), problems)) is not None
+        if (stage := _stage(entry, place := ("stages", index), problems)) is not None
     ]
-    made: dict[str, list[Any]] = {"evaluate": [], "export": []}
-    for key, registry in (("evaluate", evaluators), ("export", exporters)):
-        for index, entry in entries(data, key):
-            one = named_entry(registry, entry, (key, index), problems)
-            if one is not None:
-                made[key].append(one)
+    measured: list[Placed[Evaluator]] = named_entries(evaluators, data, "evaluate", problems)
+    written: list[Placed[Exporter]] = named_entries(exporters, data, "export", problems)
     _check_ratios(stages, problems)
-    refuse_twice([exporter.name for exporter in made["export"]], problems)
-    if not problems:
-        # With a mistake before it, a stage would be told by another's number.
-        problems += _misplaced(stages, made["export"])
+    problems += refuse_twice(written)
+    problems += _misplaced(stages, written)
     if frame is None:
         return None
+    check_calibration(frame.calibration, stages, problems)
+    _check_layers(frame.model, stages, problems)
+    if frame.model.memory == "layerwise":
+        problems += unstreamable((*stages, *measured, *written), frame.calibration)
     inputs = inputs_of(data, file)
     output = output_of(frame.output, inputs, problems)
-    wanting: dict[Place, Stage] = {("stages", index): stage for index, stage in enumerate(stages)}
-    check_calibration(frame.calibration, wanting, problems)
-    if frame.model.memory == "layerwise" and not problems:
-        problems += unstreamable({"stages": stages, **made}, frame.calibration)
     if problems or output is None:
         return None
     return cls(
         name=name,
         model=frame.model,
         calibration=frame.calibration,
-        stages=tuple(stages),
-        evaluators=tuple(made["evaluate"]),
-        exporters=tuple(made["export"]),
+        stages=tuple(one.component for one in stages),
+        evaluators=tuple(one.component for one in measured),
+        exporters=tuple(one.component for one in written),
         output=output,
         seed=frame.seed,
         data=data,
@@ -186,38 +192,69 @@ def _stage(entry: Any, place: Place, problems: list[Problem]) -> Stage | None:
     return pruner
 
 
-def _misplaced(stages: Sequence[Stage], exporters: Sequence[Exporter]) -> Iterator[Problem]:
+def _misplaced(
+    stages: Sequence[Placed[Stage]], exporters: Sequence[Placed[Exporter]]
+) -> Iterator[Problem]:
     """What cannot be once a recovery has put operators between layers."""
-    places = [i for i, s in enumerate(stages) if isinstance(s, Recovery) and s.operators]
-    if not places:
+    first = next(
+        (
+            number
+            for number, stage in enumerate(stages)
+            if isinstance(stage.component, Recovery) and stage.component.operators
+        ),
+        None,
+    )
+    if first is None:
         return
-    name = stages[places[0]].name
-    for index, stage in enumerate(stages[places[0] + 1 :], start=places[0] + 1):
-        if isinstance(stage, Pruner) or stage.reference:
+    name = stages[first].component.name
+    for stage in stages[first + 1 :]:
+        if isinstance(stage.component, Pruner) or stage.component.reference:
             yield Problem(
-                ("stages", index),
-                f"'{stage.name}' cannot come behind '{name}', which puts operators between layers; "
-                f"move it before '{name}' or leave one out",
+                stage.place,
+                f"'{stage.component.name}' cannot come behind '{name}', which puts operators "
+                f"between layers; move it before '{name}' or leave one out",
             )
-    for index, exporter in enumerate(exporters):
-        if not exporter.operators:
+    for exporter in exporters:
+        if not exporter.component.operators:
             yield Problem(
-                ("export", index, exporter.name),
-                f"'{exporter.name}' cannot hold the operators that '{name}' puts between layers; "
-                "export `onnx`, or repair by `fold_linear` or `refit`",
+                exporter.place,
+                f"'{exporter.component.name}' cannot hold the operators that '{name}' puts between "
+                "layers; export `onnx`, or repair by `fold_linear` or `refit`",
             )
 
 
-def _check_ratios(stages: list[Stage], problems: list[Problem]) -> None:
-    shares = [
-        stage.target.ratio
-        for stage in stages
-        if isinstance(stage, Pruner) and stage.target.of == "original" and stage.target.ratio
-    ]
-    if sum(shares) >= 1:
+def _pruners(stages: Sequence[Placed[Stage]]) -> Iterator[Placed[Pruner]]:
+    for stage in stages:
+        if isinstance(stage.component, Pruner):
+            yield Placed(stage.place, stage.component)
+
+
+def _check_ratios(stages: Sequence[Placed[Stage]], problems: list[Problem]) -> None:
+    targets = [pruner.component.target for pruner in _pruners(stages)]
+    total = sum(t.ratio for t in targets if t.ratio is not None and t.of == "original")
+    if total >= 1:
         problems.append(
             Problem(
                 ("stages",),
-                f"the ratios add up to {sum(shares):.0%} of the original model; nothing would stay",
+                f"the ratios add up to {total:.0%} of the original model; nothing would stay",
             )
         )
+
+
+def _check_layers(
+    source: ModelSource, stages: Sequence[Placed[Stage]], problems: list[Problem]
+) -> None:
+    """Refuse to remove as many layers as there are, where the model tells them unloaded."""
+    layers = stored_layers(source.id)
+    wanted = 0
+    for pruner in _pruners(stages):
+        wanted += pruner.component.target.layers_removed or 0
+        if layers is not None and wanted >= layers:
+            problems.append(
+                Problem(
+                    (*pruner.place, "target"),
+                    f"the stages up to this one remove {wanted} layers; the model has {layers}, "
+                    f"of which at most {layers - 1} can go",
+                )
+            )
+            return

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from slm_plugin.calibration.samples import CalibrationSource
-from slm_plugin.errors import SlmError
+from slm_plugin.errors import SlmError, UserError
 from slm_plugin.evaluation.base import Evaluator
+from slm_plugin.models.bundled import BUNDLED
 from slm_plugin.models.loading import ModelSource
 from slm_plugin.pruners.base import Pruner
-from slm_plugin.recipe.checking import check_extra, known_class, validated
+from slm_plugin.recipe.checking import Placed, check_extra, known_class, validated
 from slm_plugin.recipe.document import Place, Problem
 from slm_plugin.recovery.base import Recovery
 from slm_plugin.registry import Registry
+from slm_plugin.texts import read_text
+
+# Bytes of a model's config.json.
+LARGEST_CONFIG = 1 << 24
 
 
 class Common(BaseModel):
@@ -59,6 +66,34 @@ def named_entry(
     return component(registry, name, options, (*place, str(name)), None, problems)
 
 
+def named_entries(
+    registry: Registry[Any], data: dict[str, Any], key: str, problems: list[Problem]
+) -> list[Placed[Any]]:
+    """The components of a list whose entries name one each."""
+    found = []
+    for index, entry in entries(data, key):
+        made = named_entry(registry, entry, (key, index), problems)
+        if made is not None:
+            found.append(Placed((key, index, made.name), made))
+    return found
+
+
+def stored_layers(model: str) -> int | None:
+    """Layers of a bundled model, or by the config of a folder; None where nothing tells."""
+    if model in BUNDLED:
+        return BUNDLED[model].layers
+    try:
+        file = Path(model).expanduser() / "config.json"
+        if not file.is_file():
+            return None
+        config = json.loads(read_text(file, "the config", UserError, LARGEST_CONFIG))
+    except (OSError, ValueError, RecursionError, RuntimeError, UserError):
+        # What is wrong with a model is told when it is loaded.
+        return None
+    layers = config.get("num_hidden_layers") if isinstance(config, dict) else None
+    return layers if type(layers) is int and layers > 0 else None
+
+
 def component(
     registry: Registry[Any],
     name: Any,
@@ -98,14 +133,14 @@ def component(
 
 def check_calibration(
     calibration: CalibrationSource | None,
-    wanting: Mapping[Place, Pruner | Recovery],
+    wanting: Iterable[Placed[Pruner | Recovery]],
     problems: list[Problem],
 ) -> None:
     """Note a source that cannot be read, or who needs one when there is none.
 
     Args:
         calibration: The calibration source.
-        wanting: Strategies and recoveries by where they stand.
+        wanting: Strategies and recoveries.
         problems: Grows by what is wrong.
     """
     if calibration is not None:
@@ -114,11 +149,12 @@ def check_calibration(
         except SlmError as error:
             problems.append(Problem(("calibration", "source"), str(error)))
         return
-    for place, one in wanting.items():
-        if one.needs_calibration:
+    for one in wanting:
+        if one.component.needs_calibration:
             problems.append(
                 Problem(
-                    place,
-                    f"'{one.name}' needs calibration data; add `calibration: {{source: builtin}}`",
+                    one.place,
+                    f"'{one.component.name}' needs calibration data; "
+                    "add `calibration: {source: builtin}`",
                 )
             )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from slm_plugin.calibration.sources import TextSource, read_documents, read_rows
+from slm_plugin.calibration.sources import TextSource, check_source, read_documents, read_rows
 from slm_plugin.errors import CalibrationError
 
 TEXT = "one\ntwo\n\n \nthree\n"
@@ -41,7 +42,18 @@ def test_jsonl_rows_come_from_the_named_field(tmp_path: Path) -> None:
         ('{"text": "a"}\n{oops\n', ":2 is not JSON"),
         ('{"page": "a"}\n', r":1 has no text under 'text' \(it has: page\)"),
         ('{"text": 3}\n', ":1 has no text under 'text'"),
-        ("[1]\n", ":1 has no text under 'text'"),
+        ("[1]\n", ":1 is a list, not a JSON object"),
+        ("3\n", ":1 is a number, not a JSON object"),
+        ('{"text": null}\n', ":1 has no text under 'text' but null"),
+        ('{"text": {"en": "a"}}\n', ":1 has no text under 'text' but a mapping"),
+        ('{"text": ["a"]}\n', ":1 has no text under 'text' but a list"),
+        ('{"text": true}\n', ":1 has no text under 'text' but true or false"),
+        ('{"messages": [{"role": "user", "content": "a"}]}\n', ":1 holds a chat under 'messages'"),
+        ('{"conversations": [], "id": 3}\n', ":1 holds a chat under 'conversations'"),
+        ('{"text": "\\ud800"}\n', ":1 holds half a character under 'text'"),
+        ('{"text": ' + "[" * 100_000 + "\n", ":1 is not JSON: it nests too deep"),
+        ('{"text": ' + "9" * 5000 + "}\n", ":1 is not JSON: .* a number is too long"),
+        ('{"text": "a\x00"}\n', ":1 holds a null byte"),
         ('{"text": " "}\n', "holds no text"),
     ],
 )
@@ -59,7 +71,7 @@ def test_a_missing_or_binary_file_is_told(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(CalibrationError, match="not UTF-8"):
         read_documents(TextSource(source=str(binary)), "calibration")
-    with pytest.raises(CalibrationError, match="No such file"):
+    with pytest.raises(CalibrationError, match="there is no file"):
         read_documents(TextSource(source=str(tmp_path / "none.txt")), "calibration")
 
 
@@ -86,3 +98,89 @@ def test_a_dataset_that_is_a_script_names_what_works_without_it(tmp_path: Path) 
         read_documents(TextSource(source=str(folder)), "calibration")
     assert "a script ran" not in str(caught.value)
     assert "source: builtin" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        (b"\xef\xbb\xbf" + b'{"text": "a"}\n', ["a"]),
+        (b'{"text": "a"}\r\n\r\n{"text": "b"}\r\n', ["a", "b"]),
+        (b'{"text": "' + b"a" * 10_000_000 + b'"}', ["a" * 10_000_000]),
+    ],
+)
+def test_jsonl_of_other_systems_is_read(tmp_path: Path, content: bytes, rows: list[str]) -> None:
+    """A byte order mark, line ends of Windows, and one very long line."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    assert read_rows(TextSource(source=str(path)), "evaluation") == rows
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    """It stands before the first word of a text file and is not part of it."""
+    path = tmp_path / "text.txt"
+    path.write_text("one\r\n\r\ntwo", encoding="utf-8-sig")
+    assert read_documents(TextSource(source=str(path)), "calibration") == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("a".encode("utf-16"), "it is UTF-16, not UTF-8 text"),
+        ("ab".encode("utf-16-le"), ":1 holds a null byte"),
+        (b"good\nbad \xe9\n", r"not UTF-8 text \(line 2\)"),
+        (b"", "holds no text"),
+    ],
+)
+def test_text_that_is_none_is_told(tmp_path: Path, content: bytes, told: str) -> None:
+    """Other encodings are named, never guessed."""
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    with pytest.raises(CalibrationError, match=told):
+        read_documents(TextSource(source=str(path)), "calibration")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("data.csv", "is a file of a kind that is not read"),
+        ("data.parquet", "is a file of a kind that is not read"),
+        ("README.md", "is a file of a kind that is not read"),
+        ("data", "is a file of a kind that is not read"),
+        ("data.JSON", "holds no plain text"),
+        ("pipe.txt", "is a pipe or a device"),
+        ("pipe", "is a pipe or a device"),
+        ("folder.txt", "is a folder, not a file"),
+        ("none.csv", "there is no file or folder"),
+        ("none/none/none", "there is no file or folder"),
+        ("none.txt", "there is no file"),
+    ],
+)
+def test_files_of_other_kinds_are_told(tmp_path: Path, name: str, told: str) -> None:
+    """No local file is taken for a dataset on the Hub, and none is waited for."""
+    path = tmp_path / name
+    if name.startswith("pipe"):
+        os.mkfifo(path)
+    elif name.startswith("folder"):
+        path.mkdir()
+    elif not name.startswith("none"):
+        path.write_text("{}")
+    with pytest.raises(CalibrationError, match=told):
+        read_documents(TextSource(source=str(path)), "calibration")
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("/dev/zero", "is a pipe or a device"),
+        ("~nosuchuser/a.txt", "the home directory of '~nosuchuser' is not known"),
+        ("a\x00b.txt", "characters that no path should have"),
+        ("x" * 5000 + ".txt", "File name too long"),
+        ("two words", "there is no file or folder two words"),
+        ("./data", "there is no file or folder data"),
+        ("none.csv", "there is no file or folder none.csv"),
+    ],
+)
+def test_names_that_mean_nothing_are_told(source: str, told: str) -> None:
+    """Each before any model is loaded."""
+    with pytest.raises(CalibrationError, match=told):
+        check_source(source)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
-from slm_plugin.comparison.kept import Kept
-from slm_plugin.comparison.record import Cell
+import pytest
+
+from slm_plugin.comparison.kept import Kept, is_cell, is_plan
+from slm_plugin.comparison.record import Cell, Effort, Planned
 from slm_plugin.evaluation.base import Measurement
+from slm_plugin.pruners.depth.deepest import Deepest
+from slm_plugin.session import Session
+from slm_plugin.target import Target
+from tests.conftest import make_model
 
 FIGURE = Measurement(name="perplexity", value=math.inf, protocol="p", better="lower")
 CELL = Cell(label="dense", measured={"perplexity": (FIGURE,), "a": (FIGURE,)})
@@ -34,11 +41,80 @@ def test_fresh_reads_nothing_and_writes(tmp_path: Path) -> None:
     assert found is not None and found.label == "newer"
 
 
-def test_a_damaged_file_counts_as_none(tmp_path: Path) -> None:
-    """Half a file, or one of another version, is made anew."""
+def damaged(text: str) -> list[str]:
+    """A file of the cache, spoilt in many ways."""
+    return [
+        text[:-9],
+        "",
+        "[]",
+        "null",
+        "[" * 100_000,
+        '{"label": "x", "unknown": 1}',
+        json.dumps(json.loads(text)["content"]),
+        text.replace("perplexity", "perplexity 128"),
+        text.replace("Infinity", "3.5"),
+        text.replace('"sum": "', '"sum": "0'),
+        "9" * 5000,
+        text + "\x00",
+    ]
+
+
+def test_a_damaged_file_is_told_and_set_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half a file, an edited one, or one without checksum, is made anew and lies beside."""
     kept = Kept(tmp_path, {})
     kept.keep(CELL, {})
     (file,) = tmp_path.iterdir()
-    for text in (file.read_text()[:-9], '{"label": "x", "unknown": 1}'):
+    for number, text in enumerate(damaged(file.read_text()), start=1):
+        kept.keep(CELL, {})
         file.write_text(text)
         assert kept.find(Cell, {}) is None
+        told = capsys.readouterr().err.replace("\n", " ")
+        assert "is damaged" in told and f"{file.name}.damaged-{number}" in told
+        assert file.with_name(f"{file.name}.damaged-{number}").read_text() == text
+        assert not file.exists()
+
+
+def test_a_file_that_was_moved_is_not_taken(tmp_path: Path) -> None:
+    """A whole cell under another cell's name belongs to something else."""
+    kept = Kept(tmp_path, {})
+    kept.keep(CELL, {"target": 1})
+    (first,) = tmp_path.iterdir()
+    kept.keep(CELL.model_copy(update={"label": "other"}), {"target": 2})
+    (second,) = set(tmp_path.iterdir()) - {first}
+    first.replace(second)
+    assert kept.find(Cell, {"target": 2}) is None
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.nan])
+def test_a_figure_is_a_number(tmp_path: Path, value: float) -> None:
+    """Infinity is a figure, NaN is none; neither is a time."""
+    kept = Kept(tmp_path, {})
+    figure = FIGURE.model_copy(update={"value": value})
+    kept.keep(CELL.model_copy(update={"measured": {"a": (figure,)}}), {})
+    assert kept.find(Cell, {}, lambda cell: is_cell(cell, CELL)) is None
+    with pytest.raises(ValueError, match="finite"):
+        Effort(seconds=value)
+
+
+def test_a_plan_belongs_to_its_method_target_and_model(tmp_path: Path) -> None:
+    """One of another strategy, with other options, for another target or model is made anew."""
+    session = Session(make_model())
+    other = Session(make_model(seed=1))
+    plan = Deepest(Deepest.Options(), Target(layers_removed=2)).plan(session)
+    planned = Planned(plan=plan, effort=Effort(seconds=1))
+    facts = {
+        "method": "deepest",
+        "options": plan.model_dump(mode="json")["options"],
+        "target": plan.target.model_dump(mode="json"),
+    }
+    assert is_plan(planned, facts, session)
+    assert not is_plan(planned, facts, other)
+    target = Target(layers_removed=1).model_dump(mode="json")
+    for changed in ({"method": "slm"}, {"options": {"x": 1}}, {"target": target}):
+        assert not is_plan(planned, {**facts, **changed}, session)
+    broken = plan.model_copy(update={"operations": ()})
+    kept = Kept(tmp_path, {})
+    kept.keep(Planned(plan=broken, effort=Effort(seconds=1)), facts)
+    assert kept.find(Planned, facts, lambda one: is_plan(one, facts, session)) is None

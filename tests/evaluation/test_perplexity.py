@@ -175,7 +175,7 @@ def test_missing_file_is_refused_by_check(tmp_path: Path) -> None:
     """`check` finds a missing file, however the text is joined."""
     for join in ("rows", "none"):
         options = PerplexityOptions(source=str(tmp_path / "no.txt"), join=join)
-        with pytest.raises(CalibrationError, match="No such file"):
+        with pytest.raises(CalibrationError, match="there is no file"):
             Perplexity(options).check()
 
 

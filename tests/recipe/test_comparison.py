@@ -8,7 +8,7 @@ import pytest
 
 from slm_plugin.errors import RecipeError
 from slm_plugin.pruners.depth.slm import SlmOptions
-from slm_plugin.recipe.comparison import Comparison, is_comparison
+from slm_plugin.recipe.comparison import Comparison, read_either
 from slm_plugin.recovery.lora import LoraOptions
 
 GOOD = """\
@@ -125,8 +125,26 @@ def test_layerwise_refuses_what_needs_the_whole_model(tmp_path: Path) -> None:
 
 
 def test_a_comparison_is_told_from_a_recipe(tmp_path: Path) -> None:
-    """By its methods; what is neither is no comparison."""
-    assert is_comparison(written(tmp_path, GOOD))
-    assert not is_comparison(written(tmp_path, "stages: []\n"))
-    assert not is_comparison(written(tmp_path, "a: [\n"))
-    assert not is_comparison(tmp_path / "none.yaml")
+    """By its methods; what is neither is told as a recipe."""
+    assert isinstance(read_either(written(tmp_path, GOOD)), Comparison)
+    for text in ("stages: []\n", "a: [\n"):
+        with pytest.raises(RecipeError) as caught:
+            read_either(written(tmp_path, text))
+        assert "methods" not in caught.value.message
+    with pytest.raises(RecipeError, match="cannot read the recipe"):
+        read_either(tmp_path / "none.yaml")
+
+
+def test_what_follows_is_told_by_its_place(tmp_path: Path) -> None:
+    """A recovery of the second method, and one of all methods, each where it stands."""
+    text = GOOD.replace("calibration:", "#").replace(
+        "{recover: lora, epochs: 1}", "{recover: refit}"
+    )
+    text = text.replace(
+        "{prune: slm, criterion: loss, search: greedy}",
+        "{prune: slm, recover: [none, {recover: refit}]}",
+    )
+    with pytest.raises(RecipeError) as caught:
+        Comparison.read(written(tmp_path, text))
+    told = [line.split(": ")[1] for line in caught.value.message.splitlines()]
+    assert told == ["methods.0", "methods.1", "recover.1", "methods.1.recover.1"]

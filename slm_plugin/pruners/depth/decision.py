@@ -49,6 +49,9 @@ def depth_plan(
         share = removed * before.layer_parameters / session.original.parameters
         count = "1 layer is" if removed == 1 else f"{removed} layers are"
         notes = (f"{count} {share:.2%} of the original parameters", *notes)
+    idle: tuple[str, ...] = ()
+    if not removed:
+        idle = (f"the target ({pruner.target.describe()}) removes nothing: no trial passed it",)
     return PruningPlan(
         pruner=pruner.name,
         kind=pruner.kind,
@@ -63,7 +66,7 @@ def depth_plan(
         explored=explored,
         layer_scores=layer_scores,
         notes=tuple(notes),
-        warnings=portability(before, after, session.model.config),
+        warnings=(*idle, *portability(before, after, session.model.config)),
     )
 
 

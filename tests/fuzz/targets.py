@@ -1,0 +1,320 @@
+"""What is fuzzed: each kind makes a damaged input and gives it to what a command would call."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from slm_plugin.comparison.kept import Kept, is_cell, is_plan
+from slm_plugin.comparison.record import Cell, Effort, Planned
+from slm_plugin.evaluation.base import Measurement
+from slm_plugin.models.loading import ModelSource, load
+from slm_plugin.pruners.depth.search.journal import Journal
+from slm_plugin.pruners.depth.search.runs import Run
+from slm_plugin.pruners.plan import PruningPlan
+from slm_plugin.recipe.comparison import read_either
+from slm_plugin.registry import pruners
+from slm_plugin.report.explain import explain
+from slm_plugin.session import Session
+from slm_plugin.surgery import apply
+from slm_plugin.target import Target
+from tests.conftest import make_model, make_tokenizer, random_tokens
+from tests.fuzz.mutations import ODD, as_json, damaged
+from tests.recipe import test_comparison
+from tests.recipe.bad_recipes import GOOD
+
+
+class Kind(ABC):
+    """One kind of input.
+
+    Args:
+        folder: For the files that it writes.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @abstractmethod
+    def make(self, rng: random.Random) -> bytes:
+        """A damaged input."""
+
+    @abstractmethod
+    def use(self, content: bytes) -> bool:
+        """Use it as a command would; whether it was taken.
+
+        Raises:
+            SlmError: It is refused.
+        """
+
+
+class Recipes(Kind):
+    """Recipes and comparisons, as `validate` reads them."""
+
+    name = "recipes"
+    extra = """\
+version: 1
+model: {id: m, dtype: auto, device: cpu, memory: whole}
+calibration: {source: self, samples: 4, length: 32, seed: 3, sampling: pack, text_field: text}
+stages:
+  - {prune: slm, target: {threshold: 0.5}, criterion: loss, search: greedy, beam_width: 2}
+  - {prune: sleb, target: {ratio: 0.2, of: current}, criterion: logit_kl}
+  - {recover: refit}
+  - {recover: lora, epochs: 1, learning_rate: 1.0e-4}
+evaluate: [latency, {perplexity: {length: 64, every_stage: true, join: rows}}]
+export: [checkpoint]
+output: ~/out
+seed: 5
+"""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        texts = (GOOD, test_comparison.GOOD, self.extra)
+        self.seeds = [yaml.safe_load(text) for text in texts]
+
+    def make(self, rng: random.Random) -> bytes:
+        """See `Kind.make`."""
+        flow = rng.choice((None, True, False))
+        return damaged(
+            rng,
+            self.seeds,
+            lambda tree: yaml.safe_dump(tree, default_flow_style=flow, allow_unicode=True),
+        )
+
+    def use(self, content: bytes) -> bool:
+        """See `Kind.use`."""
+        file = self.folder / "recipe.yaml"
+        file.write_bytes(content)
+        read_either(file)
+        return True
+
+
+class Overrides(Recipes):
+    """Values and paths of ``--set``."""
+
+    name = "overrides"
+
+    def make(self, rng: random.Random) -> bytes:
+        """See `Kind.make`."""
+        paths = (
+            "model.id",
+            "stages.0.target",
+            "stages.1",
+            "seed",
+            "a.b.c",
+            "stages.-1",
+            "evaluate",
+        )
+        path = rng.choice((*paths, "", "stages.9.x", "stages.²", "x" * 9000, ".", "a" + ".a" * 50))
+        if rng.random() < 0.5:
+            return f"{path}=".encode() + damaged(rng, [rng.choice(ODD)], as_json)
+        return f"{path}=".encode() + super().make(rng)
+
+    def use(self, content: bytes) -> bool:
+        """See `Kind.use`."""
+        file = self.folder / "recipe.yaml"
+        file.write_text(GOOD)
+        read_either(file, [content.decode("utf-8", "surrogateescape")])
+        return True
+
+
+class Configs(Kind):
+    """The JSON files of a checkpoint, as every command loads them."""
+
+    name = "configs"
+    files = (
+        *("config.json", "generation_config.json", "model.safetensors.index.json"),
+        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    )
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.model = folder / "model"
+        # Small shards, so that there is an index.
+        make_model(num_hidden_layers=2).save_pretrained(self.model, max_shard_size="20KB")
+        make_tokenizer().save_pretrained(self.model)
+        there = [name for name in self.files if (self.model / name).is_file()]
+        self.seeds = {name: (self.model / name).read_text() for name in there}
+
+    def make(self, rng: random.Random) -> bytes:
+        """See `Kind.make`."""
+        # The config decides most.
+        name = rng.choice((*self.seeds, "config.json", "config.json"))
+        content = damaged(rng, [json.loads(self.seeds[name])], as_json)
+        return name.encode() + b"\n" + content
+
+    def use(self, content: bytes) -> bool:
+        """See `Kind.use`."""
+        name, _, text = content.partition(b"\n")
+        try:
+            (self.model / name.decode()).write_bytes(text)
+            load(ModelSource(id=str(self.model), dtype="float32", device="cpu"))
+        finally:
+            (self.model / name.decode()).write_text(self.seeds[name.decode()])
+        return True
+
+
+class Plans(Kind):
+    """Plans, as `explain` and `apply` take them."""
+
+    name = "plans"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.session = Session(make_model(num_hidden_layers=4), calibration=random_tokens())
+        self.seeds = [json.loads(plan.to_json()) for plan in some_plans(self.session)]
+
+    def make(self, rng: random.Random) -> bytes:
+        """See `Kind.make`."""
+        return damaged(rng, self.seeds, as_json)
+
+    def use(self, content: bytes) -> bool:
+        """See `Kind.use`."""
+        file = self.folder / "plan.json"
+        file.write_bytes(content)
+        plan = PruningPlan.read(file)
+        made = explain(plan)
+        assert made.text
+        plan.to_json()
+        cut = plan.upto(1) if plan.kind == "depth" and plan.operations else plan
+        for each in (plan, cut):
+            session = Session(copy.deepcopy(self.session.model))
+            apply(each, session)
+        return True
+
+
+class Journals(Kind):
+    """Journals of trials, as a search opens them."""
+
+    name = "journals"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        file = folder / "seed.jsonl"
+        journal = Journal(file, "about")
+        for number in range(6):
+            runs = (Run(number, number + 1, "mean"), Run(9, 9, "drop"))
+            journal.keep(runs, [0.5, number / 7])
+            journal.keep(runs, [0.25])
+        self.lines = [json.loads(line) for line in file.read_text().splitlines()]
+        self.truth = {json.dumps(line) for line in self.lines}
+
+    def make(self, rng: random.Random) -> bytes:
+        """See `Kind.make`."""
+        lines = [json.dumps(line).encode() for line in self.lines]
+        for _ in range(rng.choice((1, 1, 2))):
+            at = rng.randrange(len(lines))
+            kind = rng.randrange(4)
+            if kind == 0:
+                lines[at] = damaged(rng, self.lines, as_json)
+            elif kind == 1:
+                lines.insert(at, rng.choice(lines))
+            elif kind == 2:
+                rng.shuffle(lines)
+            else:
+                lines[at] = lines[at][: rng.randrange(len(lines[at]))]
+        return b"\n".join(lines) + rng.choice((b"\n", b""))
+
+    def use(self, content: bytes) -> bool:
+        """See `Kind.use`."""
+        file = self.folder / "journal.jsonl"
+        file.write_bytes(content)
+        journal = Journal(file, "about")
+        for number in range(6):
+            runs = (Run(number, number + 1, "mean"), Run(9, 9, "drop"))
+            parts = journal.known(runs)
+            assert parts in ([], [[0.5, number / 7]], [[0.5, number / 7], [0.25]]), parts
+            if not parts:
+                journal.keep(runs, [0.5, number / 7])
+        assert journal.read_from_disk <= 6
+        aside = list(self.folder.glob("journal.jsonl.damaged-*"))
+        for one in aside:
+            one.unlink()
+        del journal
+        again = Journal(file, "about")
+        assert again.read_from_disk == 6, "what was written is found again"
+        return not aside
+
+
+class Cells(Kind):
+    """Cached plans and cells of comparisons."""
+
+    name = "cells"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.session = Session(make_model(num_hidden_layers=4), calibration=random_tokens())
+        plan = next(iter(some_plans(self.session)))
+        self.facts: dict[str, Any] = {
+            "method": plan.pruner,
+            "options": plan.model_dump(mode="json")["options"],
+            "target": plan.target.model_dump(mode="json"),
+        }
+        effort = Effort(seconds=1.5, memory=10)
+        figure = Measurement(name="perplexity", value=math.inf, protocol="p", better="lower")
+        self.planned = Planned(plan=plan, effort=effort)
+        self.blank = Cell(label="x", **{**self.facts, "target": plan.target})
+        self.cell = self.blank.model_copy(
+            update={"planning": effort, "measured": {"a": (figure, figure)}}
+        )
+        self.kept = Kept(folder / "cells", {"seed": 1})
+        self.files = {}
+        for piece in (self.planned, self.cell):
+            before = set((folder / "cells").glob("*")) if (folder / "cells").is_dir() else set()
+            self.kept.keep(piece, self.facts)
+            (file,) = set((folder / "cells").glob("*")) - before
+            self.files[type(piece).__name__] = (file, json.loads(file.read_text()))
+
+    def make(self, rng: random.Random) -> bytes:
+        """See `Kind.make`."""
+        name = rng.choice(sorted(self.files))
+        tree = copy.deepcopy(self.files[name][1])
+        return name.encode() + b"\n" + damaged(rng, [tree], as_json)
+
+    def use(self, content: bytes) -> bool:
+        """See `Kind.use`."""
+        name, _, text = content.partition(b"\n")
+        file = self.files[name.decode()][0]
+        file.write_bytes(text)
+        if name == b"Cell":
+            cell = self.kept.find(Cell, self.facts, lambda c: is_cell(c, self.blank))
+            found, right = cell is not None, cell in (None, self.cell)
+        else:
+            planned = self.kept.find(
+                Planned, self.facts, lambda p: is_plan(p, self.facts, self.session)
+            )
+            found, right = planned is not None, planned in (None, self.planned)
+        assert right, "a cached result was taken that is not the one that was kept"
+        for one in file.parent.glob("*.damaged-*"):
+            one.unlink()
+            assert not found
+        return found
+
+
+def some_plans(session: Session) -> list[PruningPlan]:
+    """Plans of several strategies, with operations of every kind."""
+    asked: tuple[tuple[str, dict[str, Any], Target], ...] = (
+        ("slm", {"search": "greedy", "merge_rule": "mean"}, Target(layers_removed=2)),
+        ("deepest", {}, Target(layers_removed=2)),
+        ("sublayer", {}, Target(layers_removed=1)),
+        ("merge_concat", {}, Target(layers_removed=1)),
+        ("torch_pruning", {"importance": "magnitude"}, Target(ratio=0.1)),
+    )
+    made = []
+    for name, options, target in asked:
+        kind = pruners.get(name)
+        made.append(kind(kind.Options(**options), target).plan(session))
+    return made
+
+
+KINDS: dict[str, type[Kind]] = {
+    kind.name: kind for kind in (Recipes, Overrides, Configs, Plans, Journals, Cells)
+}
