@@ -9,6 +9,7 @@ import torch
 
 from slm_plugin.errors import MissingExtraError, ModelSourceError
 from slm_plugin.models import loading, placement
+from slm_plugin.models.checkpoint import read_checkpoint
 from slm_plugin.models.layerwise import build
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.placement import Kept, outgrows, places, settle
@@ -41,7 +42,7 @@ def planned(model: torch.nn.Module) -> tuple[str, object]:
 
 def streamed(folder: Path) -> torch.nn.Module:
     """The checkpoint, all layers on disk."""
-    return build(folder, make_model(num_hidden_layers=8).config, "auto", CPU).eval()
+    return build(read_checkpoint(folder), "auto", CPU, streamed=True)
 
 
 def test_accelerate_fills_memory_and_leaves_the_rest_on_disk(folder: Path) -> None:
