@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from torch import Tensor
 
 from slm_plugin.errors import ModelSourceError
 from slm_plugin.models.border import reading
 from slm_plugin.models.completeness import check_complete
 from slm_plugin.models.configuration import Configuration, read_configuration
-from slm_plugin.models.json_file import read_object
 from slm_plugin.models.stored import StoredTensor
 from slm_plugin.models.weight_files import check_companions, stored_tensors
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # Stored tensors that follow from others, and how each is proved to:
@@ -70,30 +68,6 @@ def read_checkpoint(folder: Path, name: str | None = None) -> Checkpoint:
     _check_names(found)
     _check_sizes(found)
     return found
-
-
-def read_generation(checkpoint: Checkpoint) -> GenerationConfig:
-    """Generation settings: those of ``generation_config.json``, else those in the config.
-
-    transformers also looks at the config's only where there is no file of their own.
-
-    Raises:
-        ModelSourceError: They are malformed.
-    """
-    file = checkpoint.folder / "generation_config.json"
-    config = checkpoint.configuration.config
-    if file.is_file():
-        content = read_object(file)
-    else:
-        special = {n: getattr(config, n, None) for n in ("bos_token_id", "eos_token_id")}
-        content = {**special, "pad_token_id": config.pad_token_id}
-        content |= checkpoint.configuration.generation
-    kind = transformers.GenerationConfig
-    for name in content:
-        if hasattr(kind, name):
-            raise ModelSourceError(f"{file} holds '{name}', which is no setting of generation")
-    with reading(f"transformers does not take the generation settings of {checkpoint.name}"):
-        return kind.from_dict(content)
 
 
 def check_parameters(checkpoint: Checkpoint, model: PreTrainedModel) -> None:

@@ -15,6 +15,7 @@ from slm_plugin.errors import ModelSourceError, UnsupportedModelError
 from slm_plugin.models.border import reading
 from slm_plugin.models.config_fields import check_fields, head_dim
 from slm_plugin.models.config_values import Where, problem
+from slm_plugin.models.generation import GENERATION
 from slm_plugin.models.json_file import read_object
 from slm_plugin.models.rope import rope_settings
 from slm_plugin.models.view import SUPPORTED, check_architecture
@@ -87,37 +88,6 @@ RUNTIME = frozenset(
         "rope_scaling",
         "rope_parameters",
         "partial_rotary_factor",
-    }
-)
-# Settings of text generation that older configs held; transformers 4.57 refuses to save them
-# there, and 5 drops them.
-GENERATION = frozenset(
-    {
-        "max_length",
-        "min_length",
-        "do_sample",
-        "early_stopping",
-        "num_beams",
-        "num_beam_groups",
-        "diversity_penalty",
-        "temperature",
-        "top_k",
-        "top_p",
-        "typical_p",
-        "repetition_penalty",
-        "length_penalty",
-        "no_repeat_ngram_size",
-        "encoder_no_repeat_ngram_size",
-        "bad_words_ids",
-        "num_return_sequences",
-        "output_scores",
-        "return_dict_in_generate",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "remove_invalid_values",
-        "exponential_decay_length_penalty",
-        "suppress_tokens",
-        "begin_suppress_tokens",
     }
 )
 FORMATS = ("float32", "bfloat16", "float16", "float64")

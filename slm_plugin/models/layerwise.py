@@ -21,8 +21,8 @@ from slm_plugin.models.checkpoint import (
     Checkpoint,
     check_frequencies,
     check_parameters,
-    read_generation,
 )
+from slm_plugin.models.generation import read_generation
 from slm_plugin.models.streaming import StreamedParameter, run_streamed, values
 from slm_plugin.models.view import DecoderView
 
@@ -74,7 +74,8 @@ def _on_meta(checkpoint: Checkpoint, dtype: str) -> PreTrainedModel:
     wanted = _number_format(dtype, config, checkpoint)
     config.dtype = wanted
     config._name_or_path = checkpoint.name
-    generation = read_generation(checkpoint)
+    settings = checkpoint.folder / "generation_config.json"
+    generation = read_generation(settings, config, checkpoint.configuration.generation)
     with reading(f"cannot build the model of {checkpoint.name}"), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config,
