@@ -17,7 +17,12 @@ import torch
 from pydantic import Field
 from safetensors import SafetensorError
 
-from slm_plugin.errors import OutputError, UnsupportedModelError, VerificationError
+from slm_plugin.errors import (
+    ModelSourceError,
+    OutputError,
+    UnsupportedModelError,
+    VerificationError,
+)
 from slm_plugin.evaluation.quiet import guest
 from slm_plugin.export.base import Check, Exporter, ExporterOptions, ExportRecord
 from slm_plugin.export.layerwise import LOGITS, save_streamed, streamed_reference
@@ -33,13 +38,14 @@ from slm_plugin.export.parity import (
 )
 from slm_plugin.export.portable_json import mend_config, mend_tokenizer_config
 from slm_plugin.files import whole_folder
+from slm_plugin.models.border import reason
 from slm_plugin.models.generation import without_generation
 from slm_plugin.models.operators import operators
 from slm_plugin.models.streaming import is_streamed
 from slm_plugin.registry import register_exporter
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from slm_plugin.session import Session
 
@@ -120,7 +126,7 @@ def save_checkpoint(session: Session, folder: Path, *, max_shard_size: str = "5G
             else:
                 model.save_pretrained(folder, max_shard_size=max_shard_size)
             if session.tokenizer is not None:
-                session.tokenizer.save_pretrained(folder)
+                _save_tokenizer(session.tokenizer, folder)
         # save_pretrained refuses settings that from_pretrained took, such as a temperature
         # without sampling; to_json_file writes what is there.
         generation.to_json_file(folder / "generation_config.json")
@@ -131,6 +137,16 @@ def save_checkpoint(session: Session, folder: Path, *, max_shard_size: str = "5G
         ) from error
     mend_config(folder)
     mend_tokenizer_config(folder)
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except (TypeError, ValueError) as error:
+        raise ModelSourceError(
+            f"the tokenizer cannot be written: {reason(error)}",
+            hint="correct the settings in its tokenizer_config.json",
+        ) from error
 
 
 def verify_checkpoint(

@@ -129,7 +129,8 @@ def read_configuration(file: Path) -> Configuration:
     kept |= {"architectures": [architecture], "dtype": _number_format(content, where)}
     kept |= _rope(base, scaling)
     with reading(f"transformers {transformers.__version__} does not take {file}"):
-        config = config_class.from_dict({**kept, "attn_implementation": _attention(content, where)})
+        config = config_class.from_dict(kept)
+        config._attn_implementation = _attention(content, where)
     return Configuration(architecture, config, generation)
 
 

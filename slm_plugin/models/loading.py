@@ -117,12 +117,13 @@ def _from_files(
     folder: Path, source: ModelSource
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     checkpoint = read_checkpoint(folder, source.id)
+    tokenizer = read_tokenizer(folder, checkpoint.configuration.config, source.id)
     device = pick_device(source.device)
     spread = source.memory == "whole" and source.device == "auto" and outgrows(device, checkpoint)
     model = build(checkpoint, source.dtype, device, streamed=source.memory == "layerwise" or spread)
     if spread:
         settle(model, places(model))
-    return model, read_tokenizer(folder, model.config, source.id)
+    return model, tokenizer
 
 
 def _refuse_non_finite(model: PreTrainedModel, name: str) -> None:

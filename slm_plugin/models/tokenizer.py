@@ -122,7 +122,7 @@ def _check_ids(
         word = next(word for word, id_ in vocabulary.items() if id_ == beyond[0])
         say(
             f"The tokenizer of {name} has {len(beyond)} added tokens without an embedding, first "
-            f"{word!r}: text that holds one cannot be read"
+            f"{word[:40]!r}: text that holds one cannot be read"
         )
 
 
