@@ -24,6 +24,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 QUANTISERS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+MIXED = "the index and the files belong to different checkpoints"
 READ = (".json", ".safetensors", ".model", ".txt", ".jinja")
 PICKLED = ("pytorch_model*.bin", "pytorch_model.bin.index.json", "*.pt", "*.pth", "*.ckpt")
 
@@ -70,7 +71,9 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     headers = {name: read_header(_weights(folder, name)) for name in names}
     for tensor, name in shards.items():
         if tensor not in headers[name]:
-            raise ModelSourceError(f"{folder / name} lacks {tensor}, which {INDEX} places there")
+            raise ModelSourceError(
+                f"{folder / name} lacks {tensor}, which {INDEX} places there", hint=MIXED
+            )
     idle = sorted(
         f"{tensor} in {name}"
         for name, header in headers.items()
@@ -80,7 +83,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     if idle:
         raise ModelSourceError(
             f"{folder} holds {len(idle)} tensors where {INDEX} does not place them: {some(idle)}",
-            hint="the index and the files belong to different checkpoints",
+            hint=MIXED,
         )
     return {tensor: headers[name][tensor] for tensor, name in shards.items()}
 
@@ -123,7 +126,10 @@ def indexed_files(folder: Path) -> set[str]:
 def _read_index(index: Path) -> dict[str, str]:
     places = read_object(index).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise ModelSourceError(f"{index} is no index of weights: it has no weight_map")
+        raise ModelSourceError(
+            f"{index} is no index of weights: it has no weight_map",
+            hint="copy or fetch the checkpoint again",
+        )
     for tensor, name in places.items():
         plain = isinstance(name, str) and name not in ("", ".", "..") and "\0" not in name
         if not plain or "/" in name or "\\" in name:
