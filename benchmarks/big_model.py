@@ -50,7 +50,8 @@ def write_model(folder: Path, layers: int) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from slm_plugin.models.stored import INDEX, write_tensors
+    from slm_plugin.models.stored import write_tensors
+    from slm_plugin.models.weight_files import INDEX
 
     folder.mkdir(parents=True)
     config = LlamaConfig(**SHAPE, num_hidden_layers=layers, tie_word_embeddings=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import os
@@ -17,7 +16,12 @@ import torch
 from pydantic import Field
 from safetensors import SafetensorError
 
-from slm_plugin.errors import OutputError, UnsupportedModelError, VerificationError
+from slm_plugin.errors import (
+    ModelSourceError,
+    OutputError,
+    UnsupportedModelError,
+    VerificationError,
+)
 from slm_plugin.evaluation.quiet import guest
 from slm_plugin.export.base import Check, Exporter, ExporterOptions, ExportRecord
 from slm_plugin.export.layerwise import LOGITS, save_streamed, streamed_reference
@@ -32,13 +36,15 @@ from slm_plugin.export.parity import (
     size_bytes,
 )
 from slm_plugin.export.portable_json import mend_config, mend_tokenizer_config
+from slm_plugin.models.border import reason
+from slm_plugin.models.generation import without_generation
 from slm_plugin.models.operators import operators
 from slm_plugin.models.streaming import is_streamed
 from slm_plugin.outputs.scratch import temporary_folder, whole_folder
 from slm_plugin.registry import register_exporter
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from slm_plugin.session import Session
 
@@ -113,16 +119,16 @@ def save_checkpoint(session: Session, folder: Path, *, max_shard_size: str = "5G
             hint="export `onnx`, or repair by `fold_linear` or `refit`",
         )
     try:
-        with guest("transformers", logging.ERROR), _clean_config(session):
+        with guest("transformers", logging.ERROR), _clean_config(session) as generation:
             if is_streamed(model):
                 save_streamed(model, folder, max_shard_size=max_shard_size)
             else:
                 model.save_pretrained(folder, max_shard_size=max_shard_size)
             if session.tokenizer is not None:
-                session.tokenizer.save_pretrained(folder)
+                _save_tokenizer(session.tokenizer, folder)
         # save_pretrained refuses settings that from_pretrained took, such as a temperature
         # without sampling; to_json_file writes what is there.
-        model.generation_config.to_json_file(folder / "generation_config.json")
+        generation.to_json_file(folder / "generation_config.json")
     except (OSError, SafetensorError) as error:
         raise OutputError(
             f"cannot write the checkpoint {folder}: {error}",
@@ -130,6 +136,16 @@ def save_checkpoint(session: Session, folder: Path, *, max_shard_size: str = "5G
         ) from error
     mend_config(folder)
     mend_tokenizer_config(folder)
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except (TypeError, ValueError) as error:
+        raise ModelSourceError(
+            f"the tokenizer cannot be written: {reason(error)}",
+            hint="correct the settings in its tokenizer_config.json",
+        ) from error
 
 
 def verify_checkpoint(
@@ -214,18 +230,25 @@ def _run_reload(python: str, folder: Path, file: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _clean_config(session: Session) -> Iterator[None]:
-    """Give the model, while it is saved, a config without leftovers and with ``head_dim``."""
+def _clean_config(session: Session) -> Iterator[GenerationConfig]:
+    """Give the model, while it is saved, a config without leftovers and with ``head_dim``.
+
+    Whether the head is the embedding is what the model does, whatever its config says.
+
+    Yields:
+        The generation settings to write.
+    """
     from transformers import GenerationConfig
 
     model: PreTrainedModel = session.model
     own, own_generation = model.config, model.generation_config
-    config = copy.deepcopy(own)
+    config, generation = without_generation(model)
     # transformers refuses to save a model that it still takes for a quantised one.
     config.__dict__.pop("quantization_config", None)
     config.head_dim = session.view.dimensions().head_dim
+    config.tie_word_embeddings = session.view.tied
     model.config, model.generation_config = config, GenerationConfig()
     try:
-        yield
+        yield generation
     finally:
         model.config, model.generation_config = own, own_generation

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from slm_plugin.calibration.captures import capture
 from slm_plugin.export.parity import Reference, prompts
+from slm_plugin.models.checkpoint import read_checkpoint
 from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.models.layerwise import build
-from slm_plugin.models.stored import INDEX, stored_tensors, write_tensors
+from slm_plugin.models.stored import write_tensors
 from slm_plugin.models.streaming import held, values
 from slm_plugin.models.view import DecoderView
+from slm_plugin.models.weight_files import INDEX
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,12 +74,7 @@ def measure_streamed(folder: Path, expected: Reference, facts: dict[str, str]) -
     Raises:
         ModelSourceError: The checkpoint lacks weights or is damaged.
     """
-    from transformers import AutoConfig
-
-    model = build(folder, AutoConfig.from_pretrained(folder), "auto", torch.device("cpu"))
-    idle = sorted(stored_tensors(folder).keys() - dict(model.named_parameters()).keys())
-    if idle:
-        return {"error": f"{len(idle)} weights belong to nothing, first {idle[0]}"}
+    model = build(read_checkpoint(folder), "auto", torch.device("cpu"), streamed=True)
     found = logits(DecoderView.of(model), expected.prompts)
     pairs = zip(found, expected.logits, strict=True)
     return {

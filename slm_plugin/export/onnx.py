@@ -116,7 +116,7 @@ def write_onnx(
         try:
             # Not main_export, which takes nothing but what it loads itself.
             model = AutoModelForCausalLM.from_pretrained(
-                checkpoint, dtype=torch.float32, local_files_only=True
+                checkpoint, dtype=torch.float32, local_files_only=True, trust_remote_code=False
             )
             model.config.use_cache = options.task.endswith("with-past")
             for path, linear in between.items():

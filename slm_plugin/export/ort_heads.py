@@ -35,7 +35,9 @@ def load_ort_model(folder: Path) -> ORTModelForCausalLM:
     require_onnx("load_ort_model")
     from optimum.onnxruntime import ORTModelForCausalLM
 
-    model = ORTModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    model = ORTModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
     if model.can_use_cache:
         take_heads_from_graph(model)
     else:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_plugin.files import write_text
+from slm_plugin.models.configuration import CODE
 
 # What a model read from a GGUF file remembers of that file.
 GGUF_LEFTOVERS = ("_model_name_or_path", "_name_or_path")
@@ -21,11 +22,12 @@ def mend_config(folder: Path) -> None:
     """Make ``config.json`` readable by both.
 
     Keeps ``rope_theta`` and ``rope_scaling`` beside ``rope_parameters``, from which transformers 5
-    replaced them, and drops what only described the file that the model was read from.
+    replaced them, and drops what only described the file that the model was read from, and what
+    names code: a stock class needs none, and the files that it names are not written.
     """
     file = folder / "config.json"
     config = _read(file)
-    for name in GGUF_LEFTOVERS:
+    for name in (*GGUF_LEFTOVERS, *CODE):
         config.pop(name, None)
     rope = config.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:
@@ -45,6 +47,7 @@ def mend_tokenizer_config(folder: Path) -> None:
     if not file.is_file():
         return
     config = _read(file)
+    config.pop("auto_map", None)
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(config.get("extra_special_tokens"), list):

@@ -33,7 +33,12 @@ def measure(folder: Path, reference_file: Path) -> dict[str, Any]:
         streamed = measure_streamed(folder, expected, facts)
         return streamed if "error" in streamed else streamed | _sentences(folder, facts)
     model, loading = AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
+        folder,
+        dtype="auto",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        local_files_only=True,
+        trust_remote_code=False,
     )
     misfit = unfit_weights(loading)
     if misfit:
@@ -71,7 +76,9 @@ def misread_sentences(folder: Path, ids: list[list[int]]) -> int:
     """Sentences that the checkpoint's tokenizer encodes otherwise than the one in memory."""
     from transformers import AutoTokenizer
 
-    found = encode(AutoTokenizer.from_pretrained(folder))
+    found = encode(
+        AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    )
     return sum(mine != theirs for mine, theirs in zip(found, ids, strict=True))
 
 

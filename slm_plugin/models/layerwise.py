@@ -1,4 +1,7 @@
-"""Build a model whose layers stay in its checkpoint and are read one at a time.
+"""Build a model from a checkpoint's files: whole, or with layers that are read one at a time.
+
+One reader for both, so that nothing depends on which of them was asked for, nor on what a release
+of transformers does about tensors that are missing, surplus or misshapen.
 
 The disk offload of transformers and accelerate is not used: it keeps weights under the names of
 the modules that own them, so a merged layer, which has one layer's norms and another's
@@ -7,114 +10,102 @@ projections, would silently run with the wrong ones.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from slm_plugin.errors import ModelSourceError
-from slm_plugin.models.stored import StoredTensor, stored_tensors
+from slm_plugin.models.border import reading
+from slm_plugin.models.checkpoint import (
+    HEAD,
+    Checkpoint,
+    check_frequencies,
+    check_parameters,
+)
+from slm_plugin.models.generation import read_generation
 from slm_plugin.models.streaming import StreamedParameter, run_streamed, values
 from slm_plugin.models.view import DecoderView
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-WANTED_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-
-
-def checkpoint_folder(name: str, settings: dict[str, Any]) -> Path:
-    """A checkpoint's folder, fetched from the Hub when it is not one already."""
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(name, allow_patterns=list(WANTED_FILES), **settings))
-
 
 def build(
-    folder: Path, config: PretrainedConfig, dtype: str, device: torch.device
+    checkpoint: Checkpoint, dtype: str, device: torch.device, *, streamed: bool
 ) -> PreTrainedModel:
-    """A model with embedding and final norm in memory; layers and an untied head are streamed.
+    """The model of a checkpoint, in evaluation mode.
 
     Args:
-        folder: Checkpoint folder with safetensors weights.
-        config: Its config.
+        checkpoint: What `read_checkpoint` found.
         dtype: Number format in memory; ``auto`` takes the checkpoint's.
         device: Where the layers run.
+        streamed: Keep embedding and final norm in memory, and stream the layers and an untied
+            head; else everything is read into memory.
 
     Raises:
-        ModelSourceError: Weights are missing, misshapen, quantised or not safetensors.
+        ModelSourceError: Weights are missing, misshapen, not accounted for, or cannot be read.
         UnsupportedModelError: The architecture is not supported.
     """
-    from transformers import AutoModelForCausalLM, GenerationConfig
-
-    if getattr(config, "quantization_config", None):
-        raise ModelSourceError(
-            f"{folder} holds quantised weights", hint="layer by layer, only plain ones can be read"
-        )
-    stored = stored_tensors(folder)
-    wanted = _number_format(dtype, config, stored)
-    config.dtype = wanted
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=wanted)
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    model = _on_meta(checkpoint, dtype)
+    check_parameters(checkpoint, model)
     view = DecoderView.of(model)
-    # The rotary frequencies are no weights: they are computed, and cannot be on the meta device.
-    rotary: Any = view.decoder.rotary_emb
-    view.decoder.rotary_emb = type(rotary)(config=model.config).to(device)
-    streamed = [*view.layers, *([] if model.config.tie_word_embeddings else [view.head])]
-    _fill(model, folder, stored, {id(p) for m in streamed for p in m.parameters()}, device)
-    if model.config.tie_word_embeddings:
+    with reading(f"cannot build the model of {checkpoint.name}"):
+        # The rotary frequencies are no weights: they are computed, and not on the meta device.
+        rotary: Any = view.decoder.rotary_emb
+        rotary = type(rotary)(config=model.config).to(device)
+    view.decoder.rotary_emb = rotary
+    check_frequencies(checkpoint, rotary.inv_freq)
+    tied = bool(model.config.tie_word_embeddings)
+    far = [*view.layers, *([] if tied else [view.head])] if streamed else []
+    with reading(f"cannot read the weights of {checkpoint.name}"):
+        _fill(model, checkpoint, {id(p) for m in far for p in m.parameters()}, device)
+    if tied:
         view.head.weight = view.embedding.weight
-    for module in streamed:
+    for module in far:
         run_streamed(module)
+    return model.eval()
+
+
+def _on_meta(checkpoint: Checkpoint, dtype: str) -> PreTrainedModel:
+    """The stock class without memory for its weights."""
+    from transformers import AutoModelForCausalLM
+
+    config = checkpoint.configuration.config
+    wanted = _number_format(dtype, config, checkpoint)
+    config.dtype = wanted
+    config._name_or_path = checkpoint.name
+    settings = checkpoint.folder / "generation_config.json"
+    generation = read_generation(settings, config, checkpoint.configuration.generation)
+    with reading(f"cannot build the model of {checkpoint.name}"), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config,
+            dtype=wanted,
+            trust_remote_code=False,
+            attn_implementation=config._attn_implementation,
+        )
+    model.generation_config = generation
     return model
 
 
-def _number_format(
-    dtype: str, config: PretrainedConfig, stored: dict[str, StoredTensor]
-) -> torch.dtype:
+def _number_format(dtype: str, config: PretrainedConfig, checkpoint: Checkpoint) -> torch.dtype:
     if dtype != "auto":
         return getattr(torch, dtype)  # type: ignore[no-any-return]
     written = getattr(config, "dtype", None)
     if isinstance(written, torch.dtype):
         return written
-    return next(iter(stored.values())).dtype
+    return next(iter(checkpoint.stored.values())).dtype
 
 
 def _fill(
-    model: PreTrainedModel,
-    folder: Path,
-    stored: dict[str, StoredTensor],
-    streamed: set[int],
-    device: torch.device,
+    model: PreTrainedModel, checkpoint: Checkpoint, streamed: set[int], device: torch.device
 ) -> None:
     """Give every parameter its place in the files, or its values."""
-    tied = "lm_head.weight" if model.config.tie_word_embeddings else None
-    places = {
-        f"{prefix}.{name}".lstrip("."): (module, name, parameter)
-        for prefix, module in model.named_modules()
-        for name, parameter in module.named_parameters(recurse=False)
-    }
-    lost = sorted(places.keys() - stored.keys() - {tied})
-    if lost:
-        raise ModelSourceError(
-            f"{folder} lacks {len(lost)} weights of a {type(model).__name__}, first {lost[0]}",
-            hint="the checkpoint is incomplete or its config does not fit its weights",
-        )
-    for full, (module, name, parameter) in places.items():
-        if full == tied:
-            continue
-        found = stored[full]
-        if found.shape != tuple(parameter.shape):
-            raise ModelSourceError(
-                f"{full} of {folder} has the shape {found.shape}, its config asks for "
-                f"{tuple(parameter.shape)}",
-                hint="the config does not fit the weights",
-            )
-        stub = StreamedParameter(found, parameter.dtype, device)
-        in_memory = id(parameter) not in streamed
-        setattr(module, name, nn.Parameter(values(stub)) if in_memory else stub)
+    tied = HEAD if model.config.tie_word_embeddings else None
+    for prefix, module in model.named_modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            full = f"{prefix}.{name}".lstrip(".")
+            if full == tied:
+                continue
+            stub = StreamedParameter(checkpoint.stored[full], parameter.dtype, device)
+            in_memory = id(parameter) not in streamed
+            setattr(module, name, nn.Parameter(values(stub)) if in_memory else stub)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-import transformers
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
-from safetensors import SafetensorError
 
 from slm_plugin.errors import ModelSourceError
 from slm_plugin.models.bundled import BUNDLED, bundled_folder
+from slm_plugin.models.checkpoint import read_checkpoint
 from slm_plugin.models.gguf import read_gguf
-from slm_plugin.models.layerwise import build, checkpoint_folder
+from slm_plugin.models.hub import fetched
+from slm_plugin.models.layerwise import build
 from slm_plugin.models.placement import outgrows, places, settle
 from slm_plugin.models.streaming import is_streamed, values
+from slm_plugin.models.tokenizer import read_tokenizer
 from slm_plugin.models.view import DecoderView
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class ModelSource(BaseModel):
@@ -76,17 +77,17 @@ def load(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase 
     device = pick_device(source.device)
     path = Path(source.id).expanduser()
     if source.id in BUNDLED:
-        model, tokenizer = _from_pretrained(str(bundled_folder(source.id)), source)
+        model, tokenizer = _from_files(bundled_folder(source.id), source)
     elif source.id.endswith(".gguf"):
         if not path.is_file():
             raise ModelSourceError(f"there is no file {path}")
         model, tokenizer = read_gguf(path.resolve(), dtype=source.dtype)
     elif path.is_dir():
-        model, tokenizer = _from_pretrained(str(path), source)
+        model, tokenizer = _from_files(path, source)
     elif source.id.startswith((".", "/", "~")) or source.id.count("/") > 1:
         raise ModelSourceError(f"there is no folder {path}")
     else:
-        model, tokenizer = _from_pretrained(source.id, source)
+        model, tokenizer = _from_files(fetched(source.id, source.revision), source)
     DecoderView.of(model)
     _refuse_non_finite(model, source.id)
     model.eval()
@@ -112,85 +113,17 @@ def pick_device(device: str) -> torch.device:
     return chosen
 
 
-def _from_pretrained(
-    name: str, source: ModelSource
+def _from_files(
+    folder: Path, source: ModelSource
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    settings: dict[str, Any] = {"revision": source.revision} if source.revision else {}
-    try:
-        config = AutoConfig.from_pretrained(name, **settings)
-        _restore_rope(config)
-        device = pick_device(source.device)
-        if source.memory == "layerwise" or (source.device == "auto" and device.type == "cuda"):
-            folder = checkpoint_folder(name, settings)
-            spread = source.memory == "whole" and outgrows(device, folder)
-            if source.memory == "layerwise" or spread:
-                streamed = build(folder, config, source.dtype, device)
-                if spread:
-                    settle(streamed, places(streamed))
-                return streamed, _tokenizer(str(folder), {})
-        model, info = AutoModelForCausalLM.from_pretrained(
-            name,
-            config=config,
-            dtype=source.dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            **settings,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise _explained(name, error) from error
-    lost = sorted(info["missing_keys"])
-    if lost:
-        raise ModelSourceError(
-            f"{name} lacks {len(lost)} weights of a {type(model).__name__}, first {lost[0]}",
-            hint="the checkpoint is incomplete or its config does not fit its weights",
-        )
-    return model, _tokenizer(name, settings)
-
-
-def _tokenizer(name: str, settings: dict[str, Any]) -> PreTrainedTokenizerBase | None:
-    from transformers import AutoTokenizer
-
-    folder = Path(name)
-    if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab.*")):
-        return None
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **settings)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelSourceError(
-            f"cannot read the tokenizer of {name}: {_first_line(error)}"
-        ) from error
-    return tokenizer
-
-
-def _restore_rope(config: PretrainedConfig) -> None:
-    """Take ``rope_theta`` from where transformers 5 writes it.
-
-    transformers 4 silently falls back to 10,000 when only ``rope_parameters`` is there.
-    """
-    written = getattr(config, "rope_parameters", None)
-    if transformers.__version__.startswith("4.") and isinstance(written, dict):
-        config.rope_theta = written.get("rope_theta", config.rope_theta)
-        if written.get("rope_type", "default") != "default":
-            config.rope_scaling = {k: v for k, v in written.items() if k != "rope_theta"}
-
-
-def _explained(name: str, error: Exception) -> ModelSourceError:
-    if Path(name).is_dir():
-        return ModelSourceError(
-            f"cannot load the checkpoint {name}: {_first_line(error)}",
-            hint="the folder needs config.json and safetensors weights of one model",
-        )
-    return ModelSourceError(
-        f"cannot fetch '{name}' from the Hugging Face Hub: {_first_line(error)}",
-        hint="check the name and the network, or give a local folder, a .gguf file or "
-        f"{', '.join(sorted(BUNDLED))}",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    checkpoint = read_checkpoint(folder, source.id)
+    tokenizer = read_tokenizer(folder, checkpoint.configuration.config, source.id)
+    device = pick_device(source.device)
+    spread = source.memory == "whole" and source.device == "auto" and outgrows(device, checkpoint)
+    model = build(checkpoint, source.dtype, device, streamed=source.memory == "layerwise" or spread)
+    if spread:
+        settle(model, places(model))
+    return model, tokenizer
 
 
 def _refuse_non_finite(model: PreTrainedModel, name: str) -> None:

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from slm_plugin.extras import require
+from slm_plugin.models.stored import total_bytes
 from slm_plugin.models.streaming import StreamedParameter, values
 from slm_plugin.models.view import DecoderView
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from slm_plugin.models.checkpoint import Checkpoint
 
 # Share of a GPU's free memory that weights may take; the rest is for what passes through them.
 ROOM = 0.8
@@ -42,12 +44,12 @@ class Kept:
         return self.tensor
 
 
-def outgrows(device: torch.device, folder: Path) -> bool:
+def outgrows(device: torch.device, checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint's weights are more than a GPU has room for."""
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) > ROOM * free
+    return total_bytes(checkpoint.stored.values()) > ROOM * free
 
 
 def places(

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from slm_plugin.errors import ModelSourceError
+from slm_plugin.models.border import reason
+from slm_plugin.models.json_file import parse_object
 
 FORMATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in FORMATS.items()}
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+# The limit of the safetensors library.
+LONGEST_HEADER = 100_000_000
 _DAMAGED = "the file is damaged or was not copied whole"
 
 
@@ -42,6 +44,11 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def read(self) -> Tensor:
         """Read the tensor into fresh memory.
 
@@ -60,30 +67,16 @@ class StoredTensor:
             raise ModelSourceError(f"{self.file} ends in the middle of a tensor", hint=_DAMAGED)
         return data.reshape(self.shape)
 
+    def equals(self, other: StoredTensor) -> bool:
+        """Whether two tensors hold the same values.
 
-def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """All tensors of a checkpoint folder by name; only headers are read.
-
-    Raises:
-        ModelSourceError: The folder has no safetensors weights, or a file is malformed.
-    """
-    if not (folder / INDEX).is_file():
-        if not (folder / SINGLE).is_file():
-            raise ModelSourceError(
-                f"{folder} holds neither {SINGLE} nor {INDEX}",
-                hint="reading layer by layer needs safetensors weights",
-            )
-        return _header(folder / SINGLE)
-    try:
-        places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        files = {str(name): Path(str(file)).name for name, file in places.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelSourceError(f"{folder / INDEX} is no index of weights: {error}") from error
-    headers = {file: _header(folder / file) for file in sorted(set(files.values()))}
-    for name, file in files.items():
-        if name not in headers[file]:
-            raise ModelSourceError(f"{folder / file} lacks {name}, which {INDEX} places there")
-    return {name: headers[file][name] for name, file in files.items()}
+        Raises:
+            ModelSourceError: A file is gone or cut short.
+        """
+        if self.shape != other.shape:
+            return False
+        common = torch.promote_types(self.dtype, other.dtype)
+        return torch.equal(self.read().to(common), other.read().to(common))
 
 
 def write_tensors(
@@ -119,36 +112,52 @@ def write_tensors(
 
 def total_bytes(tensors: Iterable[StoredTensor]) -> int:
     """Bytes of tensors as they are stored."""
-    return sum(math.prod(t.shape) * t.dtype.itemsize for t in tensors)
+    return sum(tensor.size for tensor in tensors)
 
 
-def _header(file: Path) -> dict[str, StoredTensor]:
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file by name; only its header is read.
+
+    Raises:
+        ModelSourceError: The file cannot be read, is malformed, or holds quantised weights.
+    """
     try:
         size = file.stat().st_size
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
-            if not 2 <= length <= size - 8:
+            if not 2 <= length <= min(size - 8, LONGEST_HEADER):
                 raise ModelSourceError(f"{file} is no safetensors file", hint=_DAMAGED)
-            entries = json.loads(opened.read(length))
+            entries = parse_object(opened.read(length))
         entries.pop("__metadata__", None)
         found = {name: _entry(file, 8 + length, size, entry) for name, entry in entries.items()}
     except OSError as error:
         raise ModelSourceError(f"cannot read {file}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelSourceError(f"{file} is no safetensors file: {error}", hint=_DAMAGED) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelSourceError(
+            f"{file} is no safetensors file: {reason(error)}", hint=_DAMAGED
+        ) from error
+    end = 8 + length
+    # As the safetensors library demands: no holes, nothing shared, nothing left over.
+    for tensor in sorted(found.values(), key=lambda tensor: (tensor.offset, tensor.size)):
+        if tensor.offset != end:
+            raise ModelSourceError(f"the tensors of {file} overlap or leave holes", hint=_DAMAGED)
+        end += tensor.size
+    if end != size:
+        raise ModelSourceError(f"{file} is longer than its header says", hint=_DAMAGED)
     return found
 
 
 def _entry(file: Path, start: int, size: int, entry: dict[str, Any]) -> StoredTensor:
     if entry["dtype"] not in FORMATS:
         raise ModelSourceError(
-            f"{file} holds weights in the format {entry['dtype']}",
-            hint=f"reading layer by layer takes {', '.join(FORMATS)}",
+            f"{file} holds weights in the format {entry['dtype']}: quantised ones cannot be read",
+            hint=f"dequantise them first; read are {', '.join(FORMATS)}",
         )
-    shape = tuple(int(length) for length in entry["shape"])
-    begin, end = entry["data_offsets"]
+    shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
+    if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
+        raise ValueError("a shape or an offset is no count")
     dtype = FORMATS[entry["dtype"]]
-    if end - begin != math.prod(shape) * dtype.itemsize or begin < 0 or start + end > size:
+    if end - begin != math.prod(shape) * dtype.itemsize or start + end > size:
         raise ModelSourceError(f"{file} is shorter than its header says", hint=_DAMAGED)
     return StoredTensor(file, start + begin, shape, dtype)
 

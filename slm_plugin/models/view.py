@@ -70,6 +70,18 @@ class Dimensions(BaseModel):
         )
 
 
+def check_architecture(name: str) -> None:
+    """Refuse a model class that is not one of SUPPORTED.
+
+    Raises:
+        UnsupportedModelError: It is not.
+    """
+    if name not in SUPPORTED:
+        raise UnsupportedModelError(
+            f"architecture {name} is not supported", hint=f"supported: {', '.join(SUPPORTED)}"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class DecoderView:
     """A causal language model seen as embedding, layers, final norm and head."""
@@ -84,11 +96,7 @@ class DecoderView:
             UnsupportedModelError: The architecture is not one of SUPPORTED, or its layers
                 differ from one another in shape.
         """
-        name = type(model).__name__
-        if name not in SUPPORTED:
-            raise UnsupportedModelError(
-                f"architecture {name} is not supported", hint=f"supported: {', '.join(SUPPORTED)}"
-            )
+        check_architecture(type(model).__name__)
         return cls(model)
 
     @property

@@ -9,9 +9,11 @@ import torch
 
 from slm_plugin.errors import MissingExtraError, ModelSourceError
 from slm_plugin.models import loading, placement
+from slm_plugin.models.checkpoint import read_checkpoint
 from slm_plugin.models.layerwise import build
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.placement import Kept, outgrows, places, settle
+from slm_plugin.models.stored import total_bytes
 from slm_plugin.models.streaming import StreamedParameter, is_streamed
 from slm_plugin.pruners.depth.slm import SlidingLayerMerging, SlmOptions
 from slm_plugin.recipe import Recipe
@@ -40,7 +42,7 @@ def planned(model: torch.nn.Module) -> tuple[str, object]:
 
 def streamed(folder: Path) -> torch.nn.Module:
     """The checkpoint, all layers on disk."""
-    return build(folder, make_model(num_hidden_layers=8).config, "auto", CPU).eval()
+    return build(read_checkpoint(folder), "auto", CPU, streamed=True)
 
 
 def test_accelerate_fills_memory_and_leaves_the_rest_on_disk(folder: Path) -> None:
@@ -74,11 +76,11 @@ def test_a_model_outgrows_a_gpu_by_its_weights(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fifth of the free memory is for activations; a CPU is never outgrown."""
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    size = total_bytes(read_checkpoint(folder).stored.values())
     for free, expected in ((size, True), (int(size / 0.79), False)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, free))
-        assert outgrows(torch.device("cuda"), folder) == expected
-    assert not outgrows(CPU, folder)
+        assert outgrows(torch.device("cuda"), read_checkpoint(folder)) == expected
+    assert not outgrows(CPU, read_checkpoint(folder))
 
 
 def test_auto_spreads_what_is_too_large_and_refuses_what_cannot_follow(
@@ -94,7 +96,7 @@ def test_auto_spreads_what_is_too_large_and_refuses_what_cannot_follow(
 
     monkeypatch.setattr(loading, "pick_device", lambda _: Gpu)
     monkeypatch.setattr(loading, "outgrows", lambda *_: True)
-    monkeypatch.setattr(loading, "build", lambda a, b, c, _: build(a, b, c, CPU))
+    monkeypatch.setattr(loading, "build", lambda a, b, _, streamed: build(a, b, CPU, streamed=True))
     monkeypatch.setattr(loading, "places", lambda _: {"model.layers.0": "cpu"})
     model, _ = load(ModelSource(id=str(folder)))
     assert [is_streamed(layer) for layer in model.model.layers] == [False, *[True] * 7]

@@ -1,0 +1,212 @@
+"""A checkpoint folder, judged as a whole before any of its weights is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from slm_plugin.errors import ModelSourceError
+from slm_plugin.models.border import reading
+from slm_plugin.models.completeness import check_complete
+from slm_plugin.models.configuration import Configuration, read_configuration
+from slm_plugin.models.stored import StoredTensor
+from slm_plugin.models.weight_files import check_companions, stored_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+# Stored tensors that follow from others, and how each is proved to:
+# - rotary frequencies, which old releases stored in each layer, follow from the config;
+# - a head beside tied embeddings is the embedding.
+FREQUENCIES = re.compile(r"model\.(layers\.(\d+)\.self_attn\.)?rotary_emb\.inv_freq")
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What lies in a folder.
+
+    Attributes:
+        folder: The folder.
+        name: How messages name it.
+        configuration: Its config.
+        stored: Its tensors by name.
+    """
+
+    folder: Path
+    name: str
+    configuration: Configuration
+    stored: dict[str, StoredTensor]
+
+
+def read_checkpoint(folder: Path, name: str | None = None) -> Checkpoint:
+    """Judge config and file headers; no weight is read and no module built.
+
+    Raises:
+        ModelSourceError: The folder is not one complete, plain checkpoint.
+        UnsupportedModelError: Its architecture is not supported.
+    """
+    name = name or str(folder)
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ModelSourceError(
+            f"cannot load the checkpoint {name}: it has no config.json",
+            hint="the folder needs config.json and safetensors weights of one model",
+        )
+    with reading(f"cannot load the checkpoint {name}"):
+        check_companions(folder)
+        configuration = read_configuration(config)
+        stored = stored_tensors(folder)
+    found = Checkpoint(folder, name, configuration, stored)
+    _check_names(found)
+    _check_sizes(found)
+    return found
+
+
+def check_parameters(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
+    """The completeness rule, against the parameters of a model on the meta device.
+
+    Raises:
+        ModelSourceError: Tensors are missing, misshapen or not accounted for.
+    """
+    wanted = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    tied = bool(model.config.tie_word_embeddings)
+    if tied:
+        wanted.pop(HEAD, None)
+    redundant = [name for name in checkpoint.stored if FREQUENCIES.fullmatch(name)]
+    if tied and HEAD in checkpoint.stored:
+        redundant.append(HEAD)
+    _check_missing_head(checkpoint, wanted)
+    shapes = {name: tensor.shape for name, tensor in checkpoint.stored.items()}
+    check_complete(checkpoint.name, shapes, wanted, redundant)
+    _check_redundant(checkpoint, redundant)
+
+
+def check_frequencies(checkpoint: Checkpoint, computed: Tensor) -> None:
+    """Stored rotary frequencies are those that the config gives, or its unscaled ones.
+
+    Raises:
+        ModelSourceError: They are others, or the config's are not finite.
+    """
+    if not torch.isfinite(computed).all():
+        raise ModelSourceError(
+            f"the rotary settings of {checkpoint.name} give frequencies that are not finite",
+            hint="correct rope_theta or rope_scaling in config.json",
+        )
+    stored = {n: t for n, t in checkpoint.stored.items() if FREQUENCIES.fullmatch(n)}
+    exponents = torch.arange(0, 2 * len(computed), 2).float() / (2 * len(computed))
+    plain = 1.0 / (_base(checkpoint) ** exponents)
+    for name, tensor in stored.items():
+        found = tensor.read().float()
+        rtol = max(torch.finfo(tensor.dtype).eps, 1e-5)
+        fits = found.shape == computed.shape and any(
+            torch.allclose(found, known.float().cpu(), rtol=rtol, atol=1e-7)
+            for known in (computed, plain)
+        )
+        if not fits:
+            raise ModelSourceError(
+                f"{name} of {checkpoint.name} holds other rotary frequencies than its config gives",
+                hint="rope_theta or rope_scaling in config.json is not what it was trained with",
+            )
+
+
+def _base(checkpoint: Checkpoint) -> float:
+    config: Any = checkpoint.configuration.config
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return float(parameters["rope_theta"] if parameters else config.rope_theta)
+
+
+def _check_names(checkpoint: Checkpoint) -> None:
+    """Weights under the names of another class are told apart from weights that are missing."""
+    stored, name = checkpoint.stored, checkpoint.name
+    if EMBEDDING in stored:
+        return
+    if EMBEDDING.removeprefix("model.") in stored:
+        raise ModelSourceError(
+            f"{name} holds the weights of a decoder without its head: their names lack 'model.'",
+            hint="load it as the class with a head and save that: without one, releases of "
+            "transformers make up the head or refuse it",
+        )
+    inner = next((full for full in sorted(stored) if full.endswith("." + EMBEDDING)), None)
+    if inner:
+        prefix = inner.removesuffix(EMBEDDING)
+        raise ModelSourceError(
+            f"{name} holds weights whose names begin with '{prefix}': they were saved from "
+            "inside of another module",
+            hint="unwrap the model, then `save_pretrained`",
+        )
+
+
+def _check_sizes(checkpoint: Checkpoint) -> None:
+    """Sizes that decide how much is built are those of the files, before anything is built."""
+    config, name = checkpoint.configuration.config, checkpoint.name
+    layers = {int(place[1]) for full in checkpoint.stored if (place := _LAYER.match(full))}
+    there = max(layers, default=-1) + 1
+    if layers and there != config.num_hidden_layers:
+        raise ModelSourceError(
+            f"{name} holds the weights of {there} layers, but its config says num_hidden_layers "
+            f"{config.num_hidden_layers}",
+            hint="correct num_hidden_layers, or fetch the weights that belong to the config",
+        )
+    if layers and len(layers) != there:
+        raise ModelSourceError(
+            f"{name} lacks layers: of {there} it holds {len(layers)}",
+            hint="the checkpoint was not copied or written whole",
+        )
+    for full, fields in (
+        (EMBEDDING, ("vocab_size", "hidden_size")),
+        ("model.layers.0.mlp.down_proj.weight", ("hidden_size", "intermediate_size")),
+    ):
+        if full not in checkpoint.stored:
+            check_complete(name, {}, {full: ()})
+        for found, field in zip(checkpoint.stored[full].shape, fields, strict=False):
+            if getattr(config, field) != found:
+                raise ModelSourceError(
+                    f"{name} has {field} {getattr(config, field)} in its config, but {full} of "
+                    f"shape {list(checkpoint.stored[full].shape)}",
+                    hint=f"correct {field} in config.json",
+                )
+    _check_heads(checkpoint)
+
+
+def _check_heads(checkpoint: Checkpoint) -> None:
+    """Head counts multiply to the stored rows; absurd ones never reach a module."""
+    config: Any = checkpoint.configuration.config
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    for projection, field in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
+        full = f"model.layers.0.self_attn.{projection}.weight"
+        if full not in checkpoint.stored:
+            continue
+        rows, heads = checkpoint.stored[full].shape[:1], getattr(config, field)
+        if rows != (heads * size,):
+            raise ModelSourceError(
+                f"{checkpoint.name} has {field} {heads} and heads of {size}, but {full} of shape "
+                f"{list(checkpoint.stored[full].shape)}",
+                hint=f"correct {field} or head_dim in config.json",
+            )
+
+
+def _check_missing_head(checkpoint: Checkpoint, wanted: Mapping[str, object]) -> None:
+    if HEAD in wanted and HEAD not in checkpoint.stored:
+        raise ModelSourceError(
+            f"{checkpoint.name} lacks {HEAD}, and its config does not tie it to the embedding",
+            hint="set tie_word_embeddings to true in config.json if the embedding is the head",
+        )
+
+
+def _check_redundant(checkpoint: Checkpoint, redundant: Collection[str]) -> None:
+    if HEAD not in redundant:
+        return
+    if not checkpoint.stored[HEAD].equals(checkpoint.stored[EMBEDDING]):
+        raise ModelSourceError(
+            f"{checkpoint.name} holds a head of its own ({HEAD} differs from {EMBEDDING}), but its "
+            "config says tie_word_embeddings true",
+            hint="set tie_word_embeddings to false in config.json",
+        )

@@ -1,0 +1,129 @@
+"""What the fields of ``config.json`` may hold, judged before a library sees them.
+
+Versions of transformers check different fields, by different rules, some not at all: a string for
+a size can surface as a TypeError deep inside a module, a zero as a division in a forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from slm_plugin.errors import ModelSourceError
+from slm_plugin.models.config_values import (
+    Field,
+    Where,
+    count,
+    number,
+    optional,
+    positive,
+    problem,
+    share,
+    token,
+    tokens,
+    truth,
+    whole,
+)
+
+# transformers writes all of these; a default of its own would be another model.
+REQUIRED: dict[str, Field] = {
+    "hidden_size": count,
+    "intermediate_size": count,
+    "num_hidden_layers": count,
+    "num_attention_heads": count,
+    "vocab_size": count,
+}
+OPTIONAL: dict[str, Field] = {
+    "num_key_value_heads": optional(count),
+    "head_dim": optional(count),
+    "max_position_embeddings": count,
+    "sliding_window": optional(count),
+    "max_window_layers": whole,
+    "rms_norm_eps": positive,
+    "initializer_range": number,
+    "attention_dropout": share,
+    "attention_bias": truth,
+    "mlp_bias": truth,
+    "use_sliding_window": truth,
+    "use_cache": truth,
+    "tie_word_embeddings": truth,
+    "pad_token_id": optional(token),
+    "bos_token_id": optional(token),
+    "eos_token_id": optional(tokens),
+}
+# Fields that would make another model of the stock class, or that two releases read differently.
+FOREIGN = ("pruned_heads", "per_layer_config", "is_encoder_decoder", "add_cross_attention")
+LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+def check_fields(config: Mapping[str, Any], where: Where) -> None:
+    """Judge sizes, numbers and switches, each by itself and together.
+
+    Raises:
+        ModelSourceError: A field is missing, of the wrong type or out of range, or two fields
+            contradict each other.
+    """
+    for name, check in REQUIRED.items():
+        if name not in config:
+            raise ModelSourceError(f"{where.file} lacks {name}", hint="it describes no whole model")
+        check(where.at(name), config[name])
+    for name, check in OPTIONAL.items():
+        if name in config:
+            check(where.at(name), config[name])
+    for name in FOREIGN:
+        if config.get(name):
+            raise problem(where.at(name), config[name], "absent: no supported model has it")
+    pad, rows = config.get("pad_token_id"), config["vocab_size"]
+    if pad is not None and pad >= rows:
+        raise where.contradiction(f"pad_token_id {pad} and vocab_size {rows}")
+    _activation(config, where)
+    _heads(config, where)
+    _layer_types(config, where)
+
+
+def head_dim(config: Mapping[str, Any], model_type: str) -> int:
+    """Length of a head: stated, or the family's own default."""
+    stated = config.get("head_dim")
+    if stated is None and model_type == "qwen3" and "head_dim" not in config:
+        return 128
+    return int(stated or config["hidden_size"] // config["num_attention_heads"])
+
+
+def _activation(config: Mapping[str, Any], where: Where) -> None:
+    from transformers.activations import ACT2FN
+
+    name = config.get("hidden_act", "silu")
+    if not isinstance(name, str) or name not in ACT2FN:
+        raise problem(where.at("hidden_act"), name, "an activation of transformers, as silu")
+
+
+def _heads(config: Mapping[str, Any], where: Where) -> None:
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    groups = config.get("num_key_value_heads") or heads
+    if heads % groups:
+        raise where.contradiction(
+            f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}"
+        )
+    if config.get("head_dim") is None and hidden % heads:
+        raise where.contradiction(
+            f"hidden_size {hidden} is no multiple of num_attention_heads {heads}, and no head_dim "
+            "is given"
+        )
+    size = config.get("head_dim") or hidden // heads
+    if size % 2:
+        raise problem(where.at("head_dim"), size, "even: positions turn pairs of channels")
+
+
+def _layer_types(config: Mapping[str, Any], where: Where) -> None:
+    """Windows by layer; a list that is too short or a window without a width is another model."""
+    layers, kinds = config["num_hidden_layers"], config.get("layer_types")
+    if kinds is None:
+        return
+    if not isinstance(kinds, list) or any(kind not in LAYER_TYPES for kind in kinds):
+        wanted = f"null or a list of {' and '.join(LAYER_TYPES)}"
+        raise problem(where.at("layer_types"), kinds, wanted)
+    if len(kinds) != layers:
+        raise where.contradiction(f"num_hidden_layers {layers} and {len(kinds)} layer_types")
+    width = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    if "sliding_attention" in kinds and width is None:
+        raise where.contradiction("layer_types has sliding_attention, but there is no window")

@@ -1,0 +1,136 @@
+"""Checks of single values in ``config.json``: each names field, value and what is wanted."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from slm_plugin.errors import ModelSourceError
+
+Field = Callable[[str, Any], None]
+# PyTorch counts elements in 64 bits; a size beyond this is a mistake in any model.
+LARGEST = 2**31 - 1
+SHOWN = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """A config file, as messages name it."""
+
+    file: str
+
+    def at(self, field: str) -> str:
+        """One of its fields."""
+        return f"{field} of {self.file}"
+
+    def contradiction(self, what: str) -> ModelSourceError:
+        """Two statements that cannot both hold."""
+        return ModelSourceError(
+            f"{self.file} contradicts itself: {what}", hint="keep the one that is right"
+        )
+
+
+def problem(place: str, value: Any, wanted: str) -> ModelSourceError:
+    """A value that is not what its field takes."""
+    shown = json.dumps(value, default=repr)
+    shown = shown if len(shown) <= SHOWN else shown[:SHOWN] + "…"
+    return ModelSourceError(
+        f"{place} is {shown}, but must be {wanted}", hint="correct it in config.json"
+    )
+
+
+def whole(place: str, value: Any, *, least: int = 0) -> None:
+    """A whole number, not a truth value, not below ``least``.
+
+    Raises:
+        ModelSourceError: It is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
+        raise problem(place, value, f"a whole number from {least} to {LARGEST}")
+
+
+def count(place: str, value: Any) -> None:
+    """A whole number from 1.
+
+    Raises:
+        ModelSourceError: It is something else.
+    """
+    whole(place, value, least=1)
+
+
+def number(place: str, value: Any) -> None:
+    """A finite number, not negative.
+
+    Raises:
+        ModelSourceError: It is something else.
+    """
+    if not _is_number(value) or value < 0:
+        raise problem(place, value, "a number, 0 or more")
+
+
+def positive(place: str, value: Any) -> None:
+    """A finite number above zero.
+
+    Raises:
+        ModelSourceError: It is something else.
+    """
+    if not _is_number(value) or value <= 0:
+        raise problem(place, value, "a number above 0")
+
+
+def share(place: str, value: Any) -> None:
+    """A number from 0, below 1.
+
+    Raises:
+        ModelSourceError: It is something else.
+    """
+    if not _is_number(value) or not 0 <= value < 1:
+        raise problem(place, value, "a number from 0 to below 1")
+
+
+def truth(place: str, value: Any) -> None:
+    """True or false.
+
+    Raises:
+        ModelSourceError: It is something else.
+    """
+    if not isinstance(value, bool):
+        raise problem(place, value, "true or false")
+
+
+def token(place: str, value: Any) -> None:
+    """A token id; old configs write -1 where there is none.
+
+    Raises:
+        ModelSourceError: It is something else.
+    """
+    whole(place, value, least=-1)
+
+
+def tokens(place: str, value: Any) -> None:
+    """A token id or a list of them.
+
+    Raises:
+        ModelSourceError: It is something else.
+    """
+    for one in value if isinstance(value, list) else [value]:
+        token(place, one)
+
+
+def optional(check: Field) -> Field:
+    """The same check, but null is fine."""
+
+    def checked(place: str, value: Any) -> None:
+        if value is not None:
+            check(place, value)
+
+    return checked
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 1e30 and math.isfinite(value)

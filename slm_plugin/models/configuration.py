@@ -1,0 +1,209 @@
+"""``config.json`` judged and mended before any weight is fetched and any module is built."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import transformers
+
+from slm_plugin.errors import ModelSourceError, UnsupportedModelError
+from slm_plugin.models.border import reading
+from slm_plugin.models.config_fields import check_fields, head_dim
+from slm_plugin.models.config_values import Where, problem
+from slm_plugin.models.generation import GENERATION
+from slm_plugin.models.json_file import read_object
+from slm_plugin.models.rope import rope_settings
+from slm_plugin.models.view import SUPPORTED, check_architecture
+from slm_plugin.progress import say
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+MODEL_TYPES = dict(zip(SUPPORTED, ("llama", "mistral", "qwen2", "qwen3"), strict=True))
+# MLX writes `quantization`.
+QUANTISED = ("quantization_config", "quantization", "compression_config")
+DEQUANTISE = (
+    "dequantise it first: load it with transformers, save it in bfloat16 or float32 and name that "
+    "folder, or take the checkpoint that it was made from"
+)
+# Fields that name code to run; a stock class needs none of them.
+CODE = ("auto_map", "custom_pipelines", "custom_generate", "trust_remote_code")
+ATTENTIONS = ("sdpa", "eager")
+ATTENTION = ("attn_implementation", "_attn_implementation")
+# How a library runs a model and what it remembers of a task, not which model it is: left at the
+# library's defaults. One of them, `return_dict`, changes what every forward pass returns.
+RUNTIME = frozenset(
+    {
+        *CODE,
+        *ATTENTION,
+        "_attn_implementation_internal",
+        "_attn_implementation_autoset",
+        "experts_implementation",
+        "_experts_implementation",
+        "_experts_implementation_internal",
+        "use_kernels",
+        "kernel_config",
+        "return_dict",
+        "use_return_dict",
+        "output_hidden_states",
+        "output_attentions",
+        "_output_attentions",
+        "torchscript",
+        "use_bfloat16",
+        "tf_legacy_loss",
+        "pruned_heads",
+        "per_layer_config",
+        "is_decoder",
+        "is_encoder_decoder",
+        "add_cross_attention",
+        "cross_attention_hidden_size",
+        "tie_encoder_decoder",
+        "chunk_size_feed_forward",
+        "gradient_checkpointing",
+        "problem_type",
+        "id2label",
+        "label2id",
+        "num_labels",
+        "finetuning_task",
+        "task_specific_params",
+        "prefix",
+        "base_model_tp_plan",
+        "base_model_ep_plan",
+        "base_model_pp_plan",
+        "base_model_fsdp_plan",
+        "_commit_hash",
+        "_name_or_path",
+        "name_or_path",
+        "transformers_version",
+        "architectures",
+        "model_type",
+        "dtype",
+        "torch_dtype",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "partial_rotary_factor",
+    }
+)
+FORMATS = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What a ``config.json`` says.
+
+    Attributes:
+        architecture: Class of the model.
+        config: Its config, with neither code nor generation settings.
+        generation: Generation settings that stood in it.
+    """
+
+    architecture: str
+    config: PretrainedConfig
+    generation: dict[str, Any]
+
+
+def read_configuration(file: Path) -> Configuration:
+    """Read a ``config.json``, judge it and mend it for the installed transformers.
+
+    Raises:
+        ModelSourceError: It is malformed, contradicts itself, or tells of quantised weights.
+        UnsupportedModelError: Its architecture is not supported.
+    """
+    content = read_object(file)
+    where = Where(str(file))
+    architecture = _architecture(content, where)
+    _refuse_quantised(content, where)
+    check_fields(content, where)
+    model_type = MODEL_TYPES[architecture]
+    base, scaling = rope_settings(content, head_dim(content, model_type), where)
+    generation = {k: v for k, v in content.items() if k in GENERATION and v is not None}
+    kept = {k: v for k, v in content.items() if k not in GENERATION and k not in RUNTIME}
+    config_class = getattr(transformers, architecture.replace("ForCausalLM", "Config"))
+    _refuse_clobbering(kept, config_class, where)
+    kept |= {"architectures": [architecture], "dtype": _number_format(content, where)}
+    kept |= _rope(base, scaling)
+    with reading(f"transformers {transformers.__version__} does not take {file}"):
+        config = config_class.from_dict(kept)
+        config._attn_implementation = _attention(content, where)
+    return Configuration(architecture, config, generation)
+
+
+def _architecture(content: Mapping[str, Any], where: Where) -> str:
+    """The class that the config names, by its own name or by its model type."""
+    stated, model_type = content.get("architectures"), content.get("model_type")
+    if not isinstance(model_type, str | None):
+        raise problem(where.at("model_type"), model_type, "a name, as llama")
+    by_type = next((name for name, kind in MODEL_TYPES.items() if kind == model_type), None)
+    if stated is None or stated == []:
+        if by_type is None:
+            raise UnsupportedModelError(
+                f"{where.file}: model type {model_type or '(none)'} is not supported",
+                hint=f"supported: {', '.join(SUPPORTED)}",
+            )
+        return by_type
+    if not isinstance(stated, list) or len(stated) != 1 or not isinstance(stated[0], str):
+        raise problem(where.at("architectures"), stated, "a list of one class name")
+    check_architecture(stated[0])
+    if model_type is not None and by_type != stated[0]:
+        raise where.contradiction(f"architectures {stated[0]} and model_type {model_type}")
+    return stated[0]
+
+
+def _refuse_quantised(content: Mapping[str, Any], where: Where) -> None:
+    for name in QUANTISED:
+        found = content.get(name)
+        if found is not None:
+            method = found.get("quant_method") if isinstance(found, dict) else None
+            raise ModelSourceError(
+                f"{where.file} describes quantised weights ({name}: {method or 'of some kind'})",
+                hint=DEQUANTISE,
+            )
+
+
+def _refuse_clobbering(content: Mapping[str, Any], config_class: type, where: Where) -> None:
+    """Refuse fields that would replace a method of the config: it sets whatever it is given."""
+    known = set(inspect.signature(config_class).parameters)
+    if dataclasses.is_dataclass(config_class):
+        known |= {field.name for field in dataclasses.fields(config_class)}
+    for name in content:
+        if hasattr(config_class, name) and name not in known:
+            raise ModelSourceError(
+                f"{where.file} holds '{name}', which is no setting of a model",
+                hint="remove it from config.json",
+            )
+
+
+def _number_format(content: Mapping[str, Any], where: Where) -> str | None:
+    """The number format of the weights; transformers 4 wrote it as ``torch_dtype``."""
+    stated = {n: content[n] for n in ("dtype", "torch_dtype") if content.get(n) is not None}
+    for name, value in stated.items():
+        plain = value.removeprefix("torch.") if isinstance(value, str) else value
+        if plain not in FORMATS and plain != "auto":
+            raise problem(where.at(name), value, f"one of {', '.join(FORMATS)}")
+        stated[name] = plain
+    if len(set(stated.values())) > 1:
+        raise where.contradiction(" and ".join(f"{name} {value}" for name, value in stated.items()))
+    found = next(iter(stated.values()), None)
+    return None if found == "auto" else found
+
+
+def _attention(content: Mapping[str, Any], where: Where) -> str:
+    """One of two implementations; other names, as those of Hub kernels, would fetch code."""
+    stated = next((content[name] for name in ATTENTION if content.get(name) is not None), "sdpa")
+    if stated in ATTENTIONS:
+        return str(stated)
+    say(f"{where.file} asks for the attention {stated!r}: sdpa is used instead")
+    return "sdpa"
+
+
+def _rope(base: float, scaling: dict[str, Any] | None) -> dict[str, Any]:
+    """The rotary settings in the words of the installed transformers."""
+    if transformers.__version__.startswith("4."):
+        return {"rope_theta": base, "rope_scaling": scaling}
+    return {"rope_parameters": {"rope_type": "default", **(scaling or {}), "rope_theta": base}}
