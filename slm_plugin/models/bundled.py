@@ -92,7 +92,8 @@ def _build(alias: str, folder: Path) -> None:
         try:
             with whole_folder(folder) as unfinished:
                 network.save_pretrained(unfinished, safe_serialization=True)
-                tokenizer.save_pretrained(unfinished)
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(unfinished)
         except SafetensorError as error:
             raise OutputError(
                 f"cannot keep the model '{alias}' in {folder.parent}: {error}",

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from slm_plugin.errors import ModelSourceError
 from slm_plugin.models.bundled import BUNDLED, bundled_folder
-from slm_plugin.models.gguf import read_gguf
+from slm_plugin.models.gguf import is_gguf, read_gguf
 from slm_plugin.models.layerwise import build, checkpoint_folder
 from slm_plugin.models.placement import outgrows, places, settle
 from slm_plugin.models.streaming import is_streamed, values
@@ -57,7 +57,7 @@ class ModelSource(BaseModel):
     @field_validator("memory")
     @classmethod
     def _streams(cls, memory: str, info: ValidationInfo) -> str:
-        if memory == "layerwise" and str(info.data.get("id", "")).endswith(".gguf"):
+        if memory == "layerwise" and is_gguf(str(info.data.get("id", ""))):
             raise ValueError("layerwise reads safetensors folders, not GGUF files")
         return memory
 
@@ -77,10 +77,10 @@ def load(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase 
     path = Path(source.id).expanduser()
     if source.id in BUNDLED:
         model, tokenizer = _from_pretrained(str(bundled_folder(source.id)), source)
-    elif source.id.endswith(".gguf"):
+    elif is_gguf(source.id):
         if not path.is_file():
             raise ModelSourceError(f"there is no file {path}")
-        model, tokenizer = read_gguf(path.resolve(), dtype=source.dtype)
+        model, tokenizer = read_gguf(path, dtype=source.dtype)
     elif path.is_dir():
         model, tokenizer = _from_pretrained(str(path), source)
     elif source.id.startswith((".", "/", "~")) or source.id.count("/") > 1:
