@@ -20,6 +20,8 @@ from slm_plugin.files import whole_folder
 from slm_plugin.models.gguf import read_gguf
 from slm_plugin.progress import say
 
+READER = 2
+
 
 @dataclass(frozen=True, slots=True)
 class BundledModel:
@@ -60,9 +62,10 @@ def bundled_folder(alias: str) -> Path:
     """
     import transformers
 
-    # Majors of transformers write configs that the other one misreads: each keeps its own.
+    # Majors of transformers write configs that the other one misreads: each keeps its own. What
+    # an earlier reader kept cuts digits after spaces as the file does not say.
     major = transformers.__version__.split(".")[0]
-    folder = cache_folder() / "models" / f"{alias}-transformers{major}"
+    folder = cache_folder() / "models" / f"{alias}-reader{READER}-transformers{major}"
     if folder.is_dir():
         return folder
     require("gguf", f"the model '{alias}'")

@@ -194,7 +194,7 @@ class _Cursor:
             end, before = place.offset + place.size, name
 
     def count(self, what: str, least_bytes: int) -> int:
-        number = self.number(_U64, f"the number of {what}")
+        number: int = self.number(_U64, f"the number of {what}")
         if number > (self.size - self.at) // least_bytes:
             self.fail(f"claims {number:,} {what}, more than it has bytes for")
         return number
