@@ -16,6 +16,7 @@ FREQUENCIES = "rope_freqs.weight"
 TOLERANCE = 1e-5
 # What Llama 3.1 and 3.2 have; only their ratio matters, so another pair is found as well.
 _LOW = 1.0
+_USUAL_FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 _LARGEST_CONTEXT = 20  # As a power of two, when no frequency tells the original length.
 
 
@@ -29,14 +30,14 @@ def read_rope(model: GgufModel, network: Network) -> dict[str, Any] | None:
     if FREQUENCIES not in model.tensors:
         return scaling
     factors = _factors(model, network)
-    if np.all(factors == 1):
+    if np.abs(factors - 1).max() <= TOLERANCE:
         return scaling
     if scaling is not None:
         kind = scaling["rope_type"]
         raise refusal(
             model, FREQUENCIES, factors.tolist(), f"the metadata asks for {kind} scaling besides"
         )
-    found = llama3_scaling(factors, frequencies(network), network.context)
+    found = llama3_scaling(factors, frequencies(network))
     if found is None:
         raise refusal(
             model,
@@ -68,27 +69,27 @@ def llama3_factors(
 
 
 def llama3_scaling(
-    factors: NDArray[np.float64], plain: NDArray[np.float64], context: int
+    factors: NDArray[np.float64], plain: NDArray[np.float64]
 ) -> dict[str, Any] | None:
     """The parameters of Llama 3 scaling that give these factors to 1e-5, or None."""
-    factor = float(factors.max())
-    if not factor > 1 or factors.min() < 1:
-        return None
-    for high, original in _candidates(factors, plain, factor, context):
-        again = llama3_factors(plain, factor, high, original)
-        if np.abs(again / factors - 1).max() <= TOLERANCE:
-            return {
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": _LOW,
-                "high_freq_factor": high,
-                "original_max_position_embeddings": original,
-            }
+    largest = float(factors.max())
+    # The slowest frequency may be interpolated, too: then the factor is larger than any here.
+    for factor in (largest, *(power for power in _USUAL_FACTORS if power > largest)):
+        for high, original in _candidates(factors, plain, factor):
+            again = llama3_factors(plain, factor, high, original)
+            if np.abs(again / factors - 1).max() <= TOLERANCE:
+                return {
+                    "rope_type": "llama3",
+                    "factor": factor,
+                    "low_freq_factor": _LOW,
+                    "high_freq_factor": high,
+                    "original_max_position_embeddings": original,
+                }
     return None
 
 
 def _candidates(
-    factors: NDArray[np.float64], plain: NDArray[np.float64], factor: float, context: int
+    factors: NDArray[np.float64], plain: NDArray[np.float64], factor: float
 ) -> list[tuple[float, int]]:
     """Pairs of high_freq_factor and original length that may explain the factors."""
     found = [(4.0, 8192), *((4.0, 1 << power) for power in range(4, _LARGEST_CONTEXT))]

@@ -92,7 +92,7 @@ class Vocabulary:
 
     def around(self) -> tuple[list[int], list[int]]:
         """Ids put before and after a text."""
-        return [self.roles["bos"]] * self.begin, [self.roles["eos"]] * self.end
+        return [self.roles["bos"]] if self.begin else [], [self.roles["eos"]] if self.end else []
 
 
 def read_vocabulary(model: GgufModel, rows: int) -> Vocabulary | None:
