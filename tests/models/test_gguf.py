@@ -264,7 +264,7 @@ def test_a_key_that_is_needed_and_absent_is_named(key: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"general.type": "adapter"}, "general.type is adapter"),
+        ({"general.type": "adapter"}, "general.type is 'adapter'"),
         ({"qwen2.block_count": 3}, "qwen2.block_count"),
         ({"clip.has_vision_encoder": True}, "clip.has_vision_encoder"),
         ({"adapter.type": "lora"}, "adapter.type"),
@@ -281,7 +281,7 @@ def test_files_that_are_no_plain_model_are_refused(
 @pytest.mark.parametrize("architecture", ["gemma3", "phi3", "qwen3moe", "mistral3", "no-such"])
 def test_another_architecture_is_refused(architecture: str, tmp_path: Path) -> None:
     """What is not Llama, Qwen2 or Qwen3 is named before any weight is read."""
-    with pytest.raises(UnsupportedModelError, match=f"architecture {architecture}"):
+    with pytest.raises(UnsupportedModelError, match=f"architecture '{architecture}'"):
         read_gguf(write_gguf(tmp_path / "m.gguf", architecture=architecture))
 
 

@@ -64,6 +64,7 @@ def test_a_file_cut_anywhere_is_refused(whole: bytes, tmp_path: Path) -> None:
         (header(fields=1) + text("k") + struct.pack("<IQ", 8, 1 << 60), "in the middle of k"),
         (header(fields=1) + struct.pack("<Q", 1 << 40) + bytes(40), "a metadata key"),
         (header(fields=1) + text(b"\xff\xfe") + struct.pack("<IB", 7, 1) + b"xx", "not UTF-8"),
+        (header(fields=1) + text("a\n\x1b[31mb") + bytes(20), r"key as 'a\n\x1b[31mb'"),
         (header(fields=1) + text("k") + struct.pack("<IB", 7, 2) + bytes(9), "truth value 2"),
         (header(fields=1) + text("k") + struct.pack("<I", 99) + bytes(9), "unknown type 99"),
         (

@@ -33,7 +33,7 @@ _SCALARS = {
     **{0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: _U32, 5: "<i", 6: "<f", _BOOL: "<B"},
     **{10: _U64, 11: "<q", 12: "<d"},
 }
-_LONGEST_NAME = 1 << 16
+_LONGEST_NAME = 1024
 _MOST_DIMENSIONS = 4
 
 
@@ -87,6 +87,13 @@ def read_header(path: Path) -> Header:
         raise ModelSourceError(f"{path} is empty", hint=DAMAGED) from error
 
 
+def shown(value: Any) -> str:
+    """A value of any kind and length, short and in one line."""
+    # A value may be millions of entries long: only its beginning is spelled out.
+    text = repr(value[:64] if isinstance(value, list | str) else value)
+    return text if len(text) < 60 else f"{text[:56]} ..."
+
+
 class _Cursor:
     """A position in the bytes of a file, which never passes their end."""
 
@@ -114,13 +121,15 @@ class _Cursor:
         values = self.fields(fields)
         alignment = values.get("general.alignment", 32)
         if type(alignment) is not int or alignment < 8 or alignment & (alignment - 1):
-            self.fail(f"states general.alignment {alignment!r}, not a power of two of at least 8")
+            self.fail(
+                f"states general.alignment {shown(alignment)}, not a power of two of at least 8"
+            )
         return Header(values, self.tensors(tensors, alignment))
 
     def fields(self, count: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for _ in range(count):
-            key = self.text("a metadata key", _LONGEST_NAME)
+            key = self.name("a metadata key")
             if key in found:
                 self.fail(f"states {key} twice")
             found[key] = self.value(self.number(_U32, f"the type of {key}"), key)
@@ -164,7 +173,7 @@ class _Cursor:
         return found
 
     def tensor(self, alignment: int) -> tuple[str, TensorPlace]:
-        name = self.text("the name of a tensor", _LONGEST_NAME)
+        name = self.name("the name of a tensor")
         dimensions = self.number(_U32, f"the dimensions of {name}")
         if not 1 <= dimensions <= _MOST_DIMENSIONS:
             self.fail(f"gives the tensor {name} {dimensions} dimensions")
@@ -199,10 +208,20 @@ class _Cursor:
             self.fail(f"claims {number:,} {what}, more than it has bytes for")
         return number
 
-    def text(self, key: str, longest: int | None = None) -> str:
-        length = self.number(_U64, key)
-        if longest is not None and length > longest:
-            self.fail(f"gives {key} a length of {length:,} bytes")
+    def name(self, what: str) -> str:
+        """A name that a message can show in one line."""
+        length = self.number(_U64, what)
+        if length > _LONGEST_NAME:
+            self.fail(f"gives {what} a length of {length:,} bytes")
+        name = self.decoded(length, what)
+        if not name.isprintable():
+            self.fail(f"writes {what} as {shown(name)}")
+        return name
+
+    def text(self, key: str) -> str:
+        return self.decoded(self.number(_U64, key), key)
+
+    def decoded(self, length: int, key: str) -> str:
         try:
             return str(self.take(length, key), "utf-8")
         except UnicodeDecodeError:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from slm_plugin.errors import ModelSourceError, UnsupportedModelError
+from slm_plugin.models.gguf.header import shown
 from slm_plugin.models.gguf.parts import GgufModel
 
 ARCHITECTURES = {"llama": "LlamaConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config"}
@@ -127,19 +128,19 @@ def _architecture(model: GgufModel) -> str:
         raise ModelSourceError(f"{model.name} states no general.architecture", hint=OTHER_MODEL)
     if architecture not in ARCHITECTURES:
         raise UnsupportedModelError(
-            f"{model.name} holds a model of the architecture {architecture}",
+            f"{model.name} holds a model of the architecture {shown(architecture)}",
             hint=f"GGUF files are read of {', '.join(ARCHITECTURES)}",
         )
     kind = fields.get("general.type", "model")
     if kind != "model":
-        raise ModelSourceError(f"{model.name} holds no model: general.type is {kind}")
+        raise ModelSourceError(f"{model.name} holds no model: general.type is {shown(kind)}")
     quantised = any(
         place.kind_name not in ("F32", "F16", "BF16") for place in model.tensors.values()
     )
     if quantised and fields.get("general.quantization_version", 2) != 2:
         raise ModelSourceError(
             f"{model.name} is quantised by version "
-            f"{fields['general.quantization_version']} of ggml's formats, not 2",
+            f"{shown(fields['general.quantization_version'])} of ggml's formats, not 2",
             hint="convert the model again with a current llama.cpp",
         )
     return architecture
@@ -165,8 +166,9 @@ def _judged(model: GgufModel, architecture: str) -> dict[str, Any]:
 
 def refusal(model: GgufModel, key: str, value: Any, reason: str) -> ModelSourceError:
     """The error for a key that cannot be honoured."""
-    shown = repr(value) if len(repr(value)) < 60 else f"{repr(value)[:56]} ..."
-    return ModelSourceError(f"{model.name} states {key} {shown}, but {reason}", hint=OTHER_MODEL)
+    return ModelSourceError(
+        f"{model.name} states {key} {shown(value)}, but {reason}", hint=OTHER_MODEL
+    )
 
 
 class _Reader:

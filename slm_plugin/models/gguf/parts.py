@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_plugin.errors import ModelSourceError
-from slm_plugin.models.gguf.header import Header, TensorPlace, read_header
+from slm_plugin.models.gguf.header import Header, TensorPlace, read_header, shown
 
 MERGE = "join the parts with llama-gguf-split --merge, or fetch all of them into one folder"
 _PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.I)
@@ -56,8 +56,9 @@ def read_parts(path: Path) -> GgufModel:
         for key, value in part.fields.items():
             if key.startswith(_SPLIT):
                 continue
-            if fields.setdefault(key, value) != value:
+            if key in fields and fields[key] != value:
                 raise ModelSourceError(f"{file} states another {key} than {files[0]}", hint=MERGE)
+            fields[key] = value
         for name, place in part.tensors.items():
             if tensors.setdefault(name, place) is not place:
                 raise ModelSourceError(
@@ -66,7 +67,7 @@ def read_parts(path: Path) -> GgufModel:
     wanted = header.fields.get("split.tensors.count", len(tensors))
     if wanted != len(tensors):
         raise ModelSourceError(
-            f"{path} should hold {wanted} tensors with all its parts, and holds {len(tensors)}",
+            f"{path} holds {len(tensors)} tensors with all its parts, and states {shown(wanted)}",
             hint=MERGE,
         )
     return GgufModel(str(path), tuple(files), fields, tensors)
@@ -76,7 +77,7 @@ def _part_files(path: Path, count: Any) -> list[Path]:
     named = _PART.fullmatch(path.name)
     if named is None or type(count) is not int or count != int(named["count"]):
         raise ModelSourceError(
-            f"{path} is one part of {count}, and its name does not say which (as in "
+            f"{path} is one part of {shown(count)}, and its name does not say which (as in "
             "model-00001-of-00002.gguf)",
             hint=MERGE,
         )
@@ -102,5 +103,6 @@ def _check_parts(files: list[Path], headers: list[Header]) -> None:
         ):
             if part.fields.get(key) != wanted:
                 raise ModelSourceError(
-                    f"{file} states {key} {part.fields.get(key)} instead of {wanted}", hint=MERGE
+                    f"{file} states {key} {shown(part.fields.get(key))} instead of {shown(wanted)}",
+                    hint=MERGE,
                 )

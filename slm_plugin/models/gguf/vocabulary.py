@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from slm_plugin.errors import ModelSourceError
+from slm_plugin.models.gguf.header import shown
 from slm_plugin.models.gguf.metadata import refusal
 from slm_plugin.models.gguf.parts import GgufModel
 from slm_plugin.models.gguf.pretokenizers import CUTS, Cut
@@ -133,7 +134,7 @@ class _Reader:
         tokens = self.entries("ggml.tokens", str, rows)
         if len(set(tokens)) != len(tokens):
             twice = Counter(tokens).most_common(1)[0][0]
-            raise ModelSourceError(f"{self.model.name} lists the token {twice!r} twice")
+            raise ModelSourceError(f"{self.model.name} lists the token {shown(twice)} twice")
         types = self.types(rows)
         roles = self.roles(rows, types)
         begin = self.truth("ggml.add_bos_token", cut.begins)
@@ -222,9 +223,9 @@ class _Reader:
         for merge in self.entries("ggml.merges", str):
             left, _, right = merge.partition(" ")
             if not left or not right or " " in right:
-                self.fail("ggml.merges", f"{merge!r} is not two pieces")
+                self.fail("ggml.merges", f"{shown(merge)} is not two pieces")
             if not {left, right, left + right} <= tokens:
-                self.fail("ggml.merges", f"{merge!r} uses what is no token")
+                self.fail("ggml.merges", f"{shown(merge)} uses what is no token")
             found.append((left, right))
         if len(set(found)) != len(found):
             self.fail("ggml.merges", "a pair is listed twice")
