@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -82,12 +82,13 @@ def inspect(
     """Show a model's dimensions, its parameters by part, and what can be pruned."""
     quiet_libraries()
     from slm_plugin.listing import inspection, inspection_table
+    from slm_plugin.models.gguf import is_gguf
     from slm_plugin.models.loading import ModelSource, load
     from slm_plugin.models.view import DecoderView
 
     # Only shapes are asked for, so the layers stay where they are: a GGUF file's cannot.
-    gguf = model.endswith(".gguf")
-    source = ModelSource(id=model, device="cpu", memory="whole" if gguf else "layerwise")
+    memory: Literal["whole", "layerwise"] = "whole" if is_gguf(model) else "layerwise"
+    source = ModelSource(id=model, device="cpu", memory=memory)
     network, _ = load(source)
     found = inspection(DecoderView.of(network))
     if as_json:

@@ -22,6 +22,8 @@ from slm_plugin.models.gguf import read_gguf
 from slm_plugin.outputs.scratch import temporary_folder, whole_folder
 from slm_plugin.progress import say
 
+READER = 2
+
 
 @dataclass(frozen=True, slots=True)
 class BundledModel:
@@ -112,9 +114,10 @@ def bundled_folder(alias: str) -> Path:
     """
     import transformers
 
-    # Majors of transformers write configs that the other one misreads: each keeps its own.
+    # Majors of transformers write configs that the other one misreads: each keeps its own. What
+    # an earlier reader kept cuts digits after spaces as the file does not say.
     major = transformers.__version__.split(".")[0]
-    folder = cache_folder() / "models" / f"{alias}-transformers{major}"
+    folder = cache_folder() / "models" / f"{alias}-reader{READER}-transformers{major}"
     if folder.is_dir():
         return folder
     require("gguf", f"the model '{alias}'")
@@ -144,7 +147,8 @@ def _build(alias: str, folder: Path) -> None:
         try:
             with whole_folder(folder) as unfinished:
                 network.save_pretrained(unfinished, safe_serialization=True)
-                tokenizer.save_pretrained(unfinished)
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(unfinished)
         except SafetensorError as error:
             raise OutputError(
                 f"cannot keep the model '{alias}' in {folder.parent}: {error}",

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from slm_plugin.errors import ModelSourceError
 from slm_plugin.models.bundled import BUNDLED, bundled_folder
 from slm_plugin.models.checkpoint import read_checkpoint
-from slm_plugin.models.gguf import read_gguf
+from slm_plugin.models.gguf import is_gguf, read_gguf
 from slm_plugin.models.hub import fetched
 from slm_plugin.models.layerwise import build
 from slm_plugin.models.placement import outgrows, places, settle
@@ -58,7 +58,7 @@ class ModelSource(BaseModel):
     @field_validator("memory")
     @classmethod
     def _streams(cls, memory: str, info: ValidationInfo) -> str:
-        if memory == "layerwise" and str(info.data.get("id", "")).endswith(".gguf"):
+        if memory == "layerwise" and is_gguf(str(info.data.get("id", ""))):
             raise ValueError("layerwise reads safetensors folders, not GGUF files")
         return memory
 
@@ -78,10 +78,10 @@ def load(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase 
     path = Path(source.id).expanduser()
     if source.id in BUNDLED:
         model, tokenizer = _from_files(bundled_folder(source.id), source)
-    elif source.id.endswith(".gguf"):
+    elif is_gguf(source.id):
         if not path.is_file():
             raise ModelSourceError(f"there is no file {path}")
-        model, tokenizer = read_gguf(path.resolve(), dtype=source.dtype)
+        model, tokenizer = read_gguf(path, dtype=source.dtype)
     elif path.is_dir():
         model, tokenizer = _from_files(path, source)
     elif source.id.startswith((".", "/", "~")) or source.id.count("/") > 1:
