@@ -15,6 +15,7 @@ ORDER = [
     "errors",
     "target",
     "extras",
+    "child",
     "files",
     "progress",
     "versions",
