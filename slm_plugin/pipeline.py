@@ -142,6 +142,8 @@ def prepare(recipe: Recipe) -> Session:
             stage.check_target(session.original, session.original)
     for evaluator in recipe.evaluators:
         evaluator.fit(session)
+    for exporter in recipe.exporters:
+        exporter.check_model(session)
     if recipe.calibration is not None:
         with _timed(f"calibration from {recipe.calibration.source}"):
             session.calibration = draw(recipe.calibration, model, tokenizer, recipe.seed)
