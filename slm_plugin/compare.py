@@ -90,6 +90,8 @@ def compare(
     if not isinstance(comparison, Comparison):
         comparison = Comparison.read(comparison)
     check_free(comparison.output, overwrite=overwrite)
+    for evaluator in comparison.evaluators if not known else ():
+        evaluator.load()
     pristine = _prepare(comparison, fresh=fresh)
     calibration = None
     if comparison.calibration is not None and pristine.calibration is not None:

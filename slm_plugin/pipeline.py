@@ -69,6 +69,8 @@ def run(recipe: Recipe | str | Path, *, overwrite: bool = False) -> RunResult:
     recipe = _checked(recipe)
     check_free(recipe.output, overwrite=overwrite)
     log = _Log()
+    for evaluator in recipe.evaluators:
+        evaluator.load()
     session = prepare(recipe)
     source = session.fingerprint()
     with whole_folder(recipe.output, overwrite=overwrite) as folder:

@@ -13,6 +13,7 @@ import slm_plugin
 PACKAGE = Path(slm_plugin.__file__).parent
 ORDER = [
     "errors",
+    "foreign",
     "target",
     "extras",
     "child",

@@ -11,10 +11,10 @@ import torch
 from slm_plugin.errors import SlmError, UnsupportedModelError
 from slm_plugin.export.lengths import STATIC_ROPE, affordable, rope_types, windows
 from slm_plugin.progress import say
-from slm_plugin.session import Session
 
 if TYPE_CHECKING:
     from slm_plugin.export.base import Exporter
+    from slm_plugin.session import Session
 
 VOCABULARY = 128
 WINDOW = 8
@@ -68,7 +68,7 @@ def rehearse(session: Session, folder: Path, exporter: Exporter) -> None:
     """
     say(f"{exporter.name}: a tiny model of this class shows whether its sliding window is honoured")
     try:
-        exporter.export(Session(stand_in(session.model)), folder)
+        exporter.export(type(session)(stand_in(session.model)), folder)
     except SlmError as error:
         raise UnsupportedModelError(
             f"{type(session.model).__name__} with a sliding window cannot be exported to ONNX "
