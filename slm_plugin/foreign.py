@@ -20,11 +20,16 @@ def is_ours(thing: object) -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, which is nobody's fault; PyTorch has classes of its own for it."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "allocate memory" in str(error)
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "allocate memory" in _text(error)
 
 
 @contextmanager
-def contained(what: str, kind: type[SlmError] = SlmError, hint: str = "") -> Iterator[None]:
+def contained(
+    what: str,
+    kind: type[SlmError] = SlmError,
+    hint: str = "",
+    passing: tuple[type[BaseException], ...] = (),
+) -> Iterator[None]:
     """Turn what foreign code raises, an exit of the whole process included, into one error.
 
     Errors of this package pass, which foreign code may raise as well, and so do an interruption
@@ -34,6 +39,7 @@ def contained(what: str, kind: type[SlmError] = SlmError, hint: str = "") -> Ite
         what: What the message begins with: whose code did what.
         kind: The error's class.
         hint: What to do about it.
+        passing: What the caller expects and deals with itself.
 
     Raises:
         SlmError: Of the class ``kind``.
@@ -43,6 +49,8 @@ def contained(what: str, kind: type[SlmError] = SlmError, hint: str = "") -> Ite
     except KeyboardInterrupt:
         raise
     except BaseException as error:
+        if isinstance(error, passing):
+            raise
         ends_well = isinstance(error, SlmError) and error.exit_code in (1, 2)
         # The package's own interruption by a signal is no SlmError and passes like Ctrl-C.
         if ends_well or is_ours(error) or is_out_of_memory(error):
@@ -54,9 +62,13 @@ def contained(what: str, kind: type[SlmError] = SlmError, hint: str = "") -> Ite
 
 def reason(error: BaseException) -> str:
     """Kind and first line of what was raised, whatever its own code does."""
-    try:
-        lines = str(error).strip().splitlines()
-    except Exception:
-        lines = []
+    lines = _text(error).strip().splitlines()
     name = type(error).__name__
     return f"{name}: {lines[0][:300]}" if lines else name
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return ""

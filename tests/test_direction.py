@@ -20,6 +20,8 @@ ORDER = [
     "files",
     "progress",
     "versions",
+    "contract",
+    "installed",
     "registry",
     "models",
     "calibration",
