@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+
+# As in typing, which `python -m slm_plugin` would take from the working directory here already.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from slm_plugin.errors import SlmError

@@ -99,6 +99,8 @@ def compare(
 def _compared(comparison: Comparison, *, fresh: bool, known: bool) -> ComparisonReport:
     """Load the model and fill all cells."""
     started = time.perf_counter()
+    for evaluator in comparison.evaluators if not known else ():
+        evaluator.load()
     pristine = _prepare(comparison, fresh=fresh)
     calibration = None
     if comparison.calibration is not None and pristine.calibration is not None:

@@ -6,38 +6,49 @@ from typing import Any
 
 from rich.table import Table
 
-from slm_plugin.errors import SlmError
 from slm_plugin.extras import found_version, missing
+from slm_plugin.installed import broken_metadata
 from slm_plugin.models.view import ATTENTION_PROJECTIONS, DecoderView, projections
 from slm_plugin.registry import evaluators, exporters, pruners, recoveries
 from slm_plugin.versions import bounds, extra_rows, installed_versions, wanted
 
 
 def components() -> list[dict[str, Any]]:
-    """Every pruner, recovery, evaluator and exporter, with its options and what it needs."""
+    """Every pruner, recovery, evaluator and exporter, with its options and what it needs.
+
+    A plugin that cannot be used is a row as well, which says why.
+    """
     found = []
     for registry in (pruners, recoveries, evaluators, exporters):
+        faults = registry.faults()
+        unusable = {fault.name for fault in faults if not fault.usable}
         for name in registry.names():
-            row: dict[str, Any] = {"kind": registry.kind, "name": name}
-            try:
-                cls: Any = registry.get(name)
-            except SlmError as error:
-                found.append({**row, "summary": str(error), "options": [], "ready": False})
-                continue
-            row["summary"] = (cls.__doc__ or "").strip().splitlines()[0]
-            row["targets"] = list(getattr(cls, "targets", ()))
-            row["extra"] = cls.extra
-            row["ready"] = cls.extra is None or not missing(cls.extra)
-            row["options"] = [
-                {
-                    "name": option,
-                    "default": None if field.is_required() else repr(field.default),
-                    "description": field.description or "",
-                }
-                for option, field in cls.Options.model_fields.items()
-            ]
-            found.append(row)
+            if name not in unusable:
+                found.append(_component(registry.kind, name, registry.get(name)))
+        for fault in faults:
+            row = {"kind": fault.kind, "name": fault.name, "summary": fault.message}
+            found.append({**row, "targets": [], "extra": None, "options": [], "ready": False})
     return found
+
+
+def _component(kind: str, name: str, cls: Any) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "name": name,
+        # With -OO no class has a docstring.
+        "summary": next(iter((cls.__doc__ or "").strip().splitlines()), ""),
+        "targets": list(getattr(cls, "targets", ())),
+        "extra": cls.extra,
+        "ready": cls.extra is None or not missing(cls.extra),
+        "options": [
+            {
+                "name": option,
+                "default": None if field.is_required() else repr(field.default),
+                "description": field.description or "",
+            }
+            for option, field in cls.Options.model_fields.items()
+        ],
+    }
 
 
 def component_table(found: list[dict[str, Any]]) -> Table:
@@ -46,7 +57,7 @@ def component_table(found: list[dict[str, Any]]) -> Table:
     for column in ("kind", "name", "what it does", "options (default)"):
         table.add_column(column, overflow="fold")
     for row in found:
-        needs = "" if row["ready"] else f"\nneeds slm-plugin[{row.get('extra')}]"
+        needs = "" if row["ready"] or not row["extra"] else f"\nneeds slm-plugin[{row['extra']}]"
         targets = f"\ntarget: {', '.join(row['targets'])}" if row.get("targets") else ""
         options = "\n".join(
             f"{o['name']} ({'required' if o['default'] is None else o['default']}): "
@@ -111,8 +122,10 @@ def inspection_table(name: str, found: dict[str, Any]) -> Table:
 
 
 def doctor_report() -> dict[str, Any]:
-    """Versions found and wanted; ``problems`` lists what is there and out of bounds."""
-    problems = []
+    """Versions found and wanted; ``problems`` lists what is out of bounds, and faulty plugins."""
+    problems = broken_metadata()
+    for registry in (pruners, recoveries, evaluators, exporters):
+        problems += [fault.message for fault in registry.faults()]
     for requirement in wanted():
         found = found_version(requirement.name)
         needed = requirement.marker is None or "extra" not in str(requirement.marker)

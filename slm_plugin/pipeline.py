@@ -72,6 +72,8 @@ def run(recipe: Recipe | str | Path, *, overwrite: bool = False) -> RunResult:
     recipe = _checked(recipe)
     log = _Log()
     with claim(recipe.output, "run", overwrite=overwrite, inputs=recipe.inputs) as output:
+        for evaluator in recipe.evaluators:
+            evaluator.load()
         session = prepare(recipe)
         source = session.fingerprint()
         exports: list[ExportRecord] = []
@@ -192,6 +194,8 @@ def prepare(recipe: Recipe) -> Session:
     refuse_targets(recipe.stages, session.original)
     for evaluator in recipe.evaluators:
         evaluator.fit(session)
+    for exporter in recipe.exporters:
+        exporter.check_model(session)
     if recipe.calibration is not None:
         with _timed(f"calibration from {recipe.calibration.source}"):
             session.calibration = draw(recipe.calibration, model, tokenizer, recipe.seed)

@@ -6,6 +6,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
+from slm_plugin import installed
 from slm_plugin import registry as module
 from slm_plugin.errors import SlmError, UserError
 from slm_plugin.registry import Registry
@@ -53,7 +54,7 @@ def test_entry_points_offer_components(monkeypatch: pytest.MonkeyPatch) -> None:
         EntryPoint("fine", "tests.test_registry:Offered", "slm_plugin.pruners"),
         EntryPoint("broken", "no_such_package:Thing", "slm_plugin.pruners"),
     ]
-    monkeypatch.setattr(module, "entry_points", lambda group: points)
+    monkeypatch.setattr(installed, "entry_points", lambda group: points)
     made: Registry[object] = Registry("pruner", {})
     assert made.names() == ["broken", "fine"]
     with pytest.raises(UserError, match=r"plugin 'broken' .* cannot be imported"):

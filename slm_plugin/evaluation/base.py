@@ -55,7 +55,19 @@ class Evaluator(ABC):
         self.options = options
 
     def check(self) -> None:  # noqa: B027 - most evaluators have nothing to refuse
-        """Refuse what cannot work (a missing file, an unknown task) before any model is loaded."""
+        """Refuse what cannot work (a missing file, an unknown task) when the recipe is read.
+
+        Nothing that the recipe only names is run here: `validate` ends behind it.
+        """
+
+    def load(self) -> None:  # noqa: B027 - most evaluators have nothing to load
+        """Load what measuring needs beside the model, once, before the model is loaded.
+
+        Called where the recipe is carried out: code that it names may run.
+
+        Raises:
+            UserError: It cannot be loaded.
+        """
 
     def fit(self, session: Session) -> None:  # noqa: B027 - most models have room for most
         """Refuse a model that the measurement does not fit, before any stage runs.

@@ -14,10 +14,17 @@ from pydantic import Field
 
 from slm_plugin.errors import UserError
 from slm_plugin.evaluation.base import Evaluator, EvaluatorOptions, Measurement
+from slm_plugin.evaluation.lm_eval_sandbox import sandboxed
 from slm_plugin.evaluation.lm_eval_scores import scores
-from slm_plugin.evaluation.lm_eval_tasks import LoadedTasks, load_tasks
+from slm_plugin.evaluation.lm_eval_tasks import (
+    FoundTasks,
+    LoadedTasks,
+    find_tasks,
+    load_tasks,
+)
 from slm_plugin.evaluation.quiet import guest
 from slm_plugin.extras import found_version, require
+from slm_plugin.foreign import contained
 from slm_plugin.registry import register_evaluator
 
 if TYPE_CHECKING:
@@ -65,19 +72,30 @@ class LmEval(Evaluator):
     options: LmEvalOptions
 
     @cached_property
+    def found(self) -> FoundTasks:
+        """The tasks, none of whose code has run."""
+        require("eval", "the lm_eval evaluator")
+        with guest("lm_eval", logging.ERROR):
+            return find_tasks(self.options.tasks, self.options.include_path)
+
+    @cached_property
     def loaded(self) -> LoadedTasks:
-        """The tasks with their data, loaded once.
+        """The tasks with their data, loaded once."""
+        found = self.found
+        with guest("lm_eval", logging.ERROR), sandboxed():
+            return load_tasks(found)
+
+    def check(self) -> None:
+        """Look the tasks up and check files of the user's own; no code of theirs runs.
 
         Raises:
             MissingExtraError: lm-eval is not installed.
-            UserError: A task is unknown or cannot be loaded.
+            UserError: A task is unknown, or its file is wrong.
         """
-        require("eval", "the lm_eval evaluator")
-        with guest("lm_eval", logging.ERROR):
-            return load_tasks(self.options.tasks, self.options.include_path)
+        _ = self.found
 
-    def check(self) -> None:
-        """Load the tasks and their data.
+    def load(self) -> None:
+        """Load the tasks and their data, which runs the code that they name.
 
         Raises:
             MissingExtraError: lm-eval is not installed.
@@ -109,7 +127,11 @@ class LmEval(Evaluator):
                 tokenizer=copy.deepcopy(session.tokenizer),
                 batch_size=options.batch_size,
             )
-        with guest("lm_eval", logging.WARNING):
+        with (
+            guest("lm_eval", logging.WARNING),
+            sandboxed(),
+            contained("lm-eval cannot run these tasks", UserError),
+        ):
             results = self._run(model, loaded, seed)
         return scores(results, loaded.names)
 
@@ -124,16 +146,13 @@ class LmEval(Evaluator):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
-        try:
-            results: dict[str, Any] = evaluate(
-                lm=model,
-                task_dict=loaded.found,
-                limit=self.options.limit,
-                bootstrap_iters=BOOTSTRAP_DRAWS,
-                log_samples=False,
-            )
-        except ValueError as error:
-            raise UserError(f"lm-eval cannot run these tasks: {error}") from error
+        results: dict[str, Any] = evaluate(
+            lm=model,
+            task_dict=loaded.found,
+            limit=self.options.limit,
+            bootstrap_iters=BOOTSTRAP_DRAWS,
+            log_samples=False,
+        )
         return {
             **results,
             "lm_eval_version": found_version("lm-eval"),

@@ -59,6 +59,13 @@ class Exporter(ABC):
     def __init__(self, options: BaseModel) -> None:
         self.options = options
 
+    def check_model(self, session: Session) -> None:  # noqa: B027 - most formats hold all models
+        """Refuse a model that the format cannot hold, before any stage runs.
+
+        Raises:
+            UnsupportedModelError: The format would compute something else.
+        """
+
     @abstractmethod
     def export(self, session: Session, output: Path) -> ExportRecord:
         """Write into ``output / self.name`` and verify.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ import torch
 from pydantic import Field
 from safetensors import SafetensorError
 
+from slm_plugin.child import run_module
 from slm_plugin.errors import (
     ModelSourceError,
     OutputError,
@@ -214,10 +213,16 @@ def write_reference(session: Session, file: Path) -> float:
 
 
 def _run_reload(python: str, folder: Path, file: Path) -> dict[str, Any]:
-    command = [python, "-m", "slm_plugin.export.reload", str(folder.absolute()), str(file)]
     # Offline, so that the folder has to stand by itself.
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    offline = {"HF_HUB_OFFLINE": "1"}
+    paths = (str(path.absolute()) for path in (folder, file))
+    try:
+        done = run_module("slm_plugin.export.reload", *paths, python=python, variables=offline)
+    except OSError as error:
+        raise VerificationError(
+            f"no process could be started to reload the checkpoint: {error}",
+            hint=f"make sure that {python} can be run",
+        ) from error
     try:
         figures: dict[str, Any] = json.loads(done.stdout)
     except json.JSONDecodeError:

@@ -27,6 +27,7 @@ from slm_plugin.export.parity import (
     reference,
     size_bytes,
 )
+from slm_plugin.export.rehearsal import refuse_length_dependent, rehearse, unproved_windows
 from slm_plugin.models.operators import operators, put_operator, without_operators
 from slm_plugin.outputs.scratch import temporary_folder, whole_folder
 from slm_plugin.progress import say
@@ -68,17 +69,31 @@ class OnnxExporter(Exporter):
     operators = True
     Options = OnnxOptions
 
+    def check_model(self, session: Session) -> None:
+        """Refuse positions that no graph can hold, and windows that Optimum does not honour.
+
+        Raises:
+            MissingExtraError: Optimum or ONNX Runtime is missing, or does not fit transformers.
+            UnsupportedModelError: The graph would compute something else on long texts.
+        """
+        require_onnx("the onnx exporter")
+        refuse_length_dependent(session.model.config)
+        if unproved_windows(session.model.config, session.view.embedding.num_embeddings):
+            with temporary_folder() as scratch:
+                rehearse(session, scratch, self)
+
     def export(self, session: Session, output: Path) -> ExportRecord:
         """Write ``output / "onnx"`` from ``output / "checkpoint"`` where there is one, and verify.
 
         Raises:
             MissingExtraError: Optimum or ONNX Runtime is missing, or does not fit transformers.
             OutputError: The folder exists or cannot be written.
+            UnsupportedModelError: The graph would compute something else on long texts.
             SlmError: Optimum cannot export the model.
             VerificationError: ONNX Runtime does not compute what the model computes.
         """
         options = cast(OnnxOptions, self.options)
-        require_onnx("the onnx exporter")
+        self.check_model(session)
         if session.model.dtype != torch.float32:
             say(f"onnx: the model is {session.model.dtype}, its ONNX graph is float32")
         target = output / self.name

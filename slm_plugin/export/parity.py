@@ -16,6 +16,7 @@ from torch import Tensor
 
 from slm_plugin.errors import VerificationError
 from slm_plugin.export.base import Check
+from slm_plugin.export.lengths import depends_on_length, probe_length
 
 if TYPE_CHECKING:
     from slm_plugin.session import Session
@@ -98,12 +99,16 @@ class Departure:
 def prompts(session: Session) -> tuple[Tensor, ...]:
     """Prompts of several lengths: sentences through the tokenizer, and seeded random ids.
 
-    Without a tokenizer all are random.
+    Without a tokenizer all are random. The last prompt goes beyond sliding windows and the
+    positions of training, where these are short enough.
     """
     vocabulary = session.view.embedding.num_embeddings
     generator = torch.Generator().manual_seed(session.seed)
     written = encode(session.tokenizer) if session.tokenizer is not None else []
-    lengths = (*RANDOM_LENGTHS, *(() if written else SENTENCE_LENGTHS))
+    lengths = [*RANDOM_LENGTHS, *(() if written else SENTENCE_LENGTHS)]
+    beyond = probe_length(session.model.config, vocabulary)
+    if beyond is not None:
+        lengths.append(beyond)
     drawn = [torch.randint(vocabulary, (1, length), generator=generator) for length in lengths]
     return (*(torch.tensor([ids]) for ids in written if ids), *drawn)
 
@@ -132,6 +137,7 @@ def reference(session: Session, *, full_precision: bool = False) -> Reference:
 @torch.inference_mode()
 def logits_of(model: Any, ids: Tensor) -> Tensor:
     """Logits ``(1, tokens, vocabulary)`` of ids ``(1, tokens)`` in one pass, float32 on the CPU."""
+    _forget_length(model)
     ids = ids.to(model.device)
     output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     logits: Tensor = output.logits.float().cpu()
@@ -145,6 +151,7 @@ def continue_greedily(model: Any, prompt: Tensor) -> Tensor:
     """
     from transformers import GenerationConfig
 
+    _forget_length(model)
     ids = prompt.to(model.device)
     cached = getattr(model, "can_use_cache", True)
     greedy = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, use_cache=cached)
@@ -166,14 +173,18 @@ def departure(model: Any, expected: Reference, tolerance: float) -> Departure:
         expected: What the model in memory computes.
         tolerance: Largest allowed difference of a logit.
     """
+    moving = depends_on_length(getattr(model, "config", None))
     differences, with_cache, without_cache = [], 0, 0
     for prompt, continuation, logits in _cases(expected):
         found = logits_of(model, torch.cat([prompt, continuation], dim=1))
         differences.append((found - logits).abs().max())
         steps = slice(prompt.shape[1] - 1, -1)
-        case = continuation[0], logits[0, steps], 2 * tolerance
-        with_cache += _goes_elsewhere(continue_greedily(model, prompt)[0], *case)
-        without_cache += _goes_elsewhere(found[0, steps].argmax(-1), *case)
+        case = logits[0, steps], 2 * tolerance
+        with_cache += _goes_elsewhere(continue_greedily(model, prompt)[0], continuation[0], *case)
+        # With dynamic scaling one pass rotates the first tokens otherwise than the cache holds
+        # them, and so may choose otherwise than `generate` in the reference as well.
+        chosen = logits[0, steps].argmax(-1) if moving else continuation[0]
+        without_cache += _goes_elsewhere(found[0, steps].argmax(-1), chosen, *case)
     return Departure(float(torch.stack(differences).max()), with_cache, without_cache)
 
 
@@ -212,6 +223,14 @@ def _goes_elsewhere(found: Tensor, expected: Tensor, logits: Tensor, tie: float)
     step = int(different[0])
     preference = logits[step, expected[step]] - logits[step, found[step]]
     return not abs(float(preference)) <= tie
+
+
+@torch.inference_mode()
+def _forget_length(model: Any) -> None:
+    """Take the frequencies of short texts again: dynamic scaling keeps those of the longest."""
+    if depends_on_length(model.config):
+        one = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+        model(input_ids=one, attention_mask=torch.ones_like(one), use_cache=False)
 
 
 @contextmanager

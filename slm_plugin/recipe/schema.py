@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -61,8 +61,8 @@ def _verbs(
     optional: Schema | None = None,
 ) -> Iterator[Schema]:
     """One schema per component: its verb, with its options and further keys beside it."""
-    for name in registry.names():
-        options = _lifted(registry.get(name).Options, definitions)
+    for name, cls in registry.usable().items():
+        options = _lifted(cls.Options, definitions)
         first: Schema = {verb: {"const": name}, **(required or {})}
         options["properties"] = {**first, **(optional or {}), **options.get("properties", {})}
         options["required"] = [*first, *options.get("required", [])]
@@ -71,13 +71,14 @@ def _verbs(
 
 def _entry(registry: Registry[Any], definitions: Schema) -> Schema:
     """An entry of a list whose components are named by their only key, or by a bare name."""
-    return {"oneOf": [*_named(registry, definitions), {"enum": registry.names()}]}
+    found = registry.usable()
+    return {"oneOf": [*_named(found, definitions), {"enum": [*found]}]}
 
 
-def _named(registry: Registry[Any], definitions: Schema) -> Iterator[Schema]:
+def _named(found: Mapping[str, Any], definitions: Schema) -> Iterator[Schema]:
     """One schema per component: its name as the only key, its options below."""
-    for name in registry.names():
-        options = _lifted(registry.get(name).Options, definitions)
+    for name, cls in found.items():
+        options = _lifted(cls.Options, definitions)
         yield {
             "type": "object",
             "properties": {name: {"anyOf": [options, {"type": "null"}]}},

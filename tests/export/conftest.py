@@ -28,11 +28,11 @@ def reload_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the reload program in this process and on fewer tokens: the same program, sooner."""
     monkeypatch.setattr(parity, "NEW_TOKENS", 4)
 
-    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        assert command[1:3] == ["-m", "slm_plugin.export.reload"]
+    def run(module: str, *arguments: str, **_: Any) -> subprocess.CompletedProcess[str]:
+        assert module == "slm_plugin.export.reload"
         printed = io.StringIO()
         with redirect_stdout(printed):
-            reload.main(command[3:])
-        return subprocess.CompletedProcess(command, 0, printed.getvalue(), "")
+            reload.main([*arguments])
+        return subprocess.CompletedProcess([module], 0, printed.getvalue(), "")
 
-    monkeypatch.setattr(checkpoint.subprocess, "run", run)
+    monkeypatch.setattr(checkpoint, "run_module", run)

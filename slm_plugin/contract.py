@@ -1,0 +1,140 @@
+"""What a component of somebody else's has to be, and how a fault of it stays its own."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from pydantic import BaseModel
+
+from slm_plugin.errors import SlmError
+from slm_plugin.foreign import contained, is_ours, reason
+from slm_plugin.target import KINDS
+
+HINT = "SLM_PLUGIN_TRACEBACK=1 shows where; tell those who make it"
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What all components of one kind have in common.
+
+    Attributes:
+        base: Their base class, as ``module:name``; nothing is imported before it is needed.
+        returns: What their methods give back, likewise; None means nothing in particular.
+        many: The methods that give back a list of it.
+        reserved: Keys that no option may be called by, as they stand beside the options.
+    """
+
+    base: str
+    returns: Mapping[str, str | None]
+    many: frozenset[str] = field(default=frozenset())
+    reserved: frozenset[str] = field(default=frozenset())
+
+    def fault(self, cls: Any) -> str:
+        """Why a class cannot be used, in words; empty when it can."""
+        base = _named(self.base)
+        if not isinstance(cls, type):
+            return f"it is {_article(type(cls).__name__)}, and no class"
+        if not issubclass(cls, base):
+            return f"{cls.__qualname__} is no subclass of {self.base.replace(':', '.')}"
+        missing = sorted(getattr(cls, "__abstractmethods__", ()))
+        if missing:
+            return f"{cls.__qualname__} does not implement {', '.join(missing)}"
+        if not isinstance(cls.__doc__, str | None):
+            return "its docstring is no text"
+        extra = getattr(cls, "extra", None)
+        if not isinstance(extra, str | None):
+            return f"its extra is {extra!r}, and no name"
+        return _options_fault(cls, base, self.reserved) or _pruner_fault(cls)
+
+    def contain(self, cls: type[Any], what: str) -> None:
+        """Make whatever the class's own code raises, or gives back wrongly, an error that says so.
+
+        Args:
+            cls: A class without fault.
+            what: What the errors call it.
+        """
+        for name in ("__init__", *self.returns):
+            own = inspect.getattr_static(cls, name, None)
+            # What is inherited from this package needs no guard.
+            holder = next((kind for kind in cls.__mro__ if name in vars(kind)), cls)
+            if is_ours(holder) or getattr(own, "contained", False):
+                continue
+            if isinstance(own, property):
+                setattr(cls, name, property(self._guarded(own.fget, name, what)))
+            elif inspect.isfunction(own):
+                setattr(cls, name, self._guarded(own, name, what))
+
+    def _guarded(self, function: Any, name: str, what: str) -> Callable[..., Any]:
+        expected = self.returns.get(name)
+
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            place = name.strip("_")
+            with contained(f"{what} failed in {place}", hint=HINT):
+                found = function(*args, **kwargs)
+                if name in self.many and isinstance(found, list | tuple):
+                    found = [*found]
+            if expected is not None:
+                self._check(found, _named(expected), name, f"{what} returned from {place}")
+            return found
+
+        guarded.contained = True  # type: ignore[attr-defined]
+        return guarded
+
+    def _check(self, found: Any, expected: type, name: str, said: str) -> None:
+        if name not in self.many:
+            wrong = not isinstance(found, expected)
+        else:
+            wrong = not isinstance(found, list) or not all(isinstance(f, expected) for f in found)
+        if wrong:
+            wanted = f"a list of {expected.__name__}" if name in self.many else expected.__name__
+            raise SlmError(f"{said} {_article(type(found).__name__)}, not {wanted}", hint=HINT)
+
+
+def _options_fault(cls: Any, base: Any, reserved: frozenset[str]) -> str:
+    options = getattr(cls, "Options", None)
+    wanted = base.Options if base.Options.model_fields else BaseModel
+    if not (isinstance(options, type) and issubclass(options, wanted)):
+        return f"its Options are no subclass of {wanted.__module__}.{wanted.__name__}"
+    if options.model_config.get("extra") != "forbid":
+        return "its Options take unknown keys; set model_config = ConfigDict(extra='forbid')"
+    clash = sorted(reserved & options.model_fields.keys())
+    if clash:
+        return f"its option '{clash[0]}' is a key that every entry has"
+    try:
+        options.model_json_schema()
+        for each in options.model_fields.values():
+            repr(each.default)
+    except Exception as error:
+        return f"its Options cannot be shown: {reason(error)}"
+    return ""
+
+
+def _pruner_fault(cls: Any) -> str:
+    """What a strategy says of itself; other components say nothing of the kind."""
+    if "targets" not in _annotated(cls):
+        return ""
+    kind, targets = getattr(cls, "kind", None), getattr(cls, "targets", None)
+    if kind not in ("depth", "width"):
+        return f"its kind is {kind!r}, and neither 'depth' nor 'width'"
+    if not isinstance(targets, tuple | list) or not targets or not {*targets} <= {*KINDS}:
+        return f"its targets are {targets!r}, and not some of {', '.join(KINDS)}"
+    return ""
+
+
+def _annotated(cls: type[Any]) -> set[str]:
+    return {name for kind in cls.__mro__ for name in vars(kind).get("__annotations__", {})}
+
+
+def _named(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _article(word: str) -> str:
+    return f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}"
