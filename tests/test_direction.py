@@ -13,6 +13,8 @@ import slm_plugin
 PACKAGE = Path(slm_plugin.__file__).parent
 ORDER = [
     "errors",
+    "control_characters",
+    "interruption",
     "target",
     "extras",
     "files",

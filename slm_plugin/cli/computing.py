@@ -13,9 +13,11 @@ from slm_plugin.cli.app import (
     Overwrite,
     RecipePath,
     app,
+    print_line,
     print_out,
     quiet_libraries,
 )
+from slm_plugin.cli.outcome import await_folder
 
 
 @app.command()
@@ -26,11 +28,13 @@ def run(recipe: RecipePath, overrides: Overrides = None, overwrite: Overwrite = 
     from slm_plugin.recipe import Recipe
     from slm_plugin.report.terminal import summary_table
 
-    result = pipeline.run(Recipe.read(recipe, overrides or ()), overwrite=overwrite)
+    read = Recipe.read(recipe, overrides or ())
+    await_folder(read.output)
+    result = pipeline.run(read, overwrite=overwrite)
     print_out(summary_table(result.report))
-    typer.echo(f"Everything lies in {result.output}")
+    print_line(f"Everything lies in {result.output}")
     for path in sorted(result.output.iterdir()):
-        typer.echo(f"  {path.name}{'/' if path.is_dir() else ''}")
+        print_line(f"  {path.name}{'/' if path.is_dir() else ''}")
 
 
 @app.command()
@@ -51,6 +55,7 @@ def plan(
 
     read = Recipe.read(recipe, overrides or ())
     folder = to or read.output.with_name(read.output.name + ".plans")
+    await_folder(folder)
     check_free(folder, overwrite=overwrite)
     plans = pipeline.plan(read)
     with whole_folder(folder, overwrite=overwrite) as scratch:
@@ -58,7 +63,7 @@ def plan(
             made.write(scratch / name)
     for name, made in plans.items():
         print_out(explain(made))
-        typer.echo(f"{folder / name}")
+        print_line(f"{folder / name}")
 
 
 @app.command()
@@ -92,6 +97,7 @@ def apply(
     made = PruningPlan.read(plan_file)
     if upto is not None:
         made = made.upto(upto)
+    await_folder(output)
     check_free(output, overwrite=overwrite)
     try:
         source = ModelSource(id=model, dtype=dtype, memory=memory)  # type: ignore[arg-type]
@@ -105,7 +111,7 @@ def apply(
     with whole_folder(output, overwrite=overwrite) as scratch:
         record = CheckpointExporter(CheckpointExporter.Options()).export(session, scratch)
         made.write(scratch / "plan.json")
-    typer.echo(f"{output / record.folder}")
+    print_line(f"{output / record.folder}")
 
 
 @app.command()
@@ -128,6 +134,7 @@ def analyze(
     quiet_libraries()
     from slm_plugin.analyze import analyze as analyze_model
 
+    await_folder(output)
     analyze_model(
         model,
         output,
@@ -138,7 +145,7 @@ def analyze(
         overwrite=overwrite,
     )
     for name in ("analysis.html", "analysis.json"):
-        typer.echo(f"{output / name}")
+        print_line(f"{output / name}")
 
 
 @app.command()
@@ -160,7 +167,8 @@ def compare(
     from slm_plugin.report.terminal import comparison_table
 
     read = Comparison.read(comparison, overrides or ())
+    await_folder(read.output)
     report = compare_methods(read, overwrite=overwrite, fresh=fresh, known=known)
     print_out(comparison_table(report))
     for name in ("comparison.html", "comparison.md", "comparison.json"):
-        typer.echo(f"{read.output / name}")
+        print_line(f"{read.output / name}")

@@ -14,6 +14,8 @@ from slm_plugin.cli.app import (
     Overrides,
     RecipePath,
     app,
+    print_json,
+    print_line,
     print_out,
     quiet_libraries,
 )
@@ -28,11 +30,11 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
     if is_comparison(recipe):
         compared = Comparison.read(recipe, overrides or ())
         methods = ", ".join(method.label for method in compared.methods)
-        typer.echo(f"{recipe} is a valid comparison: {methods}; output {compared.output}")
+        print_line(f"{recipe} is a valid comparison: {methods}; output {compared.output}")
         return
     read = Recipe.read(recipe, overrides or ())
     stages = ", ".join(stage.name for stage in read.stages) or "no stages"
-    typer.echo(f"{recipe} is a valid recipe: {stages}; output {read.output}")
+    print_line(f"{recipe} is a valid recipe: {stages}; output {read.output}")
 
 
 @app.command()
@@ -45,7 +47,7 @@ def schema(
     from slm_plugin.recipe import schema as schemas
 
     made = schemas.comparison_schema() if comparison else schemas.schema()
-    typer.echo(json.dumps(made, indent=2))
+    print_json(json.dumps(made, indent=2))
 
 
 @app.command("list")
@@ -55,7 +57,7 @@ def list_components(as_json: AsJson = False) -> None:
 
     found = components()
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        print_json(json.dumps(found, indent=2))
     else:
         print_out(component_table(found))
 
@@ -71,7 +73,7 @@ def explain(
 
     made = PruningPlan.read(plan_file)
     if as_json:
-        typer.echo(made.to_json(), nl=False)
+        print_json(made.to_json())
     else:
         print_out(describe(made))
 
@@ -93,7 +95,7 @@ def inspect(
     network, _ = load(source)
     found = inspection(DecoderView.of(network))
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        print_json(json.dumps(found, indent=2))
     else:
         print_out(inspection_table(model, found))
 
@@ -105,7 +107,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     found = doctor_report()
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        print_json(json.dumps(found, indent=2))
     else:
         print_out(doctor_table(found))
     if found["problems"]:
