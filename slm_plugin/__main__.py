@@ -12,4 +12,5 @@ except OSError:  # The working directory is gone: there is nothing to import fro
 
 from slm_plugin.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -144,7 +144,7 @@ def write_plans(
         SlmError: Anything else that goes wrong, said in one sentence.
     """
     recipe = _checked(recipe)
-    folder = folder or recipe.output.with_name(f"{recipe.output.name}.plans")
+    folder = folder or plans_folder(recipe)
     refuse_same(folder, recipe.output, "the recipe's output")
     plans = {}
     with claim(folder, "plan", overwrite=overwrite, inputs=recipe.inputs) as output:
@@ -152,6 +152,11 @@ def write_plans(
             made.write(output.folder / name)
             plans[folder / name] = made
     return plans
+
+
+def plans_folder(recipe: Recipe) -> Path:
+    """Where the plans of a recipe go when nothing else is said."""
+    return recipe.output.with_name(f"{recipe.output.name}.plans")
 
 
 def _plans(recipe: Recipe) -> Iterator[tuple[str, PruningPlan]]:

@@ -1,24 +1,48 @@
-"""Progress of long work, on standard error."""
+"""Progress of long work, on standard error, and the one way in which anything is printed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
+
+from slm_plugin.control_characters import visible
 
 T = TypeVar("T")
-console = Console(stderr=True, highlight=False)
+
+
+class PlainConsole(Console):
+    """A console on which text means only itself: no markup, no emoji codes, no control characters.
+
+    Styles and cursor movements of our own tables and bars are segments apart from the text.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **settings)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """Render with everything that a terminal would obey written out."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else visible(text, keep="\n"), style, control)
+
+
+console = PlainConsole(stderr=True)
+_bars: list[Progress] = []
 
 
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
@@ -29,9 +53,9 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
     if not console.is_terminal:
         yield from items
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        yield from bar.track(items, total=total, description=label)
+    columns = (_description(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with _bar(*columns) as bar:
+        yield from bar.track(items, total=total, description=visible(label))
 
 
 @contextmanager
@@ -40,12 +64,42 @@ def counting(label: str) -> Iterator[Callable[[], None]]:
     if not console.is_terminal:
         yield lambda: None
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description} {task.completed:.0f}"))
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
-        task = bar.add_task(label, total=None)
+    description = _description("{task.description} {task.completed:.0f}")
+    with _bar(SpinnerColumn(), description, TimeElapsedColumn()) as bar:
+        task = bar.add_task(visible(label), total=None)
         yield lambda: bar.advance(task)
 
 
 def say(message: str) -> None:
     """Print one line about what happens now."""
-    console.print(message, markup=False)
+    console.print(visible(message), soft_wrap=True)
+
+
+def complain(message: str, hint: str = "") -> None:
+    """Print an error, a line for each of the message's, and what to do about it."""
+    lines = [line for line in message.split("\n") if line.strip()]
+    for line in lines or ["it gives no reason"]:
+        console.print(f"error: {visible(line)}", style="red", soft_wrap=True)
+    for line in hint.split("\n") if hint.strip() else ():
+        console.print(f"hint: {visible(line)}", soft_wrap=True)
+
+
+def finish_bars() -> None:
+    """Take down bars whose work has failed: what failed may hold on to them."""
+    while _bars:
+        _bars.pop().stop()
+
+
+@contextmanager
+def _bar(*columns: ProgressColumn) -> Iterator[Progress]:
+    with Progress(*columns, console=console, transient=True) as bar:
+        _bars.append(bar)
+        try:
+            yield bar
+        finally:
+            if bar in _bars:
+                _bars.remove(bar)
+
+
+def _description(pattern: str = "{task.description}") -> TextColumn:
+    return TextColumn(pattern, markup=False)

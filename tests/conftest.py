@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from slm_plugin import interruption
 from slm_plugin.models.view import Dimensions
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -128,6 +131,17 @@ def own_journals(
         monkeypatch.setattr("slm_plugin.pipeline.cache_folder", lambda: cache)
     else:
         monkeypatch.setenv("SLM_PLUGIN_CACHE", str(cache))
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """The command line, when a test calls it here, handles signals in its own test only."""
+    before = {number: signal.getsignal(number) for number in interruption.SIGNALS}
+    hook = sys.unraisablehook
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    sys.unraisablehook = hook
 
 
 @pytest.fixture

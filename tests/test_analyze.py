@@ -13,6 +13,7 @@ from slm_plugin import cli
 from slm_plugin.analysis.record import Analysis
 from slm_plugin.analyze import analyze
 from slm_plugin.calibration.samples import digest
+from slm_plugin.cli import computing
 from slm_plugin.errors import OutputError
 from slm_plugin.outputs.marker import MARKER
 from tests.conftest import make_checkpoint, random_tokens
@@ -77,7 +78,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     before = sorted(tmp_path.iterdir())
     call = ["slm-plugin", "analyze", str(checkpoint), "--output", str(tmp_path / "out"), *filled]
     monkeypatch.setattr(sys, "argv", call)
-    monkeypatch.setattr(cli.computing, "quiet_libraries", lambda: None)
+    monkeypatch.setattr(computing, "quiet_libraries", lambda: None)
     with pytest.raises(SystemExit) as exited:
         cli.main()
     assert exited.value.code == 2

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from slm_plugin import cli
+from slm_plugin.cli import computing
 from slm_plugin.compare import compare
 from slm_plugin.comparison.record import Cell, ComparisonReport
 from slm_plugin.errors import NumericalError, OutputError, TargetError, UserError
@@ -357,7 +358,7 @@ def test_layerwise_models_compare_too(file: Path) -> None:
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     """Run the command line here; its exit code."""
     monkeypatch.setattr(sys, "argv", ["slm-plugin", *map(str, arguments)])
-    monkeypatch.setattr(cli.computing, "quiet_libraries", lambda: None)
+    monkeypatch.setattr(computing, "quiet_libraries", lambda: None)
     with pytest.raises(SystemExit) as exited:
         cli.main()
     assert isinstance(exited.value.code, int)

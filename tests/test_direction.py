@@ -15,6 +15,8 @@ ORDER = [
     "errors",
     "texts",
     "foreign",
+    "control_characters",
+    "interruption",
     "target",
     "extras",
     "child",

@@ -10,7 +10,7 @@ from torch import equal
 from typer.testing import CliRunner
 
 from slm_plugin import Recipe, run
-from slm_plugin.cli import app
+from slm_plugin.cli.commands import app
 from tests.conftest import make_model, make_tokenizer, random_tokens
 
 RECIPE = """\

@@ -422,7 +422,7 @@ def test_pickled_weights_are_refused(recipe_file: Path, checkpoint: Path) -> Non
 def test_help_is_fast_and_imports_no_torch() -> None:
     """`import slm_plugin` and the command line load no torch until it is needed."""
     code = (
-        "import sys, slm_plugin, slm_plugin.cli\n"
+        "import sys, slm_plugin, slm_plugin.cli.commands, slm_plugin.cli.border\n"
         "assert not {'torch', 'transformers'} & set(sys.modules), 'torch was imported'\n"
         "assert 'Pruner' in dir(slm_plugin)\n"
     )

@@ -8,6 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from slm_plugin.control_characters import visible
+from slm_plugin.progress import PlainConsole
+
 app = typer.Typer(
     help="Prune language models in depth and width, from one YAML recipe.",
     no_args_is_help=True,
@@ -27,12 +30,25 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existin
 
 def print_out(renderable: Any) -> None:
     """Print a rich renderable on standard output; wide enough for tables when it is no terminal."""
-    from rich.console import Console
-
-    out = Console(highlight=False)
+    out = PlainConsole()
     if not out.is_terminal:
-        out = Console(highlight=False, width=140)
+        out = PlainConsole(width=140)
     out.print(renderable)
+
+
+def print_line(text: str) -> None:
+    """Print one line on standard output."""
+    typer.echo(visible(text))
+
+
+def print_json(text: str) -> None:
+    """Print JSON on standard output, in ASCII and with nothing that a terminal would obey.
+
+    Args:
+        text: JSON that holds no character beyond ASCII.
+    """
+    # The one control character that JSON lets stand; outside of strings there is none.
+    typer.echo(text.rstrip("\n").replace("\x7f", "\\u007f"))
 
 
 def quiet_libraries() -> None:

@@ -13,9 +13,11 @@ from slm_plugin.cli.app import (
     Overwrite,
     RecipePath,
     app,
+    print_line,
     print_out,
     quiet_libraries,
 )
+from slm_plugin.cli.outcome import await_folder
 
 
 @app.command()
@@ -26,11 +28,13 @@ def run(recipe: RecipePath, overrides: Overrides = None, overwrite: Overwrite = 
     from slm_plugin.recipe import Recipe
     from slm_plugin.report.terminal import summary_table
 
-    result = pipeline.run(Recipe.read(recipe, overrides or ()), overwrite=overwrite)
+    read = Recipe.read(recipe, overrides or ())
+    await_folder(read.output)
+    result = pipeline.run(read, overwrite=overwrite)
     print_out(summary_table(result.report))
-    typer.echo(f"Everything lies in {result.output}")
+    print_line(f"Everything lies in {result.output}")
     for path in sorted(p for p in result.output.iterdir() if not p.name.startswith(".")):
-        typer.echo(f"  {path.name}{'/' if path.is_dir() else ''}")
+        print_line(f"  {path.name}{'/' if path.is_dir() else ''}")
 
 
 @app.command()
@@ -50,10 +54,12 @@ def plan(
     from slm_plugin.report.explain import explain
 
     folder = None if to is None else located(str(to))
-    plans = pipeline.write_plans(Recipe.read(recipe, overrides or ()), folder, overwrite=overwrite)
+    read = Recipe.read(recipe, overrides or ())
+    await_folder(folder or pipeline.plans_folder(read))
+    plans = pipeline.write_plans(read, folder, overwrite=overwrite)
     for file, made in plans.items():
         print_out(explain(made))
-        typer.echo(f"{file}")
+        print_line(f"{file}")
 
 
 @app.command()
@@ -85,6 +91,7 @@ def apply(
     from slm_plugin.session import Session
 
     output = located(str(output))
+    await_folder(output)
     made = PruningPlan.read(plan_file)
     if upto is not None:
         made = made.upto(upto)
@@ -101,7 +108,7 @@ def apply(
         session.apply(made)
         record = session.export(CheckpointExporter(CheckpointExporter.Options()), written.folder)
         made.write(written.folder / "plan.json")
-    typer.echo(f"{output / record.folder}")
+    print_line(f"{output / record.folder}")
 
 
 @app.command()
@@ -126,6 +133,7 @@ def analyze(
     from slm_plugin.outputs.place import located
 
     output = located(str(output))
+    await_folder(output)
     analyze_model(
         model,
         output,
@@ -136,7 +144,7 @@ def analyze(
         overwrite=overwrite,
     )
     for name in ("analysis.html", "analysis.json"):
-        typer.echo(f"{output / name}")
+        print_line(f"{output / name}")
 
 
 @app.command()
@@ -158,7 +166,8 @@ def compare(
     from slm_plugin.report.terminal import comparison_table
 
     read = Comparison.read(comparison, overrides or ())
+    await_folder(read.output)
     report = compare_methods(read, overwrite=overwrite, fresh=fresh, known=known)
     print_out(comparison_table(report))
     for name in ("comparison.html", "comparison.md", "comparison.json"):
-        typer.echo(f"{read.output / name}")
+        print_line(f"{read.output / name}")

@@ -14,6 +14,8 @@ from slm_plugin.cli.app import (
     Overrides,
     RecipePath,
     app,
+    print_json,
+    print_line,
     print_out,
     quiet_libraries,
 )
@@ -27,10 +29,10 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
     read = read_either(recipe, overrides or ())
     if isinstance(read, Comparison):
         methods = ", ".join(method.label for method in read.methods)
-        typer.echo(f"{recipe} is a valid comparison: {methods}; output {read.output}")
+        print_line(f"{recipe} is a valid comparison: {methods}; output {read.output}")
         return
     stages = ", ".join(stage.name for stage in read.stages) or "no stages"
-    typer.echo(f"{recipe} is a valid recipe: {stages}; output {read.output}")
+    print_line(f"{recipe} is a valid recipe: {stages}; output {read.output}")
 
 
 @app.command()
@@ -43,7 +45,7 @@ def schema(
     from slm_plugin.recipe import schema as schemas
 
     made = schemas.comparison_schema() if comparison else schemas.schema()
-    typer.echo(json.dumps(made, indent=2))
+    print_json(json.dumps(made, indent=2))
 
 
 @app.command("list")
@@ -53,7 +55,7 @@ def list_components(as_json: AsJson = False) -> None:
 
     found = components()
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        print_json(json.dumps(found, indent=2))
     else:
         print_out(component_table(found))
 
@@ -69,7 +71,7 @@ def explain(
 
     made = PruningPlan.read(plan_file)
     if as_json:
-        typer.echo(made.to_json(), nl=False)
+        print_json(made.to_json())
     else:
         print_out(describe(made))
 
@@ -92,7 +94,7 @@ def inspect(
     network, _ = load(source)
     found = inspection(DecoderView.of(network))
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        print_json(json.dumps(found, indent=2))
     else:
         print_out(inspection_table(model, found))
 
@@ -104,7 +106,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     found = doctor_report()
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        print_json(json.dumps(found, indent=2))
     else:
         print_out(doctor_table(found))
     if found["problems"]:

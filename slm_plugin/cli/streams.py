@@ -1,0 +1,164 @@
+"""Standard streams that never raise: a terminal's limits are no reason for a run to fail."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import io
+import os
+import select
+import sys
+from typing import TextIO
+
+from typing_extensions import Buffer
+
+_READABLE = "slm_plugin_readable"
+_WIDEST = 1000
+_ASCII = {
+    "\N{HORIZONTAL ELLIPSIS}": "...",
+    "\N{EN DASH}": "-",
+    "\N{EM DASH}": "-",
+    "\N{MINUS SIGN}": "-",
+    "\N{PLUS-MINUS SIGN}": "+/-",
+    "\N{MULTIPLICATION SIGN}": "x",
+    "\N{RIGHTWARDS ARROW}": "->",
+    "\N{LEFT SINGLE QUOTATION MARK}": "'",
+    "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+    "\N{LEFT DOUBLE QUOTATION MARK}": '"',
+    "\N{RIGHT DOUBLE QUOTATION MARK}": '"',
+    "\N{BULLET}": "*",
+    "\N{MIDDLE DOT}": "*",
+}
+_HORIZONTAL = frozenset("─━┄┅┈┉╌╍═╴╶╸╺╼╾")
+_VERTICAL = frozenset("│┃┆┇┊┋╎╏║╵╷╹╻╽╿")
+
+
+class ForgivingFile(io.RawIOBase):
+    """A file descriptor that notes the first error of writing and drops everything after it.
+
+    Attributes:
+        error: Why it was given up; None while it takes what it is given.
+
+    Args:
+        descriptor: An open file descriptor.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.error: OSError | None = None
+        self._descriptor = descriptor
+        self._terminal = os.isatty(descriptor)
+
+    def write(self, data: Buffer, /) -> int:
+        """Write what the file takes; all of it counts as written once the file has failed."""
+        view = memoryview(data)
+        while self.error is None:
+            try:
+                return os.write(self._descriptor, view)
+            except BlockingIOError:
+                select.select([], [self._descriptor], [])
+            except OSError as error:
+                self.error = error
+                # What C libraries and child processes write goes nowhere, too.
+                _to_null(self._descriptor)
+        return view.nbytes
+
+    def writable(self) -> bool:
+        """It takes bytes."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        """Whether it was a terminal when the process began."""
+        return self._terminal
+
+    @property
+    def reader_left(self) -> bool:
+        """Whether it failed because nobody reads: ``| head`` has seen enough."""
+        number = None if self.error is None else self.error.errno
+        hung_up = self._terminal and number == errno.EIO
+        return hung_up or number in (errno.EPIPE, errno.ECONNRESET)
+
+
+def prepare_streams() -> None:
+    """Put forgiving streams in the place of standard output and standard error.
+
+    A stream that the parent closed is ``/dev/null`` from now on: a file that is opened later must
+    not get its number, for C libraries write there.
+    """
+    codecs.register_error(_READABLE, _readable)
+    if os.environ.get("COLUMNS", "").isdecimal():
+        # Tables are padded to the width: a senseless one would fill the disk with blanks.
+        os.environ["COLUMNS"] = str(min(int(os.environ["COLUMNS"][:9]), _WIDEST))
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            _to_null(descriptor)
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    # Somebody who put a stream of their own there, as a test does, keeps it.
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _forgiving(sys.stdout, 1)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _forgiving(sys.stderr, 2)
+
+
+def failure_of(stream: TextIO) -> str:
+    """Why a stream could not take everything; empty when it did, or when its reader left."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        return ""
+    raw = getattr(getattr(stream, "buffer", None), "raw", None)
+    if not isinstance(raw, ForgivingFile) or raw.error is None or raw.reader_left:
+        return ""
+    return raw.error.strerror or str(raw.error)
+
+
+def _forgiving(stream: TextIO | None, descriptor: int) -> TextIO:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        "\N{HORIZONTAL ELLIPSIS} a.\udc80".encode(encoding, _READABLE)
+    except (UnicodeError, LookupError):
+        encoding = "ascii"
+    if os.name == "nt" and isinstance(stream, io.TextIOWrapper):
+        # The console of Windows has a file of its own kind.
+        stream.reconfigure(errors=_READABLE)
+        return stream
+    raw = ForgivingFile(descriptor)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=encoding,
+        errors=_READABLE,
+        line_buffering=descriptor == 2 or raw.isatty(),
+    )
+
+
+def _to_null(descriptor: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    if null != descriptor:
+        os.dup2(null, descriptor)
+        os.close(null)
+
+
+def _readable(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that an encoding does not have."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_in_ascii, error.object[error.start : error.end])), error.end
+
+
+def _in_ascii(char: str) -> str:
+    code = ord(char)
+    if char in _ASCII:
+        return _ASCII[char]
+    if 0x2500 <= code < 0x2580:
+        return "-" if char in _HORIZONTAL else "|" if char in _VERTICAL else "+"
+    if 0x2580 <= code < 0x25A0:
+        return "#"
+    if 0x2800 <= code < 0x2900:  # the spinner's dots
+        return "*"
+    return char.encode("ascii", "backslashreplace").decode("ascii")
