@@ -1,7 +1,7 @@
 """Everything about a model that a component must leave as it is, cheaply noted and compared.
 
 Parameters keep version counters, but writes through ``.data`` or NumPy pass them by. The bits
-themselves are summed up instead: a pass over the memory, on the device, which takes about a third
+themselves are summed up instead: a pass over the memory, on the device, which takes about half
 of the time of the SHA-256 that a fingerprint is.
 """
 
@@ -59,9 +59,12 @@ def checksum(tensor: Tensor) -> int:
     whole = flat.numel() // 8 * 8
     words = flat[:whole].view(torch.int64)
     total = _weighted(flat[whole:].to(torch.int64) + 1, 3)
+    # Two buffers for all chunks: fresh ones would cost more than the arithmetic.
+    buffers = words.new_empty(2, min(len(words), _CHUNK))
     for number, chunk in enumerate(torch.split(words, _CHUNK)):
-        mixed = chunk * _ODD
-        mixed ^= mixed >> 32
+        mixed, shifted = buffers[:, : len(chunk)]
+        torch.mul(chunk, _ODD, out=mixed)
+        mixed ^= torch.bitwise_right_shift(mixed, 32, out=shifted)
         table = mixed[: len(mixed) // _WIDTH * _WIDTH].view(-1, _WIDTH)
         part = _weighted(table.sum(1), 1) + 2 * _weighted(table.sum(0), 7)
         part += _weighted(mixed[table.numel() :], 5)
