@@ -341,10 +341,10 @@ def test_targets_out_of_reach_are_told_together_before_any_work(
 ) -> None:
     """A line for every method and target; nothing is planned or written."""
     with pytest.raises(TargetError) as caught:
-        ask(file, "targets=[{layers_removed: 1}, {layers_removed: 6}, {layers_removed: 9}]")
+        ask(file, "targets=[{layers_removed: 1}, {ratio: 0.97}, {ratio: 0.99}]")
     told = caught.value.message.splitlines()
     assert len(told) == 6
-    assert told[0].startswith("methods.0 (block_influence), targets.1: the target (6 layers")
+    assert told[0].startswith("methods.0 (block_influence), targets.1: the target (97.0% of")
     assert plans == [] and not (file.parent / "out").exists()
 
 

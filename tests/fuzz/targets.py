@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import yaml
 
+from slm_plugin.cli.app import quiet_libraries
 from slm_plugin.comparison.kept import Kept, is_cell, is_plan
 from slm_plugin.comparison.record import Cell, Effort, Planned
 from slm_plugin.evaluation.base import Measurement
@@ -137,9 +138,10 @@ class Configs(Kind):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
+        quiet_libraries()
         self.model = folder / "model"
         # Small shards, so that there is an index.
-        make_model(num_hidden_layers=2).save_pretrained(self.model, max_shard_size="20KB")
+        make_model(num_hidden_layers=2).save_pretrained(self.model, max_shard_size="80KB")
         make_tokenizer().save_pretrained(self.model)
         there = [name for name in self.files if (self.model / name).is_file()]
         self.seeds = {name: (self.model / name).read_text() for name in there}
