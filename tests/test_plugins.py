@@ -127,7 +127,8 @@ BROKEN = {
     "    x: type(len)\nThing.Options = O": "its Options cannot be shown",
     "Thing.extra = 3": "its extra is 3, and no name",
     "Thing.__doc__ = 3": "its docstring is no text",
-    "class Meta(type(Pruner)):\n    def __setattr__(self, n, v):\n        if n == 'plan': raise SystemExit(0)\n"
+    "class Meta(type(Pruner)):\n    def __setattr__(self, n, v):\n"
+    "        if n == 'plan': raise SystemExit(0)\n"
     "class Thing(Thing, metaclass=Meta):\n    'Doc.'\n    def plan(self, session): ...":
         "cannot be looked at: SystemExit: 0",
 }  # fmt: skip
