@@ -14,8 +14,7 @@ import sys
 import threading
 import time
 from _thread import interrupt_main, start_new_thread
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -26,17 +25,8 @@ SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name
 _PATIENCE = 10.0
 _IMPORTING = ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
 # Code that must not stop half way: what it made would be known to nobody.
-_WHOLE = frozenset(
-    {
-        "tempfile",
-        "weakref",
-        "_weakrefset",
-        "slm_plugin.files",
-        "slm_plugin.outputs.lock",
-        "slm_plugin.outputs.replacing",
-        "slm_plugin.outputs.scratch",
-    }
-)
+_WHOLE = ("tempfile", "weakref", "_weakrefset", "slm_plugin.files")
+_OUTPUTS = "slm_plugin.outputs"
 # The only places of `subprocess` where its own clean-up knows the child.
 _WAITING = frozenset({"communicate", "_communicate", "wait", "_wait", "_check_timeout"})
 
@@ -59,7 +49,6 @@ class _State:
 
     installed: bool = False
     settled: bool = False
-    holders: int = 0
     signum: int | None = None
     since: float = 0.0
     told: Callable[[], str] = str
@@ -112,45 +101,6 @@ def settle() -> None:
                 signal.signal(signum, signal.SIG_IGN)
 
 
-@contextmanager
-def held() -> Iterator[Callable[[], None]]:
-    """Let signals wait until the block ends or the function that it is given is called.
-
-    For what must be known to its clean-up as soon as it exists::
-
-        with held() as release:
-            process = Popen(command)
-            try:
-                release()
-                process.communicate()
-            except BaseException:
-                process.kill()
-                raise
-
-    Raises:
-        Interrupted: A signal came meanwhile.
-    """
-    open_ = [True]
-
-    def release() -> None:
-        if open_:
-            open_.clear()
-            _state.holders -= 1
-            _raise_if_due()
-
-    _state.holders += 1
-    try:
-        yield release
-    finally:
-        release()
-
-
-def _raise_if_due() -> None:
-    waiting = _state.signum is not None and not (_state.holders or _state.settled)
-    if waiting and threading.current_thread() is threading.main_thread() and not _unwinding():
-        raise Interrupted(_state.signum or signal.SIGINT)
-
-
 def _handle(signum: int, frame: FrameType | None) -> None:
     if _state.settled:
         return
@@ -158,7 +108,7 @@ def _handle(signum: int, frame: FrameType | None) -> None:
         _state.signum, _state.since = signum, time.monotonic()
         # A library may swallow the exception, and what waits has to be asked again.
         start_new_thread(_insist, (_state, threading.main_thread().ident or 0))
-    if _unwinding() or _state.holders:
+    if _unwinding():
         return
     importer = _importer(frame)
     if importer is not None and importer.split(".")[:2] == ["slm_plugin", "cli"]:
@@ -195,8 +145,8 @@ def _in_whole(frame: FrameType | None) -> bool:
     """Whether code runs that has to come to its end."""
     child = True
     while frame is not None:
-        module, function = frame.f_globals.get("__name__"), frame.f_code.co_name
-        if module in _WHOLE or function == "__del__":
+        module, function = str(frame.f_globals.get("__name__")), frame.f_code.co_name
+        if function == "__del__" or module in _WHOLE or module.startswith(_OUTPUTS):
             return True
         if module == "subprocess" and child:
             child = False

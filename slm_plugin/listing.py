@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from slm_plugin.control_characters import visible
 from slm_plugin.extras import found_version, missing
 from slm_plugin.installed import broken_metadata
 from slm_plugin.models.view import ATTENTION_PROJECTIONS, DecoderView, projections
@@ -60,11 +61,14 @@ def component_table(found: list[dict[str, Any]]) -> Table:
         needs = "" if row["ready"] or not row["extra"] else f"\nneeds slm-plugin[{row['extra']}]"
         targets = f"\ntarget: {', '.join(row['targets'])}" if row.get("targets") else ""
         options = "\n".join(
-            f"{o['name']} ({'required' if o['default'] is None else o['default']}): "
-            f"{o['description']}"
+            visible(
+                f"{o['name']} ({'required' if o['default'] is None else o['default']}): "
+                f"{o['description']}"
+            )
             for o in row["options"]
         )
-        table.add_row(row["kind"], row["name"], row["summary"] + targets + needs, options)
+        summary = visible(row["summary"])
+        table.add_row(row["kind"], visible(row["name"]), summary + targets + needs, options)
     return table
 
 
@@ -105,7 +109,9 @@ def inspection(view: DecoderView) -> dict[str, Any]:
 def inspection_table(name: str, found: dict[str, Any]) -> Table:
     """An inspection as one table."""
     total = found["dimensions"]["parameters"]
-    table = Table(title=f"{name}: {found['dimensions']['architecture']}, {total:,} parameters")
+    table = Table(
+        title=f"{visible(name)}: {found['dimensions']['architecture']}, {total:,} parameters"
+    )
     for column, right in (("what", False), ("count", True), ("parameters", True), ("share", True)):
         table.add_column(column, justify="right" if right else "left")
     for part, scalars in found["parameters"].items():

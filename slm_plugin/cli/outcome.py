@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from slm_plugin.control_characters import visible
 
-_awaited: list[tuple[Path, tuple[int, int] | None]] = []
+_Identity = tuple[int, frozenset[tuple[str, int]]] | None
+_awaited: list[tuple[Path, _Identity]] = []
 
 
 def await_folder(folder: Path) -> None:
@@ -32,10 +34,11 @@ def interrupted_line() -> str:
     return "interrupted; nothing was written"
 
 
-def _identity(folder: Path) -> tuple[int, int] | None:
-    """A folder that takes the place of another has another number."""
+def _identity(folder: Path) -> _Identity:
+    """What tells a folder from the one that takes its place; None where there is none."""
     try:
-        found = folder.stat()
+        with os.scandir(folder) as entries:
+            held = frozenset((entry.name, entry.inode()) for entry in entries)
+        return folder.stat().st_ino, held
     except (OSError, ValueError):
         return None
-    return found.st_ino, found.st_mtime_ns

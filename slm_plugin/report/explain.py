@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from slm_plugin.control_characters import visible
 from slm_plugin.pruners.plan import (
     ConcatLayers,
     DropLayers,
@@ -50,19 +51,19 @@ def explain(plan: PruningPlan) -> Explanation:
         parts.append(_scores(plan.layer_scores))
     for heading, lines in (("Notes", plan.notes), ("Warnings", plan.warnings)):
         if lines:
-            parts.append("\n".join([f"{heading}:", *(f"  - {line}" for line in lines)]))
+            parts.append("\n".join([f"{heading}:", *(f"  - {visible(line)}" for line in lines)]))
     tables = [table for table in (_layer_table(plan), _unit_table(plan)) if table.row_count]
     return Explanation("\n\n".join(parts) + "\n", tuple(tables))
 
 
 def _origin(plan: PruningPlan) -> str:
-    options = ", ".join(f"{name} {value}" for name, value in plan.options.items())
+    options = visible(", ".join(f"{name} {value}" for name, value in plan.options.items()))
     chosen = f" with {options}" if options else ""
     return (
-        f"A {plan.kind} plan by {plan.pruner}{chosen}.\n"
-        f"Made for: {plan.fingerprint.architecture}, {plan.fingerprint.dtype}, "
-        f"weights {plan.fingerprint.weights[:19]}; no other model takes it.\n"
-        f"Target: {plan.target.describe()}."
+        f"A {plan.kind} plan by {visible(plan.pruner)}{chosen}.\n"
+        f"Made for: {visible(plan.fingerprint.architecture)}, {visible(plan.fingerprint.dtype)}, "
+        f"weights {visible(plan.fingerprint.weights[:19])}; no other model takes it.\n"
+        f"Target: {visible(plan.target.describe())}."
     )
 
 
@@ -100,7 +101,7 @@ def _scores(layers: LayerScores) -> str:
     scores = layers.scores
     order = sorted(range(len(scores)), key=scores.__getitem__)
     listed = ", ".join(f"{index} ({scores[index]:.4g})" for index in order)
-    return f"Scores, lowest first, by layer: {listed}.\nA score is the {layers.meaning}."
+    return f"Scores, lowest first, by layer: {listed}.\nA score is the {visible(layers.meaning)}."
 
 
 def _layer_table(plan: PruningPlan) -> Table:
@@ -142,7 +143,7 @@ def _layer_table(plan: PruningPlan) -> Table:
 def _way(op: MergeLayers | ConcatLayers) -> str:
     """How several layers become one."""
     if isinstance(op, MergeLayers):
-        return f"merge, rule {op.rule}"
+        return f"merge, rule {visible(op.rule)}"
     channels = "+".join(f"{len(part.channels):,}" for part in op.parts)
     groups = "+".join(str(len(part.kv_groups)) for part in op.parts)
     return f"concatenate, {channels} MLP channels, {groups} KV groups"

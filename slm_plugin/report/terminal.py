@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from slm_plugin.comparison.record import ComparisonReport
+from slm_plugin.control_characters import visible
 from slm_plugin.report import comparison, quantities
 from slm_plugin.report.record import RunReport
 from slm_plugin.report.standings import best, columns, rows
@@ -18,8 +19,8 @@ def summary_table(report: RunReport) -> Table:
 
     A protocol stands under its figure's name, cut where the line ends: the page has it whole.
     """
-    table = Table(title=Text(report.title), title_justify="left", caption_justify="left")
-    table.caption = Text(comparison.summary(report))
+    table = Table(title=Text(visible(report.title)), title_justify="left", caption_justify="left")
+    table.caption = Text(visible(comparison.summary(report)))
     table.add_column("")
     for heading in ("before", "after", "difference", "ratio"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -44,8 +45,8 @@ def summary_table(report: RunReport) -> Table:
 def _cells(row: comparison.Comparison) -> list[Text]:
     sized = row.unit in quantities.BYTE_UNITS
     unit = f" ({row.unit})" if row.unit and not sized else ""
-    name = Text(f"{row.name}{unit}", style="bold", no_wrap=True, overflow="ellipsis")
-    name.append(f"\n{row.protocol}", style="not bold dim")
+    name = Text(visible(f"{row.name}{unit}"), style="bold", no_wrap=True, overflow="ellipsis")
+    name.append(f"\n{visible(row.protocol)}", style="not bold dim")
 
     def shown(value: float | None, *, signed: bool = False) -> str:
         if value is None:
@@ -72,16 +73,16 @@ def comparison_table(report: ComparisonReport) -> Table:
     """
     listed, shown = rows(report), [column for column in columns(report) if not column.detail]
     winners = [best(column, listed) for column in shown]
-    table = Table(title=Text(report.title), title_justify="left", caption_justify="left")
+    table = Table(title=Text(visible(report.title)), title_justify="left", caption_justify="left")
     table.add_column("method", overflow="fold")
     for column in shown:
-        table.add_column(Text(column.name), justify="right", overflow="fold")
+        table.add_column(Text(visible(column.name)), justify="right", overflow="fold")
     for index, row in enumerate(listed):
         if index and row.group != listed[index - 1].group:
             table.add_section()
-        name = Text(row.name, style="bold" if not row.group else "")
+        name = Text(visible(row.name), style="bold" if not row.group else "")
         if report.cells[index].error:
-            name.append(f"\n{report.cells[index].error}", style="not bold red")
+            name.append(f"\n{visible(report.cells[index].error)}", style="not bold red")
         figures = [
             Text(column.shown(index), style="green" if index in won else "")
             for column, won in zip(shown, winners, strict=True)

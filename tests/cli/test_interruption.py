@@ -161,16 +161,21 @@ def test_a_forked_worker_ends_without_a_word() -> None:
     assert (done.returncode, done.stderr) == (signal.SIGTERM, "")
 
 
-def test_a_held_block_ends_before_the_interruption() -> None:
-    """What is made is known before the exception comes; it comes on release."""
+def test_a_child_is_known_before_the_interruption() -> None:
+    """A signal between the start of a process and the wait for it leaves no process alone."""
     work = (
-        "from slm_plugin.interruption import held\n"
-        "with held() as release:\n"
-        "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.2); print('made', flush=True)\n"
-        "    release(); print('never')"
+        "import subprocess\n"
+        "class Started(subprocess.Popen):\n"
+        "    def __init__(self, *a, **k):\n"
+        "        super().__init__(*a, **k); print(self.pid, flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "Started.__init__.__globals__['__name__'] = 'subprocess'\n"
+        "subprocess.Popen = Started; subprocess.run(['sleep', '30'], stdin=subprocess.PIPE)"
     )
     done = small(work)
-    assert (done.returncode, done.stdout, done.stderr) == (143, "made\n", PROMISE)
+    assert (done.returncode, done.stderr) == (143, PROMISE)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)
 
 
 def test_a_signal_after_the_result_does_not_deny_it(tmp_path: Path) -> None:

@@ -100,7 +100,9 @@ def _filled(
 
     config.dtype = dtype
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, trust_remote_code=False
+        )
     # The rotary frequencies are no weights: they are computed, and cannot be on the meta device.
     decoder: Any = model.model
     decoder.rotary_emb = type(decoder.rotary_emb)(config=model.config)
