@@ -39,10 +39,10 @@ def soon(*a, _communicate=subprocess.Popen.communicate, **k):
 subprocess.Popen.communicate = soon
 """,
     "as soon as there is a scratch folder": """
-import tempfile, slm_plugin.files
-def made(*a, _make=tempfile.mkdtemp, **k):
-    path = _make(*a, **k); now(); return path
-tempfile.mkdtemp = made
+import slm_plugin.outputs.claim as c
+def made(*a, _make=c.make_work, **k):
+    work = _make(*a, **k); now(); return work
+c.make_work = made
 """,
     "a second time during the clean-up": """
 import shutil, slm_plugin.pipeline as p

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import yaml
 
+from slm_plugin import apply
 from slm_plugin.cli.app import quiet_libraries
 from slm_plugin.comparison.kept import Kept, is_cell, is_plan
 from slm_plugin.comparison.record import Cell, Effort, Planned
@@ -24,7 +25,6 @@ from slm_plugin.recipe.comparison import read_either
 from slm_plugin.registry import pruners
 from slm_plugin.report.explain import explain
 from slm_plugin.session import Session
-from slm_plugin.surgery import apply
 from slm_plugin.target import Target
 from tests.conftest import make_model, make_tokenizer, random_tokens
 from tests.fuzz.mutations import ODD, as_json, damaged
