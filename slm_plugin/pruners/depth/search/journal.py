@@ -189,6 +189,6 @@ def _content(path: Path) -> bytes | None:
     content = path.read_bytes()
     if content and not content.endswith(b"\n"):
         # Another process may be writing at this moment.
-        time.sleep(0.1)
+        time.sleep(0.01)
         content = path.read_bytes()
     return content
