@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+# What a user can do about a plugin that breaks its contract.
+TELL_ITS_AUTHOR = "tell its author; nothing that comes after it can be trusted"
+
 
 class SlmError(Exception):
     """Base of all errors raised on purpose by slm_plugin.

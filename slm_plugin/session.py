@@ -8,25 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import torch
 from torch import Tensor
 
 from slm_plugin.calibration.captures import Batch, capture, split
 from slm_plugin.errors import (
+    TELL_ITS_AUTHOR,
     CalibrationError,
     ContractError,
-    NumericalError,
-    PlanError,
     UserError,
-    VerificationError,
 )
 from slm_plugin.evaluation.base import Evaluator, Measurement
 from slm_plugin.export.base import Exporter, ExportRecord
 from slm_plugin.models.fingerprint import Fingerprint, fingerprint
-from slm_plugin.models.operators import operators
 from slm_plugin.models.process import same_process
 from slm_plugin.models.state import (
-    WEIGHT,
     State,
     changes,
     checksum,
@@ -35,21 +30,19 @@ from slm_plugin.models.state import (
     shapes_of,
     state_of,
     weights_of,
-    without_operators,
 )
-from slm_plugin.models.streaming import StreamedParameter
 from slm_plugin.models.view import DecoderView, Dimensions
 from slm_plugin.progress import say
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.plan import PruningPlan
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
-from slm_plugin.surgery import carry_out
+from slm_plugin.recovery.checking import check_repaired
+from slm_plugin.surgery import carry_out, refuse_other_model, verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 T = TypeVar("T")
-_TELL = "tell its author; nothing that comes after it can be trusted"
 
 
 @dataclass
@@ -144,12 +137,12 @@ class Session:
             UserError: Layers changed outside the session.
         """
         self._refuse_unusable()
-        self._refuse_other_model(plan)
+        refuse_other_model(plan, self.model, self.fingerprint())
         model, before = self.model, self._state()
         try:
             with kept_trainability(lambda: model):
                 runs = carry_out(self.model, plan.operations)
-            self._verify(plan)
+            verify(plan, self.view.dimensions())
         except BaseException:
             self._spoil_if(model, before, f"the plan by '{plan.pruner}' was carried out in part")
             raise
@@ -177,7 +170,7 @@ class Session:
         try:
             with self._same_start(name):
                 record = _returned(recovery.recover(self), RecoveryRecord, name)
-            self._check_repaired(recovery, model, before)
+            check_repaired(recovery, model, self.model, before, self._state)
         except BaseException:
             self._spoil_if(model, before, f"'{name}' failed and left the model changed")
             raise
@@ -322,7 +315,7 @@ class Session:
                 return None
             what = f"changed the model ({in_words(found)})"
         self._spoiled = f"'{name}' {what} while {doing}"
-        return ContractError(self._spoiled, hint=_TELL)
+        return ContractError(self._spoiled, hint=TELL_ITS_AUTHOR)
 
     @contextmanager
     def _same_start(self, name: str) -> Iterator[None]:
@@ -361,57 +354,6 @@ class Session:
                 hint="make a new session for the model as it is now",
             )
 
-    def _refuse_other_model(self, plan: PruningPlan) -> None:
-        if operators(self.model):
-            raise PlanError(
-                "the model has operators between its layers, and what they make up for is settled",
-                hint="prune before the recovery that puts them there",
-            )
-        found = self.fingerprint()
-        differs = [
-            name
-            for name in type(found).model_fields
-            if getattr(found, name) != getattr(plan.fingerprint, name)
-        ]
-        if differs:
-            raise PlanError(
-                f"the plan was made for another model: {', '.join(differs)} differ",
-                hint="apply it to the checkpoint and dtype that it was made for, or plan anew",
-            )
-
-    def _verify(self, plan: PruningPlan) -> None:
-        measured = self.view.dimensions()
-        differs = [
-            f"{name} is {getattr(measured, name)}, promised {getattr(plan.after, name)}"
-            for name in type(measured).model_fields
-            if getattr(measured, name) != getattr(plan.after, name)
-        ]
-        if differs:
-            raise VerificationError(
-                f"surgery did not keep the plan's promise: {'; '.join(differs)}"
-            )
-
-    def _check_repaired(self, recovery: Recovery, model: PreTrainedModel, before: State) -> None:
-        if type(self.model) is not type(model):
-            raise ContractError(
-                f"'{_name(recovery)}' left a {type(self.model).__name__} in place of the model",
-                hint=_TELL,
-            )
-        after = self._state()
-        if recovery.operators:
-            before, after = without_operators(before), without_operators(after)
-        found = changes(before, after)
-        beyond = [key for key in found if key[0] != WEIGHT]
-        if beyond:
-            raise ContractError(
-                f"'{_name(recovery)}' changed more than the values of weights: {in_words(beyond)}",
-                hint=_TELL,
-            )
-        written = {name for kind, name in found if kind == WEIGHT}
-        for name, parameter in self.model.named_parameters():
-            if name in written and not isinstance(parameter, StreamedParameter):
-                _refuse_non_finite(parameter, name, _name(recovery))
-
     def _spoil_if(self, model: PreTrainedModel, before: State, why: str) -> None:
         """Nothing more is done with a model that a failure left changed."""
         if self.model is not model or changes(before, self._state()):
@@ -432,17 +374,6 @@ def _returned(value: object, kind: type[T], name: str) -> T:
     if not isinstance(value, kind):
         raise ContractError(
             f"'{name}' gave back {type(value).__name__}, not {kind.__name__}",
-            hint=_TELL,
+            hint=TELL_ITS_AUTHOR,
         )
     return value
-
-
-def _refuse_non_finite(parameter: Tensor, name: str, recovery: str) -> None:
-    # A sum is a pass without a copy; one that is finite has finite terms.
-    if torch.isfinite(parameter.detach().sum(dtype=torch.float32)):
-        return
-    if not torch.isfinite(parameter).all():
-        raise NumericalError(
-            f"'{recovery}' left NaN or infinity in {name}",
-            hint="load the model in float32 or bfloat16, or repair with smaller steps",
-        )

@@ -7,6 +7,7 @@ import select
 import stat
 from pathlib import Path
 
+from slm_plugin.control_characters import visible
 from slm_plugin.errors import UserError
 
 # Whoever writes into a pipe is waited for so long, in seconds, as long as nothing comes.
@@ -90,16 +91,12 @@ def shown(value: object, most: int = 72) -> str:
     """A text as one line of a message shows it: without control characters, and not too long."""
     text = str(value)
     cut = text if len(text) <= most else text[: most - 1] + "…"
-    return "".join(c if c.isprintable() else _escaped(c) for c in cut)
+    return visible(cut)
 
 
 def shown_path(path: Path | str) -> str:
     """A path as one line of a message shows it, whole: it may be copied."""
     return shown(path, 4096)
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
 def _content(path: Path, what: str, error: type[UserError], most: int) -> bytes:

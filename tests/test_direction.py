@@ -13,9 +13,9 @@ import slm_plugin
 PACKAGE = Path(slm_plugin.__file__).parent
 ORDER = [
     "errors",
+    "control_characters",
     "texts",
     "foreign",
-    "control_characters",
     "interruption",
     "target",
     "extras",
