@@ -31,7 +31,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-COMMAND = [sys.executable, "-c", "from slm_plugin.__main__ import main; main()"]
+COMMAND = [str(Path(sys.executable).with_name("slm-plugin"))]
 # Kills the process before or after the Nth rename, counted over the two functions that rename.
 DIE_AT_RENAME = """\
 import os, signal, sys
@@ -446,6 +446,7 @@ def hostile(bench: Bench) -> Iterator[Row]:
     """Modules in the working directory that have the names of what child processes import."""
     row = Row("modules of the working directory")
     work = bench.folder / "work"
+    work.mkdir(exist_ok=True)
     names = ("json", "torch", "numpy", "transformers", "slm_plugin", "sitecustomize", "logging")
     for name in names:
         (work / f"{name}.py").write_text(f"open({str(bench.folder / 'RAN')!r}, 'a').write('x')\n")
