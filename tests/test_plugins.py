@@ -203,7 +203,8 @@ def test_a_plugin_cannot_take_a_built_in_name(
     assert "warning" not in capsys.readouterr().err
     stage = "{prune: deepest, target: {layers_removed: 1}}"
     recipe(tmp_path, f"[{stage}, {stage}]")
-    assert " ".join(capsys.readouterr().err.split()) == f"warning: {said}"
+    # transformers 5 draws a bar there while the fixture saves its model.
+    assert " ".join(capsys.readouterr().err.split()).count(f"warning: {said}") == 1
 
 
 def test_a_plugin_without_docstring_works(install: Install, tmp_path: Path) -> None:
