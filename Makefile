@@ -26,8 +26,8 @@ unit-latest: $(LATEST)/.ready
 real: $(EXPORT)/.ready
 	$(EXPORT)/bin/python -m pytest tests -m real
 
-integration: $(EXPORT)/.ready
-	$(EXPORT)/bin/python -m pytest integration
+integration: $(EXPORT)/.ready $(LATEST)/.ready ## each line of transformers reads what the other wrote
+	SLM_PLUGIN_OTHER_PYTHON=$(CURDIR)/$(LATEST)/bin/python $(EXPORT)/bin/python -m pytest integration
 
 $(EXPORT)/.ready: locks/export.txt pyproject.toml
 	$(PYTHON) -m venv $(EXPORT)
