@@ -105,10 +105,18 @@ def _tree(rng: random.Random, tree: Tree, seeds: list[Tree]) -> Tree:
     elif kind == 6 and type(holder[key]) in (int, float):
         holder[key] = holder[key] * rng.choice((-1, 0, 2, 10, 1.5)) + rng.choice((-1, 0, 1))
     elif kind == 6:
-        holder[key] = str(holder[key])[:200]
+        holder[key] = _text(holder[key])[:200]
     else:
         holder[key] = [holder[key]] if rng.random() < 0.5 else {"a": holder[key]}
     return tree
+
+
+def _text(value: object) -> str:
+    """A value as text; Python refuses to write out the longest numbers."""
+    try:
+        return str(value)
+    except ValueError:
+        return "9" * 200
 
 
 def _name(rng: random.Random, name: str) -> str:
