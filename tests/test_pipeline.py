@@ -392,7 +392,7 @@ def test_missing_weights_are_refused(recipe_file: Path, checkpoint: Path) -> Non
     damaged(checkpoint, num_hidden_layers=9)
     done = command("run", str(recipe_file))
     assert done.returncode == 2
-    assert "its config says num_hidden_layers 9" in done.stderr
+    assert "weights of 8 layers, but its config says num_hidden_layers 9" in done.stderr
 
 
 def test_an_unsupported_architecture_names_the_supported_ones(

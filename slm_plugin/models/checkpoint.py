@@ -26,7 +26,7 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # - rotary frequencies, which old releases stored in each layer, follow from the config;
 # - a head beside tied embeddings is the embedding.
 FREQUENCIES = re.compile(r"model\.(layers\.(\d+)\.self_attn\.)?rotary_emb\.inv_freq")
-_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,19 +147,7 @@ def _check_names(checkpoint: Checkpoint) -> None:
 def _check_sizes(checkpoint: Checkpoint) -> None:
     """Sizes that decide how much is built are those of the files, before anything is built."""
     config, name = checkpoint.configuration.config, checkpoint.name
-    layers = {int(place[1]) for full in checkpoint.stored if (place := _LAYER.match(full))}
-    there = max(layers, default=-1) + 1
-    if layers and there != config.num_hidden_layers:
-        raise ModelSourceError(
-            f"{name} holds the weights of {there} layers, but its config says num_hidden_layers "
-            f"{config.num_hidden_layers}",
-            hint="correct num_hidden_layers, or fetch the weights that belong to the config",
-        )
-    if layers and len(layers) != there:
-        raise ModelSourceError(
-            f"{name} lacks layers: of {there} it holds {len(layers)}",
-            hint="the checkpoint was not copied or written whole",
-        )
+    _check_layers(checkpoint)
     for full, fields in (
         (EMBEDDING, ("vocab_size", "hidden_size")),
         ("model.layers.0.mlp.down_proj.weight", ("hidden_size", "intermediate_size")),
@@ -174,6 +162,27 @@ def _check_sizes(checkpoint: Checkpoint) -> None:
                     hint=f"correct {field} in config.json",
                 )
     _check_heads(checkpoint)
+
+
+def _check_layers(checkpoint: Checkpoint) -> None:
+    """As many layers as the config says, before that many are built."""
+    name, count = checkpoint.name, int(checkpoint.configuration.config.num_hidden_layers)
+    layers = {int(place[1]) for full in checkpoint.stored if (place := _LAYER.match(full))}
+    there = max(layers, default=-1) + 1
+    # Stray tensors of one layer far above are left to the completeness rule, which names them.
+    whole = len(layers) == there
+    if layers and there != count and (whole or there < count):
+        raise ModelSourceError(
+            f"{name} holds the weights of {there} layers, but its config says num_hidden_layers "
+            f"{count}",
+            hint="correct num_hidden_layers, or fetch the weights that belong to the config",
+        )
+    found = sum(layer < count for layer in layers)
+    if layers and found < count:
+        raise ModelSourceError(
+            f"{name} lacks layers: of {count} it holds {found}",
+            hint="the checkpoint was not copied or written whole",
+        )
 
 
 def _check_heads(checkpoint: Checkpoint) -> None:

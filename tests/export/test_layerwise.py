@@ -144,9 +144,7 @@ def test_weights_that_belong_to_nothing_are_seen(tmp_path: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.9.mlp.up_proj.weight"] = torch.zeros(2)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        VerificationError, match=r"weights of 10 layers, but its config says num_hidden_layers 2"
-    ):
+    with pytest.raises(VerificationError, match=r"does not account for: model.layers.9"):
         verify_checkpoint(session, folder)
 
 

@@ -87,6 +87,21 @@ Q0 = "model.layers.0.self_attn.q_proj.weight"
             {},
             "lacks layers: of 6 it holds 5",
         ),
+        (
+            added(model__layers__9__mlp__up_proj__weight=torch.ones(48, 32)),
+            {},
+            "does not account for: model.layers.9.mlp.up_proj.weight",
+        ),
+        (
+            added(model__layers__999999999__mlp__up_proj__weight=torch.ones(48, 32)),
+            {"num_hidden_layers": 10**9},
+            "lacks layers: of 1000000000 it holds 7",
+        ),
+        (
+            renamed(lambda n: n.replace("layers.5.", f"layers.{'9' * 5000}.")),
+            {},
+            "weights of 5 layers, but its config says num_hidden_layers 6",
+        ),
         (renamed(lambda n: n.removeprefix("model.")), {}, "names lack 'model.'"),
         (renamed(lambda n: f"module.{n}"), {}, "begin with 'module.'"),
         (renamed(lambda n: f"base_model.model.{n}"), {}, "begin with 'base_model.model.'"),
