@@ -6,6 +6,7 @@ This module imports nothing that takes time, so that a signal finds its handler 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from slm_plugin import interruption
 from slm_plugin.cli import outcome
@@ -31,11 +32,25 @@ def _run() -> int:
     from slm_plugin.cli import streams
 
     streams.prepare_streams()
+    if not _has_working_directory():
+        return 2
     from slm_plugin.cli import border, commands
 
     outcome.await_nothing()
     code = border.border(lambda: commands.app(prog_name="slm-plugin", standalone_mode=False))
     return _printed(code, streams.failure_of(sys.stdout))
+
+
+def _has_working_directory() -> bool:
+    """Say so when the working directory is gone: PyTorch ends the process without a word then."""
+    try:
+        Path.cwd()
+    except OSError:
+        from slm_plugin.progress import complain
+
+        complain("the working directory is gone", "change to a folder that exists")
+        return False
+    return True
 
 
 def _printed(code: int, failure: str) -> int:

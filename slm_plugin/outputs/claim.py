@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -216,6 +217,10 @@ def _lock(stack: ExitStack, place: Place) -> bool:
             # Another process that ended has just deleted the empty folders above its output.
             continue
         except OSError as error:
+            if os.path.lexists(file) and not file.is_file():
+                raise OutputError(
+                    f"{file} is in the way of the lock of {place.named}", hint="move it elsewhere"
+                ) from error
             raise _unwritable(file.parent, error) from error
     raise OutputError(f"cannot write into {file.parent}", hint=ELSEWHERE)
 

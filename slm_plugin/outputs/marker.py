@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +13,29 @@ from typing import Any, Literal
 
 import slm_plugin
 from slm_plugin.files import write_text
-from slm_plugin.outputs.owner import TOOL
+from slm_plugin.outputs.owner import TOOL, read_record
 from slm_plugin.outputs.scratch import names, prefix, works
 
 Kind = Literal["run", "plan", "apply", "analyze", "compare"]
 MARKER = ".slm-plugin.json"
+# Stands for the identity of a file that nobody noted.
+ANY = "any"
 # Beside a folder that is filled in place stand its lock and its scratch folder inside.
 LOCK = ".slm-plugin.lock"
 INSIDE = "slm-plugin"
-# What systems and file managers put into folders by themselves.
-LITTER = (".DS_Store", "Thumbs.db", "desktop.ini", "lost+found")
-_PLAN = re.compile(r"plan-\d+-.+\.json")
-_CHECKPOINT = (".safetensors", ".json", ".txt", ".jinja", ".model")
+# Files that systems and file managers put into folders by themselves, and the folder that a file
+# system has at its root.
+LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
+LOST = "lost+found"
+# Bytes of a marker or a report; a larger file is not ours.
+LARGEST = 1 << 28
+_PLAN = re.compile(r"plan-\d+-(.+)\.json")
+# All that a checkpoint of before the marker can hold.
+_CHECKPOINT = re.compile(
+    r"(model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|config\.json"
+    r"|generation_config\.json|tokenizer(_config)?\.json|special_tokens_map\.json"
+    r"|added_tokens\.json|vocab\.json|merges\.txt|tokenizer\.model|chat_template\.jinja)"
+)
 # Reports of before the marker, and what lay beside them.
 _REPORTS = {
     "report.json": ("recipe", "stages", "exports", "versions"),
@@ -52,8 +64,12 @@ class Contents:
     strangers: tuple[str, ...]
 
 
+# Size and time of the last change; None for what is no file.
+Identity = tuple[int, int] | None
+
+
 def mark(folder: Path, kind: Kind, *, incomplete: bool = False) -> None:
-    """Write the marker: who wrote the folder, and the paths of all files in it.
+    """Write the marker: who wrote the folder, and all files in it with size and time of change.
 
     Raises:
         OutputError: It cannot be written.
@@ -65,48 +81,95 @@ def mark(folder: Path, kind: Kind, *, incomplete: bool = False) -> None:
         "kind": kind,
         "version": slm_plugin.__version__,
         "incomplete": incomplete,
-        "contents": sorted(_files(folder)),
+        "contents": {name: _identity(folder / name) for name in sorted(_files(folder))},
     }
     write_text(folder / MARKER, json.dumps(marker, indent=2) + "\n")
 
 
-def contents(folder: Path) -> Contents:
+def contents(folder: Path, *, inside: bool = False) -> Contents:
     """Look into a folder; only a known one is walked through.
+
+    Args:
+        folder: The folder.
+        inside: It is filled in place, so that a lock and scratch folders of ours may lie in it.
 
     Raises:
         OSError: It cannot be looked into.
     """
-    top = entries(folder)
+    top = entries(folder, inside=inside)
     if not top:
         return Contents(empty=True, known=False, strangers=())
     written = _written(folder, top)
     if written is None:
         return Contents(empty=False, known=False, strangers=tuple(sorted(top)))
-    strangers = (name for name in _files(folder) if name not in written and name != MARKER)
+    strangers = []
+    for name in _files(folder, inside=inside):
+        if name != MARKER and name not in written:
+            strangers.append(name)
+        elif name != MARKER and written[name] not in (ANY, _identity(folder / name)):
+            strangers.append(f"{name} (changed since)")
     return Contents(empty=False, known=True, strangers=tuple(sorted(strangers)))
 
 
-def entries(folder: Path) -> list[str]:
-    """Names in a folder without litter and without what is there while it is filled in place."""
-    ours = {work.path.name for work in works(folder, prefix(INSIDE), INSIDE)}
-    passed = {LOCK, *LITTER, *ours}
-    return [name for name in names(folder) if name not in passed]
+def entries(folder: Path, *, inside: bool = False) -> list[str]:
+    """Names in a folder without litter.
+
+    Args:
+        folder: The folder.
+        inside: Leave out our lock and scratch folders, too, which stand in a folder that is filled
+            in place.
+    """
+    ours = set()
+    if inside:
+        ours = {work.path.name for work in works(folder, prefix(INSIDE), INSIDE)}
+        if _is_lock(folder / LOCK):
+            ours.add(LOCK)
+    return [n for n in names(folder) if n not in ours and not _is_litter(folder / n)]
 
 
-def _files(folder: Path) -> Iterator[str]:
-    """Everything that is no folder, and folders that are mounted, by its path inside."""
+def _is_litter(path: Path) -> bool:
+    """Whether an entry is nobody's work; what only has the name of such a thing is."""
+    if path.name in LITTER:
+        return stat.S_ISREG(path.lstat().st_mode)
+    if path.name != LOST or path.is_symlink() or not path.is_dir() or mounted(path):
+        return False
+    try:
+        return not names(path)
+    except PermissionError:
+        # At the root of a file system it is the administrator's.
+        return os.path.ismount(path.parent)
+
+
+def _is_lock(path: Path) -> bool:
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and (not found.st_size or read_record(path) is not None)
+
+
+def _identity(path: Path) -> Identity:
+    found = path.lstat()
+    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
+
+
+def _files(folder: Path, *, inside: bool = False) -> Iterator[str]:
+    """Everything that is no folder, and folders that are empty or mounted, by its path inside."""
 
     def fail(error: OSError) -> None:
         raise error
 
-    top, points = set(entries(folder)), _mount_points()
+    points = _mount_points()
     for at, folders, files in os.walk(folder, onerror=fail):
-        inside = Path(at).relative_to(folder)
-        if at == str(folder):
-            folders[:], files = [f for f in folders if f in top], [f for f in files if f in top]
-        apart = [f for f in folders if (Path(at) / f).is_symlink() or str(Path(at) / f) in points]
-        folders[:] = [f for f in folders if f not in apart]
-        yield from ((inside / f).as_posix() for f in (*files, *apart) if f not in LITTER)
+        here = Path(at)
+        counted = set(entries(here, inside=inside and here == folder))
+        if not counted and here != folder:
+            yield here.relative_to(folder).as_posix()
+        folders[:] = [name for name in folders if name in counted]
+        apart = [f for f in folders if (here / f).is_symlink() or str(here / f) in points]
+        folders[:] = [name for name in folders if name not in apart]
+        for name in (*(file for file in files if file in counted), *apart):
+            yield (here / name).relative_to(folder).as_posix()
 
 
 def mounted(path: Path) -> bool:
@@ -125,22 +188,26 @@ def _mount_points() -> frozenset[str]:
     return frozenset(os.fsdecode(point) for point in points)
 
 
-def _written(folder: Path, top: list[str]) -> set[str] | None:
-    """Paths of what this tool wrote into a folder; None where it is none of its folders."""
+def _written(folder: Path, top: list[str]) -> dict[str, object] | None:
+    """What this tool wrote into a folder, by path; None where it is none of its folders.
+
+    What was written before there was a marker has no identity that could be compared.
+    """
     marker = _json(folder / MARKER)
     if marker is not None and marker.get("tool") == TOOL:
         listed = marker.get("contents")
-        if isinstance(listed, list) and all(isinstance(name, str) for name in listed):
-            return set(listed)
+        if isinstance(listed, dict):
+            return {n: tuple(one) if isinstance(one, list) else one for n, one in listed.items()}
     for report, keys in _REPORTS.items():
         data = _json(folder / report) if report in top else None
         if data is not None and all(key in data for key in keys):
-            return {report, *_BESIDE[report], *_of_run(folder, data)}
-    if all(_PLAN.fullmatch(name) and _is_plan(folder / name) for name in top):
-        return set(top)
+            return dict.fromkeys([report, *_BESIDE[report], *_of_run(folder, data)], ANY)
+    named = [_PLAN.fullmatch(name) for name in top]
+    if all(match and _is_plan(folder / match[0], match) for match in named):
+        return dict.fromkeys(top, ANY)
     if set(top) == {"checkpoint", "plan.json"} and _is_plan(folder / "plan.json"):
-        listed = [f"checkpoint/{name}" for name in names(folder / "checkpoint")]
-        return {"plan.json", *(name for name in listed if name.endswith(_CHECKPOINT))}
+        listed = [name for name in names(folder / "checkpoint") if _CHECKPOINT.fullmatch(name)]
+        return dict.fromkeys(["plan.json", *(f"checkpoint/{name}" for name in listed)], ANY)
     return None
 
 
@@ -157,14 +224,17 @@ def _of_run(folder: Path, report: dict[str, Any]) -> Iterator[str]:
             yield from (file.relative_to(folder).as_posix() for file in files)
 
 
-def _is_plan(file: Path) -> bool:
+def _is_plan(file: Path, name: re.Match[str] | None = None) -> bool:
+    """Whether a file holds a plan, and has the name that its strategy gives it."""
     data = _json(file)
-    return data is not None and {"operations", "fingerprint", "pruner"} <= set(data)
+    if data is None or not {"operations", "fingerprint", "pruner"} <= set(data):
+        return False
+    return name is None or name[1] == data["pruner"]
 
 
 def _json(file: Path) -> dict[str, Any] | None:
     try:
-        if file.is_symlink() or not file.is_file():
+        if file.is_symlink() or not file.is_file() or file.stat().st_size > LARGEST:
             return None
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

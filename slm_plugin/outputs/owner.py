@@ -11,6 +11,8 @@ from typing import Any
 
 TOOL = "slm-plugin"
 RECORD = "owner.json"
+# Bytes of a record; a larger file is not ours.
+_LARGEST = 1 << 16
 
 
 def this_process(folder: str) -> dict[str, Any]:
@@ -34,7 +36,7 @@ def this_process(folder: str) -> dict[str, Any]:
 def read_record(file: Path, folder: str | None = None) -> dict[str, Any] | None:
     """The record in a file; None where this tool did not write one (for that folder)."""
     try:
-        if file.is_symlink() or not file.is_file():
+        if file.is_symlink() or not file.is_file() or file.stat().st_size > _LARGEST:
             return None
         record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -46,11 +46,22 @@ class Place:
         target: Where that leads, without links.
         inside: It is filled in place: it cannot be renamed, as it is a mount point or nothing can
             be written beside it.
+        found: What was at the target when it was looked at; None where there was nothing.
     """
 
     named: Path
     target: Path
     inside: bool
+    found: tuple[int, int] | None
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """What has a name at this moment: disk and number; None where nothing has it."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def located(text: str) -> Path:
@@ -121,10 +132,10 @@ def settle(folder: Path, inputs: Iterable[Input] = ()) -> Place:
         inside = target.is_dir() and not _can_rename(target)
         _refuse_unwritable(target, inside)
         if target.is_dir() and not (inside and _half_replaced(target)):
-            _refuse_strangers(folder, target)
+            _refuse_strangers(folder, target, inside)
     except OSError as error:
         raise _unreadable(folder, error) from error
-    return Place(folder, target, inside)
+    return Place(folder, target, inside, identity(target))
 
 
 def _unreadable(folder: Path, error: OSError) -> OutputError:
@@ -140,10 +151,15 @@ def refuse_existing(place: Place, *, overwrite: bool) -> None:
         OutputError: It is.
     """
     try:
-        if not place.target.is_dir():
+        if identity(place.target) != place.found:
+            raise OutputError(
+                f"the output folder {place.named} is not what it was when the command began",
+                hint="somebody else wrote there meanwhile; choose another folder",
+            )
+        if place.found is None:
             return
-        _refuse_strangers(place.named, place.target)
-        empty = contents(place.target).empty
+        _refuse_strangers(place.named, place.target, place.inside)
+        empty = contents(place.target, inside=place.inside).empty
     except OSError as error:
         raise _unreadable(place.named, error) from error
     if not overwrite and not empty:
@@ -300,8 +316,8 @@ def _half_replaced(target: Path) -> bool:
     return any(work.replacing.exists() or work.replaced.exists() for work in left)
 
 
-def _refuse_strangers(folder: Path, target: Path) -> None:
-    found = contents(target)
+def _refuse_strangers(folder: Path, target: Path, inside: bool) -> None:
+    found = contents(target, inside=inside)
     if found.strangers:
         first = os.fsencode(found.strangers[0]).decode("utf-8", "backslashreplace")
         more = f" and {len(found.strangers) - 1} more" if len(found.strangers) > 1 else ""

@@ -11,11 +11,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
-from slm_plugin.outputs.marker import MARKER, entries
-from slm_plugin.outputs.place import Place
+from slm_plugin.errors import OutputError
+from slm_plugin.outputs.marker import MARKER, contents, entries
+from slm_plugin.outputs.place import Place, identity
 from slm_plugin.outputs.scratch import Work, names
 
 
@@ -30,13 +32,34 @@ def take_place(work: Work, place: Place) -> None:
         if place.inside:
             _fill(work, place.target)
         else:
-            if os.path.lexists(place.target):
+            if place.found is not None:
+                _keep_mode(work.result, place.target)
                 place.target.rename(work.replaced)
+                _refuse_newcomers(work, place)
             work.result.rename(place.target)
         _sync(place.target if place.inside else place.target.parent)
     except BaseException:
         undo(work, place)
         raise
+
+
+def _keep_mode(result: Path, former: Path) -> None:
+    """A folder that its owner made private, or gave to a group, stays so."""
+    status = former.stat()
+    # Whoever moves a folder has to be able to write into it.
+    result.chmod(stat.S_IMODE(status.st_mode) | stat.S_IRWXU)
+    if hasattr(os, "chown"):
+        with suppress(OSError):
+            os.chown(result, status.st_uid, status.st_gid)
+
+
+def _refuse_newcomers(work: Work, place: Place) -> None:
+    """What was moved away is deleted in the end: it has to be what was looked at before."""
+    if identity(work.replaced) != place.found or contents(work.replaced).strangers:
+        raise OutputError(
+            f"the output folder {place.named} was changed in the moment of replacing it",
+            hint="start again",
+        )
 
 
 def undo(work: Work, place: Place) -> None:
@@ -91,7 +114,7 @@ def finished(work: Work, place: Place) -> bool:
 
 def _fill(work: Work, target: Path) -> None:
     work.replacing.mkdir()
-    for name in entries(target):
+    for name in entries(target, inside=True):
         (target / name).rename(work.replacing / name)
     # Behind this step all former entries are away, before it no new one is there.
     work.replacing.rename(work.replaced)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,8 @@ def test_folders_of_before_the_marker_are_known_by_their_report(tmp_path: Path) 
     folders = [
         folder_of(tmp_path / "run", report_json=run, checkpoint__w="abc", **{
             "report.html": "", "README.md": "", "plan-01-slm.json": "{}"}),
-        folder_of(tmp_path / "plans", **{"plan-01-slm.json": PLAN, "plan-03-wanda.json": PLAN}),
+        folder_of(tmp_path / "plans", **{"plan-01-slm.json": PLAN,
+            "plan-03-wanda.json": {**PLAN, "pruner": "wanda"}}),
         folder_of(tmp_path / "applied", plan_json=PLAN, **{"checkpoint/model.safetensors": "x"}),
         folder_of(tmp_path / "analysis", **{"analysis.html": "", "analysis.json": {
             "calibration": {}, "figures": {}, "fingerprint": {}}}),
@@ -123,8 +125,70 @@ def test_what_only_looks_like_a_report_is_none(tmp_path: Path, files: dict[str, 
 def test_a_disk_mounted_in_a_former_result_is_a_stranger(mount_point: Path) -> None:
     """To delete the result would empty it."""
     folder = mount_point.parent
-    (folder / MARKER).write_text('{"tool": "slm-plugin", "contents": ["disk/file"]}')
+    (folder / MARKER).write_text('{"tool": "slm-plugin", "contents": {"disk/file": null}}')
     (mount_point / "file").touch()
     assert contents(folder).strangers == ("disk",)
     (mount_point / "file").unlink()
     assert contents(mount_point).empty
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "desktop.ini/precious",
+        "lost+found/precious",
+        ".slm-plugin.lock",
+        ".slm-plugin.lock/precious",
+        "checkpoint/lost+found/precious",
+        "mine/precious",
+    ],
+)
+def test_what_only_has_a_known_name_is_a_stranger(tmp_path: Path, name: str) -> None:
+    """The name of litter, or of a lock, protects nothing: what is not looked at is not deleted."""
+    folder = folder_of(tmp_path / "x", a="1")
+    mark(folder, "run")
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("mine")
+    assert contents(folder).strangers
+    (folder / "a").unlink()
+    (folder / MARKER).unlink()
+    assert not contents(folder).empty
+
+
+def test_empty_folders_of_the_user_are_strangers(tmp_path: Path) -> None:
+    """They are somebody's plan."""
+    folder = folder_of(tmp_path / "x", a="1")
+    mark(folder, "run")
+    (folder / "mine" / "todo").mkdir(parents=True)
+    assert contents(folder).strangers == ("mine/todo",)
+
+
+def test_what_changed_under_a_name_of_ours_is_a_stranger(tmp_path: Path) -> None:
+    """A file that the user wrote anew since: by its size, or by its time alone."""
+    folder = folder_of(tmp_path / "x", a="1", b="2")
+    mark(folder, "run")
+    assert contents(folder).strangers == ()
+    (folder / "a").write_text("my notes")
+    os.utime(folder / "b", ns=(1, 1))
+    assert contents(folder).strangers == ("a (changed since)", "b (changed since)")
+
+
+def test_of_a_checkpoint_without_a_marker_only_its_own_files_are_known(tmp_path: Path) -> None:
+    """Notes and adapters beside the weights are the user's."""
+    folder = folder_of(
+        tmp_path / "x",
+        plan_json=PLAN,
+        **{"checkpoint/model.safetensors": "w", "checkpoint/adapter.safetensors": "w"},
+    )
+    assert contents(folder).strangers == ("checkpoint/adapter.safetensors",)
+    edited = folder_of(tmp_path / "y", **{"plan-1-my-edited.json": PLAN})
+    assert not contents(edited).known
+
+
+def test_a_file_of_absurd_size_is_not_read(tmp_path: Path) -> None:
+    """Not a report of ours, and no reason to run out of memory."""
+    for name in (MARKER, "report.json"):
+        folder = folder_of(tmp_path / name.strip("."), other="1")
+        with (folder / name).open("wb") as file:
+            file.truncate(300 << 30)
+        assert not contents(folder).known
