@@ -5,6 +5,7 @@ This module imports nothing that takes time, so that a signal finds its handler 
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ def main() -> None:
     """Run the command line of this process: one message for a failure, never a traceback."""
     try:
         interruption.install(outcome.interrupted_line)
+        _forget_relative_paths()
         code = _run()
         interruption.settle()
         # A library may have swallowed the exception and gone on to its end.
@@ -39,6 +41,14 @@ def _run() -> int:
     outcome.await_nothing()
     code = border.border(lambda: commands.app(prog_name="slm-plugin", standalone_mode=False))
     return _printed(code, streams.failure_of(sys.stdout))
+
+
+def _forget_relative_paths() -> None:
+    """Import nothing from where relative entries of PYTHONPATH lead: to the working directory."""
+    for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+        if "PYTHONPATH" in os.environ and not os.path.isabs(entry):  # noqa: PTH117
+            folder = os.path.abspath(entry)  # noqa: PTH100
+            sys.path[:] = [path for path in sys.path if path not in (entry, folder)]
 
 
 def _has_working_directory() -> bool:

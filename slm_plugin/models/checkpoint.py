@@ -26,7 +26,7 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # - rotary frequencies, which old releases stored in each layer, follow from the config;
 # - a head beside tied embeddings is the embedding.
 FREQUENCIES = re.compile(r"model\.(layers\.(\d+)\.self_attn\.)?rotary_emb\.inv_freq")
-_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
+_LAYER = re.compile(r"model\.layers\.([0-9]{1,9})\.")
 
 
 @dataclass(frozen=True, slots=True)

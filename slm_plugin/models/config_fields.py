@@ -117,6 +117,11 @@ def _heads(config: Mapping[str, Any], where: Where) -> None:
 def _layer_types(config: Mapping[str, Any], where: Where) -> None:
     """Windows by layer; a list that is too short or a window without a width is another model."""
     layers, kinds = config["num_hidden_layers"], config.get("layer_types")
+    family = config.get("model_type")
+    if family == "llama" and config.get("sliding_window") is not None:
+        raise where.contradiction("sliding_window, and a Llama, which has no window")
+    if config.get("num_kv_shared_layers"):
+        raise where.contradiction(f"num_kv_shared_layers, and a {family}, which shares none")
     if kinds is None:
         return
     if not isinstance(kinds, list) or any(kind not in LAYER_TYPES for kind in kinds):
@@ -124,6 +129,14 @@ def _layer_types(config: Mapping[str, Any], where: Where) -> None:
         raise problem(where.at("layer_types"), kinds, wanted)
     if len(kinds) != layers:
         raise where.contradiction(f"num_hidden_layers {layers} and {len(kinds)} layer_types")
-    width = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    windowed = config.get("use_sliding_window", family not in ("qwen2", "qwen3"))
+    width = config.get("sliding_window") if windowed else None
+    # These classes have one kind for all layers and do not look at the list.
+    only = {"llama": "full_attention", "mistral": LAYER_TYPES[width is not None]}.get(str(family))
+    if only is not None and set(kinds) != {only}:
+        raise where.contradiction(
+            f"layer_types with {' and '.join(sorted(set(kinds)))}, and a {family} of this "
+            f"sliding_window, whose layers all have {only}"
+        )
     if "sliding_attention" in kinds and width is None:
         raise where.contradiction("layer_types has sliding_attention, but there is no window")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
+from unicodedata import category
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -18,6 +19,7 @@ from slm_plugin.models.placement import outgrows, places, settle
 from slm_plugin.models.streaming import is_streamed, values
 from slm_plugin.models.tokenizer import read_tokenizer
 from slm_plugin.models.view import DecoderView
+from slm_plugin.texts import expanded, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,6 +57,13 @@ class ModelSource(BaseModel):
         ),
     ] = "whole"
 
+    @field_validator("id")
+    @classmethod
+    def _readable(cls, name: str) -> str:
+        if any(category(character) in ("Cc", "Cs") for character in name):
+            raise ValueError("has characters that no name of a model has")
+        return name
+
     @field_validator("memory")
     @classmethod
     def _streams(cls, memory: str, info: ValidationInfo) -> str:
@@ -75,7 +84,7 @@ def load(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase 
         MissingExtraError: It is a GGUF file and ``gguf`` is not installed.
     """
     device = pick_device(source.device)
-    path = Path(source.id).expanduser()
+    path = _path(source.id)
     if source.id in BUNDLED:
         model, tokenizer = _from_files(bundled_folder(source.id), source)
     elif is_gguf(source.id):
@@ -92,6 +101,19 @@ def load(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase 
     _refuse_non_finite(model, source.id)
     model.eval()
     return model if is_streamed(model) else model.to(device), tokenizer
+
+
+def _path(name: str) -> Path:
+    """The path that a model's name would be, where it is one."""
+    try:
+        path = expanded(name)
+        path.is_dir()
+    except (OSError, ValueError) as error:
+        raise ModelSourceError(
+            f"cannot look for the model {shown(name)}: {getattr(error, 'strerror', None) or error}",
+            hint="give a checkpoint folder, a .gguf file, a Hub id or a bundled alias",
+        ) from error
+    return path
 
 
 def pick_device(device: str) -> torch.device:

@@ -105,6 +105,12 @@ def _scaling(
     if not found:
         return None
     kinds = [found[key] for key in ("rope_type", "type") if found.get(key) is not None]
+    stray = [key for key in found if key not in ("rope_theta", "partial_rotary_factor")]
+    if not kinds and stray:
+        raise problem(where.at(f"{name}.rope_type"), None, f"given, as {name} has {stray[0]}")
+    nested = next((key for key, value in found.items() if isinstance(value, dict)), None)
+    if nested is not None:
+        raise problem(where.at(f"{name}.{nested}"), "an object", "one value for all layers")
     kind = kinds[0] if kinds else "default"
     if any(other != kind for other in kinds):
         raise where.contradiction(f"{name}.rope_type {kinds[0]} and {name}.type {kinds[1]}")

@@ -49,7 +49,9 @@ def read_tokenizer(
         )
     settings = _settings(folder)
     stated = settings.get("tokenizer_class")
-    _refuse_other(stated, settings, name)
+    for kind in (stated, getattr(config, "tokenizer_class", None)):
+        _refuse_other(kind, settings, name)
+    _refuse_elsewhere(folder, settings, name)
     mended: dict[str, Any] = {}
     if _four() and isinstance(settings.get("extra_special_tokens"), list):
         listed = settings["extra_special_tokens"]
@@ -89,13 +91,30 @@ def _refuse_other(stated: Any, settings: dict[str, Any], name: str) -> None:
         )
     if stated is None or stated in RENAMED or stated in FIVE_ONLY:
         return
-    if not any(hasattr(transformers, kind) for kind in (stated, f"{stated}Fast")):
+    if not any(_is_tokenizer(kind) for kind in (stated, f"{stated}Fast")):
         own = " and names code of its own, which is never run" if "auto_map" in settings else ""
         raise ModelSourceError(
             f"the tokenizer of {name} is a {stated}, which transformers does not have{own}",
             hint="set tokenizer_class in tokenizer_config.json to PreTrainedTokenizerFast if "
             "there is a tokenizer.json",
         )
+
+
+def _is_tokenizer(kind: str) -> bool:
+    """Whether transformers has a tokenizer of that name; other classes of it would run code."""
+    found = getattr(transformers, kind, None)
+    return isinstance(found, type) and issubclass(found, transformers.PreTrainedTokenizerBase)
+
+
+def _refuse_elsewhere(folder: Path, settings: dict[str, Any], name: str) -> None:
+    """One line of transformers reads a vocabulary from wherever the settings say, one does not."""
+    for key in ("tokenizer_file", "vocab_file", "merges_file"):
+        value = settings.get(key)
+        if value is not None and (not isinstance(value, str) or Path(value).name != value):
+            raise ModelSourceError(
+                f"{key} in tokenizer_config.json of {name} names a file outside of the folder",
+                hint=f"remove {key}: the files of the folder are read",
+            )
 
 
 def _check_ids(

@@ -34,7 +34,13 @@ class GgufModel:
 
 def is_gguf(name: str) -> bool:
     """Whether a model's name means a GGUF file; a folder may be called as it likes."""
-    return name.lower().endswith(".gguf") and not Path(name).expanduser().is_dir()
+    if not name.lower().endswith(".gguf"):
+        return False
+    try:
+        return not Path(name).expanduser().is_dir()
+    except (OSError, RuntimeError):
+        # Whoever loads it says what is wrong with the name.
+        return True
 
 
 def read_parts(path: Path) -> GgufModel:
