@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import transformers
@@ -70,6 +71,9 @@ def read_tokenizer(
         tokenizer.name_or_path = name
         ids = tokenizer(PROBE)["input_ids"]
         vocabulary = dict(tokenizer.get_vocab())
+        # What cannot be written is found out now, not when hours of work are to be saved.
+        with TemporaryDirectory(prefix="slm-plugin-") as scratch:
+            tokenizer.save_pretrained(scratch)
     _check_ids(ids, vocabulary, tokenizer, config.vocab_size, name)
     return tokenizer
 

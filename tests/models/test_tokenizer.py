@@ -89,6 +89,10 @@ def _class_number(folder: Path) -> None:
     edit(folder, tokenizer_class=3)
 
 
+def _unwritable(folder: Path) -> None:
+    edit(folder, chat_template={"default": 2.0})
+
+
 def _larger(folder: Path) -> None:
     content = json.loads((folder / "tokenizer.json").read_text())
     content["model"]["vocab"]["beyond"] = 128
@@ -106,6 +110,7 @@ def _larger(folder: Path) -> None:
         (_settings_list, "not an object"),
         (_unknown_class, "OddTokenizer, which transformers does not have and names code"),
         (_class_number, "is no name"),
+        (_unwritable, "cannot read the tokenizer of m: write"),
         (_larger, "reaches id 128; the model has 128 embeddings"),
     ],
 )
