@@ -51,9 +51,10 @@ def contained(
     except BaseException as error:
         if isinstance(error, passing):
             raise
-        ends_well = isinstance(error, SlmError) and error.exit_code in (1, 2)
-        # The package's own interruption by a signal is no SlmError and passes like Ctrl-C.
-        if ends_well or is_ours(error) or is_out_of_memory(error):
+        # An error of ours that foreign code made may carry any exit code, even 0. The package's
+        # own interruption by a signal is no SlmError and passes like Ctrl-C.
+        ours = error.exit_code in (1, 2) if isinstance(error, SlmError) else is_ours(error)
+        if ours or is_out_of_memory(error):
             raise
         if os.environ.get("SLM_PLUGIN_TRACEBACK"):
             traceback.print_exc(file=sys.stderr)

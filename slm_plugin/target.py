@@ -15,7 +15,9 @@ KINDS = ("layers_removed", "ratio", "parameters", "threshold")
 def parse_count(value: object) -> object:
     """Read ``100M``, ``1.2B`` or ``135000`` as a whole number; anything else passes unchanged."""
     if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMB]?)\s*", value, flags=re.IGNORECASE)
+        match = re.fullmatch(
+            r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([KMB]?)\s*", value, flags=re.IGNORECASE
+        )
         if match:
             return round(float(match[1]) * _SCALE[match[2].upper()])
     return value

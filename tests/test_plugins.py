@@ -222,6 +222,9 @@ def test_a_plugin_without_docstring_works(install: Install, tmp_path: Path) -> N
 CALLS = {
     "raise RuntimeError('no plan')": "failed in plan: RuntimeError: no plan",
     "raise SystemExit(0)": "failed in plan: SystemExit: 0",
+    "from slm_plugin import SlmError; e = SlmError('hi'); e.exit_code = 0; raise e": (
+        "failed in plan: SlmError: hi"
+    ),
     "raise OSError(28, 'full')": "failed in plan: OSError: [Errno 28] full",
     "return None": "returned from plan a NoneType, not PruningPlan",
     "return {}": "returned from plan a dict, not PruningPlan",

@@ -50,3 +50,10 @@ def test_nothing_to_remove_is_no_target(fields: dict[str, float]) -> None:
     """Zero layers would make slices such as [:-0] take everything."""
     with pytest.raises(ValidationError, match="greater than"):
         Target(**fields)
+
+
+@pytest.mark.parametrize("count", ["9" * 400 + "B", "9" * 5000, "\u0665\u0660K", "1e3K"])
+def test_a_count_that_nobody_means_is_no_number(count: str) -> None:
+    """Too long for a float, or in other digits."""
+    with pytest.raises(ValidationError):
+        Target(parameters=count)

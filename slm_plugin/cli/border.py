@@ -86,7 +86,14 @@ KINDS = (
         _MEMORY.message,
         1,
         _MEMORY.hint,
-        ("allocate memory", "out of memory", "not enough memory", "bad_alloc", "bad allocation"),
+        (
+            "allocate memory",
+            "out of memory",
+            "not enough memory",
+            "bad_alloc",
+            "bad allocation",
+            "storage size calculation overflowed",
+        ),
         (errno.ENOMEM,),
     ),
     Kind(
@@ -127,6 +134,18 @@ KINDS = (
             "xpu",
             "device-side assert",
             "expected all tensors to be on the same device",
+        ),
+    ),
+    Kind(
+        _named("RuntimeError", "OverflowError"),
+        "a number is too large to compute with: {reason}",
+        2,
+        "lower it",
+        (
+            "cannot be converted to type",
+            "int too large",
+            "too large to convert",
+            "result too large",
         ),
     ),
     Kind(

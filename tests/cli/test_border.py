@@ -50,6 +50,8 @@ CASES = [
     (lambda: raised(SystemExit()), 1, "a library wanted to end the process"),
     (lambda: raised(GeneratorExit()), 1, "a library wanted to end the process"),
     (deep, 2, "nested too deeply"),
+    (lambda: torch.empty(2**62, 8), 1, "out of memory"),
+    (lambda: torch.ones(1).mul_(10**400), 2, "too large to compute with"),
     (lambda: raised(system(errno.ENOSPC)), 1, "the disk is full: Said the system: /models/x"),
     (lambda: raised(OSError(errno.ENOSPC, "No space left on device", "f")), 1, "the disk is full"),
     (lambda: raised(SafetensorError("IoError(Os { code: 28, No space left })")), 1, "disk is full"),
