@@ -143,6 +143,7 @@ KINDS = (
         "lower it",
         (
             "cannot be converted to type",
+            "int too big",
             "int too large",
             "too large to convert",
             "result too large",
