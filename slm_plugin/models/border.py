@@ -40,12 +40,14 @@ def reading(doing: str, *, hint: str = "") -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what an exception says, or its kind when that says nothing by itself."""
+    """What an exception says first, in one line, or its kind when that says nothing by itself."""
     if isinstance(error, MemoryError):
         return "there is not enough memory"
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # A first line that ends with a colon says only what the next one is about.
+    line = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     if isinstance(error, KeyError | IndexError | AssertionError) or not line:
         line = f"{type(error).__name__} {line}".strip()
     return line if len(line) <= LONGEST else line[:LONGEST] + "…"

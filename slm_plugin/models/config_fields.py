@@ -6,6 +6,7 @@ a size can surface as a TypeError deep inside a module, a zero as a division in 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,6 @@ from slm_plugin.models.config_values import (
     Field,
     Where,
     count,
-    number,
     optional,
     positive,
     problem,
@@ -40,7 +40,7 @@ OPTIONAL: dict[str, Field] = {
     "sliding_window": optional(count),
     "max_window_layers": whole,
     "rms_norm_eps": positive,
-    "initializer_range": number,
+    "initializer_range": share,
     "attention_dropout": share,
     "attention_bias": truth,
     "mlp_bias": truth,
@@ -52,7 +52,46 @@ OPTIONAL: dict[str, Field] = {
     "eos_token_id": optional(tokens),
 }
 # Fields that would make another model of the stock class, or that two releases read differently.
-FOREIGN = ("pruned_heads", "per_layer_config", "is_encoder_decoder", "add_cross_attention")
+FOREIGN = (
+    "pruned_heads",
+    "per_layer_config",
+    "is_encoder_decoder",
+    "add_cross_attention",
+    "text_config",
+    "decoder",
+    "encoder",
+    "generator",
+)
+# What related classes compute with and the supported ones do not look at: the value with which it
+# makes no difference. A checkpoint that states another one was made for such a class.
+NEUTRAL: dict[str, Any] = {
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "query_pre_attn_scalar": None,
+    "attention_multiplier": None,
+    "embedding_multiplier": 1,
+    "residual_multiplier": 1,
+    "logits_scaling": 1,
+    "logit_scale": 1,
+    "scale_emb": 1,
+    "clip_qkv": None,
+    "use_qk_norm": False,
+    "qk_layernorm": False,
+    "rope_interleaved": False,
+    "rope_local_base_freq": None,
+    "use_mrope": False,
+    "no_rope_layers": None,
+    "sliding_window_pattern": None,
+    "attention_chunk_size": None,
+    "alibi": False,
+    "use_parallel_residual": False,
+    "parallel_attn": False,
+    "is_causal": True,
+    "use_bidirectional_attention": False,
+    "hidden_activation": None,
+}
+# Activations with weights of their own, for which these classes have no place in a checkpoint.
+TRAINED_ACTIVATIONS = ("prelu", "xielu")
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
@@ -73,6 +112,11 @@ def check_fields(config: Mapping[str, Any], where: Where) -> None:
     for name in FOREIGN:
         if config.get(name):
             raise problem(where.at(name), config[name], "absent: no supported model has it")
+    for name, neutral in NEUTRAL.items():
+        found = config.get(name)
+        if found is not None and found != neutral and not _is_every_layer(name, found):
+            wanted = "absent" if neutral is None else f"absent or {json.dumps(neutral)}"
+            raise problem(where.at(name), found, f"{wanted}: no supported model computes with it")
     pad, rows = config.get("pad_token_id"), config["vocab_size"]
     if pad is not None and pad >= rows:
         raise where.contradiction(f"pad_token_id {pad} and vocab_size {rows}")
@@ -89,11 +133,16 @@ def head_dim(config: Mapping[str, Any], model_type: str) -> int:
     return int(stated or config["hidden_size"] // config["num_attention_heads"])
 
 
+def _is_every_layer(name: str, found: Any) -> bool:
+    """Whether it says that all layers have positions, as all supported ones do."""
+    return name == "no_rope_layers" and isinstance(found, list) and all(one == 1 for one in found)
+
+
 def _activation(config: Mapping[str, Any], where: Where) -> None:
     from transformers.activations import ACT2FN
 
     name = config.get("hidden_act", "silu")
-    if not isinstance(name, str) or name not in ACT2FN:
+    if not isinstance(name, str) or name not in ACT2FN or name in TRAINED_ACTIVATIONS:
         raise problem(where.at("hidden_act"), name, "an activation of transformers, as silu")
 
 

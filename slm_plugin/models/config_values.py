@@ -61,16 +61,6 @@ def count(place: str, value: Any) -> None:
     whole(place, value, least=1)
 
 
-def number(place: str, value: Any) -> None:
-    """A finite number, not negative.
-
-    Raises:
-        ModelSourceError: It is something else.
-    """
-    if not _is_number(value) or value < 0:
-        raise problem(place, value, "a number, 0 or more")
-
-
 def positive(place: str, value: Any) -> None:
     """A finite number above zero.
 

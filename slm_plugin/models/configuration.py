@@ -17,7 +17,7 @@ from slm_plugin.models.config_fields import check_fields, head_dim
 from slm_plugin.models.config_values import Where, problem
 from slm_plugin.models.generation import GENERATION
 from slm_plugin.models.json_file import read_object
-from slm_plugin.models.rope import rope_settings
+from slm_plugin.models.rope import ORIGINAL, rope_fields, rope_settings
 from slm_plugin.models.view import SUPPORTED, check_architecture
 from slm_plugin.progress import say
 
@@ -41,6 +41,8 @@ RUNTIME = frozenset(
     {
         *CODE,
         *ATTENTION,
+        # Refused unless they are null, which one of the two releases takes for quantised.
+        *QUANTISED,
         "_attn_implementation_internal",
         "_attn_implementation_autoset",
         "experts_implementation",
@@ -90,6 +92,8 @@ RUNTIME = frozenset(
         "partial_rotary_factor",
     }
 )
+# transformers 5 refuses a whole number for them.
+FRACTIONS = ("rms_norm_eps", "initializer_range")
 FORMATS = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -126,8 +130,12 @@ def read_configuration(file: Path) -> Configuration:
     kept = {k: v for k, v in content.items() if k not in GENERATION and k not in RUNTIME}
     config_class = getattr(transformers, architecture.replace("ForCausalLM", "Config"))
     _refuse_clobbering(kept, config_class, where)
+    kept |= {name: float(kept[name]) for name in FRACTIONS if name in kept}
     kept |= {"architectures": [architecture], "dtype": _number_format(content, where)}
-    kept |= _rope(base, scaling)
+    if scaling is not None:
+        # It stands in the scaling now, and beside it where it must.
+        kept.pop(ORIGINAL, None)
+    kept |= rope_fields(base, scaling, four=transformers.__version__.startswith("4."))
     with reading(f"transformers {transformers.__version__} does not take {file}"):
         config = config_class.from_dict(kept)
         config._attn_implementation = _attention(content, where)
@@ -200,10 +208,3 @@ def _attention(content: Mapping[str, Any], where: Where) -> str:
         return str(stated)
     say(f"{where.file} asks for the attention {stated!r}: sdpa is used instead")
     return "sdpa"
-
-
-def _rope(base: float, scaling: dict[str, Any] | None) -> dict[str, Any]:
-    """The rotary settings in the words of the installed transformers."""
-    if transformers.__version__.startswith("4."):
-        return {"rope_theta": base, "rope_scaling": scaling}
-    return {"rope_parameters": {"rope_type": "default", **(scaling or {}), "rope_theta": base}}

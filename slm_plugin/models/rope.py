@@ -1,7 +1,10 @@
 """Rotary settings of a config: the words of transformers 4 and 5, checked and made one.
 
 transformers 4 writes ``rope_theta`` and ``rope_scaling``, 5 writes ``rope_parameters`` with both.
-Each ignores some of the other's words without saying so and computes other positions.
+Each ignores some of the other's words without saying so and computes other positions. So it is with
+the length of training: 4 reads ``original_max_position_embeddings`` beside the scaling for longrope
+alone, and for longrope nowhere else; 5 reads it in both places for three kinds, the one beside
+first.
 """
 
 from __future__ import annotations
@@ -12,6 +15,9 @@ from typing import Any
 from slm_plugin.models.config_values import Field, Where, count, positive, problem
 
 DEFAULT_BASE = 10_000.0
+ORIGINAL = "original_max_position_embeddings"
+# Kinds for which some release reads the length of training beside the scaling.
+ORIGINAL_KINDS = ("yarn", "longrope", "llama3")
 # What each kind needs beside its name; what else stands there is optional.
 KINDS: dict[str, tuple[str, ...]] = {
     "default": (),
@@ -19,12 +25,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "dynamic": ("factor",),
     "yarn": ("factor",),
     "longrope": ("short_factor", "long_factor"),
-    "llama3": (
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
-    ),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", ORIGINAL),
 }
 VALUES: dict[str, Field] = {
     "factor": positive,
@@ -35,7 +36,7 @@ VALUES: dict[str, Field] = {
     "high_freq_factor": positive,
     "mscale": positive,
     "mscale_all_dim": positive,
-    "original_max_position_embeddings": count,
+    ORIGINAL: count,
 }
 
 
@@ -50,7 +51,8 @@ def rope_settings(
         where: Names the config in messages.
 
     Returns:
-        The base, and the scaling with its ``rope_type``, or None when there is none.
+        The base, and the scaling with its ``rope_type``, or None when there is none. The length of
+        training stands in the scaling where it is stated.
 
     Raises:
         ModelSourceError: The settings are malformed, contradict each other, or are unknown.
@@ -72,7 +74,7 @@ def rope_settings(
     if len({float(value) for value in stated.values()}) > 1:
         raise where.contradiction(" and ".join(f"{p} {v}" for p, v in stated.items()))
     scalings = {
-        name: _scaling(found, name, head_dim, where)
+        name: _scaling(_with_original(found, name, config, where), name, head_dim, where)
         for name, found in (("rope_parameters", parameters), ("rope_scaling", legacy))
     }
     written, before = scalings["rope_parameters"], scalings["rope_scaling"]
@@ -86,7 +88,65 @@ def rope_settings(
         if value is not None and value != 1:
             raise problem(where.at(place), value, "1: positions that turn a part of a head")
     base = float(next(iter(stated.values()), DEFAULT_BASE))
-    return base, written or before
+    scaling = written or before
+    if scaling is not None and scaling["rope_type"] == "longrope":
+        _check_longrope(scaling, config.get("max_position_embeddings"), where)
+    return base, scaling
+
+
+def rope_fields(base: float, scaling: dict[str, Any] | None, *, four: bool) -> dict[str, Any]:
+    """The settings in the words of transformers 4 or 5.
+
+    Args:
+        base: Base of the frequencies.
+        scaling: Scaling with its ``rope_type``, None for none.
+        four: For transformers 4.
+    """
+    beside: dict[str, Any] = {}
+    if scaling is not None and scaling["rope_type"] == "longrope" and ORIGINAL in scaling:
+        beside = {ORIGINAL: scaling[ORIGINAL]}
+    if four:
+        return {**beside, "rope_theta": base, "rope_scaling": scaling}
+    parameters = {"rope_type": "default", **(scaling or {}), "rope_theta": base}
+    return {**beside, "rope_parameters": parameters}
+
+
+def _with_original(
+    found: dict[str, Any], name: str, config: Mapping[str, Any], where: Where
+) -> dict[str, Any]:
+    """A scaling with the length of training that the config states beside it."""
+    beside, within = config.get(ORIGINAL), found.get(ORIGINAL)
+    if beside is not None:
+        count(where.at(ORIGINAL), beside)
+    if {found.get("rope_type"), found.get("type")}.isdisjoint(ORIGINAL_KINDS):
+        return found
+    if beside is None:
+        longest = config.get("max_position_embeddings")
+        if within != longest or "longrope" not in (found.get("rope_type"), found.get("type")):
+            return found
+        # transformers 5 fills in the longest text when nothing is stated.
+        return {key: value for key, value in found.items() if key != ORIGINAL}
+    if within is not None and within != beside:
+        raise where.contradiction(f"{ORIGINAL} {beside} and {name}.{ORIGINAL} {within}")
+    return {**found, ORIGINAL: beside}
+
+
+def _check_longrope(scaling: dict[str, Any], longest: Any, where: Where) -> None:
+    """Refuse what leaves the scale of attention open, or lets two releases work out two."""
+    original, factor = scaling.get(ORIGINAL), scaling.get("factor")
+    if scaling.get("attention_factor") is not None:
+        return
+    if original is None and factor is None:
+        raise problem(
+            where.at("rope_scaling.factor"), None, f"given for rope_type longrope, or {ORIGINAL}"
+        )
+    if original is None or factor is None:
+        return
+    if not isinstance(longest, int) or abs(longest / original - factor) > 1e-6 * factor:
+        raise where.contradiction(
+            f"rope_scaling.factor {factor}, and max_position_embeddings {longest} at "
+            f"{ORIGINAL} {original}"
+        )
 
 
 def _dict(config: Mapping[str, Any], name: str, where: Where) -> dict[str, Any]:

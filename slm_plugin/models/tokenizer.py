@@ -19,11 +19,20 @@ if TYPE_CHECKING:
 # Vocabularies in the formats of the supported families.
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 TOKENS = ("*token*", "vocab.*")
-# Classes of transformers 5 that 4 lacks; one of them is the class of before under another name.
-RENAMED = {"TokenizersBackend": "PreTrainedTokenizerFast"}
+# Classes of transformers 5 that 4 lacks; one of them is PreTrainedTokenizerFast by another name.
+RENAMED = ("TokenizersBackend",)
 FIVE_ONLY = ("SentencePieceBackend", "PythonBackend", "MistralCommonBackend")
 HINT = "copy all tokenizer files of the checkpoint again, or remove them to run without one"
 PROBE = "The river rose in April."
+# What classes split, normalise or prefix differently: spaces, digits, accents, scripts, code.
+TEXTS = (
+    PROBE,
+    "  Two  spaces\n\n\tand a tab",
+    "In 1984, 3.14159 x 2 = 6.28318",
+    "na\u00efve caf\u00e9 \u2014 it's we'll",
+    "\u6cb3\u6c34\u4e0a\u6da8 \u0440\u0435\u043a\u0430 \u0645\u0631\u062d\u0628\u0627",
+    "def f(x):\n    return x**2  # e\u0301 \U0001f600",
+)
 
 
 def read_tokenizer(
@@ -49,25 +58,11 @@ def read_tokenizer(
             hint=HINT,
         )
     settings = _settings(folder)
-    stated = settings.get("tokenizer_class")
-    for kind in (stated, getattr(config, "tokenizer_class", None)):
+    for kind in (settings.get("tokenizer_class"), getattr(config, "tokenizer_class", None)):
         _refuse_other(kind, settings, name)
     _refuse_elsewhere(folder, settings, name)
-    mended: dict[str, Any] = {}
-    if _four() and isinstance(settings.get("extra_special_tokens"), list):
-        listed = settings["extra_special_tokens"]
-        # The list of transformers 5 is what 4 calls additional; its own word takes names.
-        mended = {"extra_special_tokens": {}, "additional_special_tokens": listed}
     with reading(f"cannot read the tokenizer of {name}", hint=HINT):
-        if _four() and stated in RENAMED:
-            plain = getattr(transformers, RENAMED[stated])
-            tokenizer = plain.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False, **mended
-            )
-        else:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                folder, config=config, local_files_only=True, trust_remote_code=False, **mended
-            )
+        tokenizer = _as_the_file_says(folder, config, settings, name)
         tokenizer.name_or_path = name
         ids = tokenizer(PROBE)["input_ids"]
         vocabulary = dict(tokenizer.get_vocab())
@@ -76,6 +71,68 @@ def read_tokenizer(
             tokenizer.save_pretrained(scratch)
     _check_ids(ids, vocabulary, tokenizer, config.vocab_size, name)
     return tokenizer
+
+
+def _as_the_file_says(
+    folder: Path, config: PretrainedConfig, settings: dict[str, Any], name: str
+) -> Any:
+    """The tokenizer that a class of transformers makes, or ``tokenizer.json`` where they differ."""
+    release = f"transformers {transformers.__version__}"
+    backend = transformers.PreTrainedTokenizerFast
+    mended: dict[str, Any] = {}
+    if _four() and isinstance(settings.get("extra_special_tokens"), list):
+        listed = settings["extra_special_tokens"]
+        # The list of transformers 5 is what 4 calls additional; its own word takes names.
+        mended = {"extra_special_tokens": {}, "additional_special_tokens": listed}
+    stated = settings.get("tokenizer_class") or getattr(config, "tokenizer_class", None)
+    # A class that nobody stated would be guessed from the model's, and bring tokens of its own.
+    whole = (folder / "tokenizer.json").is_file() and stated is None
+    if whole or (_four() and stated in RENAMED):
+        tokenizer = _from_folder(backend, folder, **mended)
+    else:
+        tokenizer = _from_folder(transformers.AutoTokenizer, folder, config=config, **mended)
+    other = _other_tokens(folder, tokenizer)
+    if other is None:
+        return tokenizer
+    say(
+        f"{type(tokenizer).__name__} of {release} reads {other!r} otherwise than tokenizer.json "
+        f"of {name} says: the file is used as it is"
+    )
+    tokenizer = _from_folder(backend, folder, **mended)
+    other = _other_tokens(folder, tokenizer)
+    if other is not None:
+        raise ModelSourceError(
+            f"{release} reads {other!r} otherwise than tokenizer.json of {name} says",
+            hint="use the release that wrote it, and save the tokenizer again there",
+        )
+    return tokenizer
+
+
+def _from_folder(kind: Any, folder: Path, **named: Any) -> Any:
+    """A tokenizer from local files alone, without any code of theirs."""
+    return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **named)
+
+
+def _other_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A text that becomes other tokens than by ``tokenizer.json`` alone, or ones it does not have.
+
+    Some classes build pre-tokenizer and normaliser anew instead of reading them, and some put a
+    token of their own before every text.
+    """
+    from tokenizers import Tokenizer
+
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return None
+    plain = Tokenizer.from_file(str(file))
+    plain.no_truncation()
+    plain.no_padding()
+    for text in TEXTS:
+        wanted = plain.encode(text, add_special_tokens=False).ids
+        if tokenizer(text, add_special_tokens=False)["input_ids"] != wanted:
+            return text
+    known = set(plain.get_vocab(with_added_tokens=True).values())
+    return None if known.issuperset(tokenizer(PROBE)["input_ids"]) else PROBE
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -130,11 +187,13 @@ def _check_ids(
 ) -> None:
     """Every id that text can become needs a row of the embedding.
 
-    Padding and the like that were added without a row are common; they are told, not refused.
+    Padding and the like, which no plain text becomes, are often added without a row: they are
+    told, not refused.
     """
     added = set(tokenizer.added_tokens_encoder.values()) if vocabulary else set()
     beyond = sorted(id_ for id_ in {*vocabulary.values(), *ids} if id_ >= rows)
-    plain = [id_ for id_ in beyond if id_ not in added]
+    # What stands around every text must have a row, added or not.
+    plain = [id_ for id_ in beyond if id_ not in added or id_ in ids]
     if plain or not vocabulary:
         reach = f"reaches id {plain[-1]}" if plain else "is empty"
         raise ModelSourceError(

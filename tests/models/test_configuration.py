@@ -171,7 +171,7 @@ def test_quantised_weights_are_refused_by_the_config(
             "rope_theta": 5e5,
             "rope_scaling": {
                 "rope_type": "longrope",
-                "factor": 2.0,
+                "factor": 4.0,
                 "short_factor": [1.0] * 4,
                 "long_factor": [2.0] * 4,
                 "original_max_position_embeddings": 64,

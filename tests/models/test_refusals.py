@@ -65,6 +65,12 @@ def test_a_vocabulary_elsewhere_is_refused(tmp_path: Path, key: str) -> None:
         ("llama", {"layer_types": ["sliding_attention"] * 6, "sliding_window": 8}, "no window"),
         ("llama", {"sliding_window": 8}, "no window"),
         ("qwen3", {"num_kv_shared_layers": 2}, "shares none"),
+        ("llama", {"logits_scaling": 8.0}, "logits_scaling .* absent or 1"),
+        ("qwen2", {"final_logit_softcapping": 30.0}, "no supported model computes with it"),
+        ("llama", {"no_rope_layers": [1, 1, 0, 1]}, "no_rope_layers"),
+        ("mistral", {"is_causal": False}, "is_causal .* absent or true"),
+        ("llama", {"text_config": {"hidden_size": 8}}, "text_config"),
+        ("llama", {"hidden_act": "prelu"}, "hidden_act"),
         ("llama", {"rope_scaling": {"factor": 4.0}, "rope_parameters": None}, "rope_type"),
         (
             "llama",
@@ -93,3 +99,18 @@ def test_control_characters_in_a_name_are_refused(name: str) -> None:
     """They would end a line, or a path."""
     with pytest.raises(ValueError, match=r"characters|unicode string"):
         ModelSource(id=name)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"logits_scaling": 1.0, "rope_interleaved": False, "no_rope_layers": [1] * 6},
+        {"quantization_config": None, "final_logit_softcapping": None},
+        {"rms_norm_eps": 1, "initializer_range": 0},
+    ],
+)
+def test_what_makes_no_difference_is_read(tmp_path: Path, fields: dict[str, Any]) -> None:
+    """Neutral values of other families' fields, null, and whole numbers for fractions."""
+    folder = checkpoint(tmp_path / "m", **fields)
+    model, _ = load(ModelSource(id=str(folder), device="cpu"))
+    assert model.config.num_hidden_layers == 6

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import transformers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from slm_plugin.errors import ModelSourceError
 from slm_plugin.models.tokenizer import read_tokenizer
@@ -146,3 +147,74 @@ def test_padding_without_an_embedding_is_told(
 def test_no_files_no_tokenizer(tmp_path: Path) -> None:
     """A model alone is fine."""
     assert read_tokenizer(tmp_path, CONFIG, "m") is None
+
+
+def byte_level(folder: Path, **settings: Any) -> None:
+    """A byte-level vocabulary that splits digits three by three, as no class does by itself."""
+    built = Tokenizer(models.BPE())
+    built.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\d{3}"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=alphabet, special_tokens=["<|end|>"], show_progress=False
+    )
+    built.train_from_iterator(["The river rose in 1984, 1985 and 1986. "] * 20, trainer)
+    built.save(str(folder / "tokenizer.json"))
+    if settings:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"eos_token": "<|end|>"},
+        *(
+            {"tokenizer_class": name, "eos_token": "<|end|>"}
+            for name in (
+                "PreTrainedTokenizerFast",
+                "LlamaTokenizer",
+                "LlamaTokenizerFast",
+                "GPT2Tokenizer",
+                "Qwen2Tokenizer",
+                "CohereTokenizerFast",
+            )
+        ),
+    ],
+)
+def test_tokens_are_those_of_the_file(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Whatever class is stated or guessed, and again after it is saved and read as stock does."""
+    byte_level(tmp_path, **settings)
+    config = make_model(vocab_size=400).config
+    tokenizer = read_tokenizer(tmp_path, config, "m")
+    assert tokenizer is not None
+    plain = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in ("In 1984567, 3.14159", "a  river\n\n rose", "It's 12 o'clock 河"):
+        assert tokenizer(text)["input_ids"] == plain.encode(text).ids
+    tokenizer.save_pretrained(tmp_path / "again")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again", config=config)
+    assert again("In 1984567")["input_ids"] == plain.encode("In 1984567").ids
+
+
+def test_a_start_token_without_an_embedding_is_refused(folder: Path) -> None:
+    """It would stand before every text."""
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    added = {**content["added_tokens"][0], "id": 128, "content": "<start>"}
+    content["added_tokens"].append(added)
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<start>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<start>": {"id": "<start>", "ids": [128], "tokens": ["<start>"]}},
+    }
+    file.write_text(json.dumps(content))
+    with pytest.raises(ModelSourceError, match=r"reaches id 128; the model has 128 embeddings"):
+        read_tokenizer(folder, CONFIG, "m")
