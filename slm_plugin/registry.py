@@ -221,32 +221,16 @@ class Registry(Generic[T]):
 
 _PRUNER = Contract(
     "slm_plugin.pruners.base:Pruner",
-    {
-        "plan": "slm_plugin.pruners.plan:PruningPlan",
-        "check_target": None,
-        "needs_calibration": None,
-    },
+    ("plan", "check_target", "needs_calibration"),
     reserved=frozenset({"prune", "target", "label", "recover"}),
 )
 _RECOVERY = Contract(
     "slm_plugin.recovery.base:Recovery",
-    {"recover": "slm_plugin.recovery.base:RecoveryRecord", "needs_calibration": None},
+    ("recover", "needs_calibration"),
     reserved=frozenset({"recover"}),
 )
-_EVALUATOR = Contract(
-    "slm_plugin.evaluation.base:Evaluator",
-    {
-        "measure": "slm_plugin.evaluation.base:Measurement",
-        "check": None,
-        "load": None,
-        "fit": None,
-    },
-    many=frozenset({"measure"}),
-)
-_EXPORTER = Contract(
-    "slm_plugin.export.base:Exporter",
-    {"export": "slm_plugin.export.base:ExportRecord", "check_model": None},
-)
+_EVALUATOR = Contract("slm_plugin.evaluation.base:Evaluator", ("measure", "check", "load", "fit"))
+_EXPORTER = Contract("slm_plugin.export.base:Exporter", ("export", "check_model"))
 pruners: Registry[Pruner] = Registry(
     "pruner",
     {

@@ -36,6 +36,7 @@ ORDER = [
     "recovery",
     "evaluation",
     "export",
+    "results",
     "session",
     "recipe",
     "comparison",

@@ -443,7 +443,7 @@ def test_what_gives_back_something_else_is_named(doing: str) -> None:
         plan = recover = measure = lambda *_: None  # type: ignore[assignment]
         export = lambda *_: None  # type: ignore[assignment]  # noqa: E731
 
-    with pytest.raises(ContractError, match="'doing' gave back NoneType, not "):
+    with pytest.raises(ContractError, match="'doing' gave back a NoneType, not "):
         CALLS[doing](session_of(), Nothing(lambda _: None))
 
 
