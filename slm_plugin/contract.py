@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 from pydantic import BaseModel
 
-from slm_plugin.foreign import contained, is_ours, reason
+from slm_plugin.foreign import contained, is_ours, reason, undone
+from slm_plugin.progress import say
 from slm_plugin.target import KINDS
 
 HINT = "SLM_PLUGIN_TRACEBACK=1 shows where; tell those who make it"
@@ -62,20 +64,60 @@ class Contract:
             own = inspect.getattr_static(cls, name, None)
             # What is inherited from this package needs no guard.
             holder = next((kind for kind in cls.__mro__ if name in vars(kind)), cls)
-            if is_ours(holder) or getattr(own, "contained", False):
+            if is_ours(holder) or getattr(getattr(own, "fget", own), "contained", False):
                 continue
-            place = f"{what} failed in {name.strip('_')}"
-            if isinstance(own, property):
-                setattr(cls, name, property(_guarded(own.fget, place)))
-            elif inspect.isfunction(own):
-                setattr(cls, name, _guarded(own, place))
+            asked = isinstance(inspect.getattr_static(_named(self.base), name), property)
+            if name == "__init__":
+                own = _whole(own, _named(self.base))
+            if not asked:
+                setattr(cls, name, _guarded(own, name, what))
+            elif hasattr(type(own), "__get__"):
+                setattr(cls, name, property(_guarded(own, name, what, asked=True)))
 
 
-def _guarded(function: Any, place: str) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
-        with contained(place, hint=HINT):
-            return function(*args, **kwargs)
+@contextmanager
+def cleaned(what: str) -> Iterator[None]:
+    """Undo what foreign code does to the process, and say so.
+
+    Args:
+        what: Whose code it is.
+    """
+    put_back: list[str] = []
+    try:
+        with undone() as put_back:
+            yield
+    finally:
+        tell_put_back(what, put_back)
+
+
+def tell_put_back(what: str, put_back: list[str]) -> None:
+    """Say what somebody's code had left changed, if anything."""
+    if put_back:
+        say(f"  warning: {what} left changed, and it was put back: {', '.join(put_back)}")
+
+
+def _whole(constructor: Any, base: Any) -> Callable[..., None]:
+    """A constructor after which everything is there that the base class's own keeps."""
+
+    @functools.wraps(constructor)
+    def made(self: Any, *args: Any, **kwargs: Any) -> None:
+        constructor(self, *args, **kwargs)
+        for name in [*inspect.signature(base.__init__).parameters][1:]:
+            if not hasattr(self, name):
+                raise AttributeError(f"it sets no `{name}`; call super().__init__")
+
+    return made
+
+
+def _guarded(own: Any, name: str, what: str, *, asked: bool = False) -> Callable[..., Any]:
+    """What a class holds under a name, of whichever kind, as a function that fails by one error."""
+    place = f"{what} failed in {name.strip('_')}"
+
+    @functools.wraps(own, updated=())
+    def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with cleaned(what), contained(place, hint=HINT):
+            found = own.__get__(self, type(self)) if hasattr(type(own), "__get__") else own
+            return found if asked else found(*args, **kwargs)
 
     guarded.contained = True  # type: ignore[attr-defined]
     return guarded

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from slm_plugin.calibration.captures import Batch, capture, split
+from slm_plugin.contract import tell_put_back
 from slm_plugin.errors import (
     TELL_ITS_AUTHOR,
     CalibrationError,
@@ -19,6 +20,7 @@ from slm_plugin.errors import (
 )
 from slm_plugin.evaluation.base import Evaluator, Measurement
 from slm_plugin.export.base import Exporter, ExportRecord
+from slm_plugin.foreign import undone
 from slm_plugin.models.fingerprint import Fingerprint, fingerprint
 from slm_plugin.models.process import same_process
 from slm_plugin.models.state import (
@@ -32,7 +34,6 @@ from slm_plugin.models.state import (
     weights_of,
 )
 from slm_plugin.models.view import DecoderView, Dimensions
-from slm_plugin.progress import say
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.plan import PruningPlan
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
@@ -328,13 +329,12 @@ class Session:
             return self.model if type(self.model) is type(model) else model
 
         with (
+            undone() as process,
             same_process(self.seed, model.device) as settings,
             kept_trainability(present) as modes,
         ):
             yield
-        if modes or settings:
-            left = ", ".join([*modes, *settings])
-            say(f"  warning: '{name}' left changed, and it was put back: {left}")
+        tell_put_back(f"'{name}'", [*modes, *settings, *process])
 
     def _refuse_unusable(self) -> None:
         """Refuse to go on with a model of which nobody knows what it is.

@@ -82,6 +82,14 @@ class ForgivingFile(io.RawIOBase):
         return hung_up or number in (errno.EPIPE, errno.ECONNRESET)
 
 
+class LastingStream(io.TextIOWrapper):
+    """A standard stream that stays open: what a library closes, others still print to."""
+
+    def close(self) -> None:
+        """Write out what is held back."""
+        self.flush()
+
+
 def prepare_streams() -> None:
     """Put forgiving streams in the place of standard output and standard error.
 
@@ -129,7 +137,7 @@ def _forgiving(stream: TextIO | None, descriptor: int) -> TextIO:
         stream.reconfigure(errors=_READABLE)
         return stream
     raw = ForgivingFile(descriptor)
-    return io.TextIOWrapper(
+    return LastingStream(
         io.BufferedWriter(raw),
         encoding=encoding,
         errors=_READABLE,
