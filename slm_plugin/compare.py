@@ -18,7 +18,7 @@ from slm_plugin.calibration.samples import CalibrationRecord, digest, draw
 from slm_plugin.comparison.effort import effort_of
 from slm_plugin.comparison.kept import Kept, is_cell, is_plan
 from slm_plugin.comparison.record import Cell, ComparisonReport, Effort, Planned
-from slm_plugin.errors import ContractError, OutputError, SlmError, TargetError, UserError
+from slm_plugin.errors import OutputError, SlmError, TargetError, UserError
 from slm_plugin.evaluation.base import Evaluator, Measurement
 from slm_plugin.models.bundled import cache_folder
 from slm_plugin.models.loading import load
@@ -268,9 +268,11 @@ def _planned(run: _Run, pruner: Pruner, facts: dict[str, Any]) -> Planned | SlmE
         run.pristine.captured()
     try:
         plan, effort = effort_of(run.pristine, lambda: run.pristine.plan(pruner))
-    except (OutputError, ContractError):
+    except OutputError:
         raise
     except SlmError as error:
+        if run.pristine.spoiled:
+            raise
         say(f"  {_one_line(error)}")
         return error
     planned = Planned(plan=plan, effort=effort)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 from pydantic import BaseModel
 
-from slm_plugin.errors import SlmError
-from slm_plugin.foreign import contained, is_ours, reason
+from slm_plugin.foreign import contained, is_ours, reason, undone
+from slm_plugin.progress import say
 from slm_plugin.target import KINDS
 
 HINT = "SLM_PLUGIN_TRACEBACK=1 shows where; tell those who make it"
@@ -24,21 +25,19 @@ class Contract:
 
     Attributes:
         base: Their base class, as ``module:name``; nothing is imported before it is needed.
-        returns: What their methods give back, likewise; None means nothing in particular.
-        many: The methods that give back a list of it.
+        calls: Methods and properties of theirs that are called.
         reserved: Keys that no option may be called by, as they stand beside the options.
     """
 
     base: str
-    returns: Mapping[str, str | None]
-    many: frozenset[str] = field(default=frozenset())
+    calls: tuple[str, ...]
     reserved: frozenset[str] = field(default=frozenset())
 
     def fault(self, cls: Any) -> str:
         """Why a class cannot be used, in words; empty when it can."""
         base = _named(self.base)
         if not isinstance(cls, type):
-            return f"it is {_article(type(cls).__name__)}, and no class"
+            return f"it is {article(type(cls).__name__)}, and no class"
         if not issubclass(cls, base):
             return f"{cls.__qualname__} is no subclass of {self.base.replace(':', '.')}"
         missing = sorted(getattr(cls, "__abstractmethods__", ()))
@@ -52,48 +51,76 @@ class Contract:
         return _options_fault(cls, base, self.reserved) or _pruner_fault(cls)
 
     def contain(self, cls: type[Any], what: str) -> None:
-        """Make whatever the class's own code raises, or gives back wrongly, an error that says so.
+        """Make whatever the class's own code raises an error that says so.
+
+        What it gives back is checked where it is received (`slm_plugin.results`).
 
         Args:
             cls: A class without fault.
             what: What the errors call it.
         """
-        for name in ("__init__", *self.returns):
+        cls.said = what
+        for name in ("__init__", *self.calls):
             own = inspect.getattr_static(cls, name, None)
             # What is inherited from this package needs no guard.
             holder = next((kind for kind in cls.__mro__ if name in vars(kind)), cls)
-            if is_ours(holder) or getattr(own, "contained", False):
+            if is_ours(holder) or getattr(getattr(own, "fget", own), "contained", False):
                 continue
-            if isinstance(own, property):
-                setattr(cls, name, property(self._guarded(own.fget, name, what)))
-            elif inspect.isfunction(own):
-                setattr(cls, name, self._guarded(own, name, what))
+            asked = isinstance(inspect.getattr_static(_named(self.base), name), property)
+            if name == "__init__":
+                own = _whole(own, _named(self.base))
+            if not asked:
+                setattr(cls, name, _guarded(own, name, what))
+            elif hasattr(type(own), "__get__"):
+                setattr(cls, name, property(_guarded(own, name, what, asked=True)))
 
-    def _guarded(self, function: Any, name: str, what: str) -> Callable[..., Any]:
-        expected = self.returns.get(name)
 
-        @functools.wraps(function)
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            place = name.strip("_")
-            with contained(f"{what} failed in {place}", hint=HINT):
-                found = function(*args, **kwargs)
-                if name in self.many and isinstance(found, list | tuple):
-                    found = [*found]
-            if expected is not None:
-                self._check(found, _named(expected), name, f"{what} returned from {place}")
-            return found
+@contextmanager
+def cleaned(what: str) -> Iterator[None]:
+    """Undo what foreign code does to the process, and say so.
 
-        guarded.contained = True  # type: ignore[attr-defined]
-        return guarded
+    Args:
+        what: Whose code it is.
+    """
+    put_back: list[str] = []
+    try:
+        with undone() as put_back:
+            yield
+    finally:
+        tell_put_back(what, put_back)
 
-    def _check(self, found: Any, expected: type, name: str, said: str) -> None:
-        if name not in self.many:
-            wrong = not isinstance(found, expected)
-        else:
-            wrong = not isinstance(found, list) or not all(isinstance(f, expected) for f in found)
-        if wrong:
-            wanted = f"a list of {expected.__name__}" if name in self.many else expected.__name__
-            raise SlmError(f"{said} {_article(type(found).__name__)}, not {wanted}", hint=HINT)
+
+def tell_put_back(what: str, put_back: list[str]) -> None:
+    """Say what somebody's code had left changed, if anything."""
+    if put_back:
+        say(f"  warning: {what} left changed, and it was put back: {', '.join(put_back)}")
+
+
+def _whole(constructor: Any, base: Any) -> Callable[..., None]:
+    """A constructor after which everything is there that the base class's own keeps."""
+
+    @functools.wraps(constructor)
+    def made(self: Any, *args: Any, **kwargs: Any) -> None:
+        constructor(self, *args, **kwargs)
+        for name in [*inspect.signature(base.__init__).parameters][1:]:
+            if not hasattr(self, name):
+                raise AttributeError(f"it sets no `{name}`; call super().__init__")
+
+    return made
+
+
+def _guarded(own: Any, name: str, what: str, *, asked: bool = False) -> Callable[..., Any]:
+    """What a class holds under a name, of whichever kind, as a function that fails by one error."""
+    place = f"{what} failed in {name.strip('_')}"
+
+    @functools.wraps(own, updated=())
+    def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with cleaned(what), contained(place, hint=HINT):
+            found = own.__get__(self, type(self)) if hasattr(type(own), "__get__") else own
+            return found if asked else found(*args, **kwargs)
+
+    guarded.contained = True  # type: ignore[attr-defined]
+    return guarded
 
 
 def _options_fault(cls: Any, base: Any, reserved: frozenset[str]) -> str:
@@ -136,5 +163,6 @@ def _named(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def _article(word: str) -> str:
+def article(word: str) -> str:
+    """A word with the article that it takes."""
     return f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}"

@@ -1,14 +1,24 @@
-"""Code that others wrote: whatever it raises is one error that names whose code it is."""
+"""Code that others wrote: what it raises is one error that names it, what it leaves is undone."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+from slm_plugin import interruption
+from slm_plugin.control_characters import visible
 from slm_plugin.errors import SlmError
+
+_STREAMS = {
+    "stdin": "standard input",
+    "stdout": "standard output",
+    "stderr": "standard error",
+}
 
 
 def is_ours(thing: object) -> bool:
@@ -29,6 +39,8 @@ def contained(
     kind: type[SlmError] = SlmError,
     hint: str = "",
     passing: tuple[type[BaseException], ...] = (),
+    *,
+    computing: bool = True,
 ) -> Iterator[None]:
     """Turn what foreign code raises, an exit of the whole process included, into one error.
 
@@ -40,36 +52,96 @@ def contained(
         kind: The error's class.
         hint: What to do about it.
         passing: What the caller expects and deals with itself.
+        computing: Whether the code computes; what runs out of memory otherwise is at fault.
 
     Raises:
         SlmError: Of the class ``kind``.
     """
     try:
         yield
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:
-        if isinstance(error, passing):
+        if isinstance(error, passing) or interruption.is_by_signal(error):
             raise
-        # An error of ours that foreign code made may carry any exit code, even 0. The package's
-        # own interruption by a signal is no SlmError and passes like Ctrl-C.
-        ours = error.exit_code in (1, 2) if isinstance(error, SlmError) else is_ours(error)
-        if ours or is_out_of_memory(error):
+        if (computing and is_out_of_memory(error)) or _is_one_of_ours(error):
             raise
         if os.environ.get("SLM_PLUGIN_TRACEBACK"):
             traceback.print_exc(file=sys.stderr)
         raise kind(f"{what}: {reason(error)}", hint=hint) from error
 
 
+@contextmanager
+def undone() -> Iterator[list[str]]:
+    """Put back what foreign code changes of the process: the folder, streams, signal handlers.
+
+    Yields:
+        A list that holds, afterwards, what had to be put back, in words.
+    """
+    folder = _folder()
+    streams = {name: getattr(sys, name) for name in _STREAMS}
+    handlers = {signum: signal.getsignal(signum) for signum in interruption.SIGNALS}
+    put_back: list[str] = []
+    try:
+        yield put_back
+    finally:
+        if folder and _folder() != folder:
+            with suppress(OSError):
+                os.chdir(folder)
+                put_back.append("working directory")
+        for name, stream in streams.items():
+            if getattr(sys, name, None) is not stream:
+                setattr(sys, name, stream)
+                put_back.append(_STREAMS[name])
+        if threading.current_thread() is threading.main_thread():
+            for signum, handler in handlers.items():
+                # None is a handler that is not Python's, and that Python cannot set.
+                if handler is not None and signal.getsignal(signum) is not handler:
+                    signal.signal(signum, handler)
+                    put_back.append(f"handler of {signal.Signals(signum).name}")
+
+
+def says_one_line(error: SlmError) -> bool:
+    """Whether an error that foreign code may have made can be told, once it is a single line.
+
+    It may carry any exit code, even 0, and a message that is no text.
+    """
+    try:
+        if type(error.exit_code) is not int or error.exit_code not in (1, 2):
+            return False
+        error.message, error.hint = _line(error.message), _line(error.hint)
+        return bool(error.message)
+    except Exception:
+        return False
+
+
 def reason(error: BaseException) -> str:
     """Kind and first line of what was raised, whatever its own code does."""
     lines = _text(error).strip().splitlines()
-    name = type(error).__name__
-    return f"{name}: {lines[0][:300]}" if lines else name
+    name = visible(type(error).__name__)
+    return f"{name}: {visible(lines[0][:300])}" if lines else name
+
+
+def _is_one_of_ours(error: BaseException) -> bool:
+    if isinstance(error, SlmError):
+        return says_one_line(error)
+    return is_ours(error) and not isinstance(error, interruption.Interrupted)
+
+
+def _line(text: str) -> str:
+    return visible(" ".join(text.split()))
+
+
+def _folder() -> str:
+    """The working directory; empty where it is no more."""
+    try:
+        return os.getcwd()  # noqa: PTH109 - a path object would add nothing
+    except OSError:
+        return ""
 
 
 def _text(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:
+    except BaseException as wrong:
+        if interruption.is_by_signal(wrong):
+            raise
         return ""

@@ -82,6 +82,17 @@ def received() -> int | None:
     return None if _state.signum is None else 128 + _state.signum
 
 
+def is_by_signal(error: BaseException) -> bool:
+    """Whether an exception stands for a signal, and was not raised by somebody's own code.
+
+    Where somebody else handles Ctrl-C, nobody can tell: then it is taken for one.
+    """
+    if not isinstance(error, KeyboardInterrupt | Interrupted):
+        return False
+    handler = signal.getsignal(signal.SIGINT)
+    return _state.signum is not None or handler not in (_handle, signal.SIG_IGN)
+
+
 def raise_if_received(error: BaseException) -> None:
     """An error that comes after a signal is what some library made of the interruption.
 

@@ -15,9 +15,9 @@ from importlib import import_module
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from slm_plugin.contract import Contract
+from slm_plugin.contract import Contract, cleaned
 from slm_plugin.errors import SlmError, UserError
-from slm_plugin.foreign import contained, is_ours
+from slm_plugin.foreign import contained, is_ours, says_one_line
 from slm_plugin.installed import distribution_of, points
 from slm_plugin.progress import say
 
@@ -177,11 +177,14 @@ class Registry(Generic[T]):
         said, hint = self._label(point), "update or uninstall the package that provides it"
         if not point.name.isidentifier() or point.name in self._taken:
             raise UserError(f"{said} has a name that no recipe can use", hint=hint)
+        failed = contained(f"{said} cannot be imported", UserError, hint, computing=False)
         # What it prints would end up among the results.
-        with contained(f"{said} cannot be imported", UserError, hint), redirect_stdout(sys.stderr):
+        with cleaned(said), failed, redirect_stdout(sys.stderr):
             try:
                 cls = point.load()
             except SlmError as error:
+                if not says_one_line(error):
+                    raise
                 raise UserError(
                     f"{said} cannot be imported: {error.message}", hint=error.hint or hint
                 ) from error
@@ -195,12 +198,12 @@ class Registry(Generic[T]):
         if not ours and self._contract is not None:
             if not name.isidentifier() or name in self._taken:
                 raise UserError(f"{said} has a name that no recipe can use", hint=hint)
-            with contained(f"{said} cannot be looked at", UserError, hint):
+            with contained(f"{said} cannot be looked at", UserError, hint, computing=False):
                 fault = self._contract.fault(cls) or self._other_name(name, cls)
                 if fault:
                     raise UserError(f"{said} cannot be used: {fault}", hint=hint)
                 self._contract.contain(cls, said)
-        with contained(f"{said} cannot be used", UserError, hint):
+        with contained(f"{said} cannot be used", UserError, hint, computing=False):
             cls.name = name
         self._classes[name] = cls
         made: type[T] = cls
@@ -221,32 +224,16 @@ class Registry(Generic[T]):
 
 _PRUNER = Contract(
     "slm_plugin.pruners.base:Pruner",
-    {
-        "plan": "slm_plugin.pruners.plan:PruningPlan",
-        "check_target": None,
-        "needs_calibration": None,
-    },
+    ("plan", "check_target", "needs_calibration"),
     reserved=frozenset({"prune", "target", "label", "recover"}),
 )
 _RECOVERY = Contract(
     "slm_plugin.recovery.base:Recovery",
-    {"recover": "slm_plugin.recovery.base:RecoveryRecord", "needs_calibration": None},
+    ("recover", "needs_calibration"),
     reserved=frozenset({"recover"}),
 )
-_EVALUATOR = Contract(
-    "slm_plugin.evaluation.base:Evaluator",
-    {
-        "measure": "slm_plugin.evaluation.base:Measurement",
-        "check": None,
-        "load": None,
-        "fit": None,
-    },
-    many=frozenset({"measure"}),
-)
-_EXPORTER = Contract(
-    "slm_plugin.export.base:Exporter",
-    {"export": "slm_plugin.export.base:ExportRecord", "check_model": None},
-)
+_EVALUATOR = Contract("slm_plugin.evaluation.base:Evaluator", ("measure", "check", "load", "fit"))
+_EXPORTER = Contract("slm_plugin.export.base:Exporter", ("export", "check_model"))
 pruners: Registry[Pruner] = Registry(
     "pruner",
     {

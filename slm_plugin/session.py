@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from slm_plugin.calibration.captures import Batch, capture, split
+from slm_plugin.contract import tell_put_back
 from slm_plugin.errors import (
     TELL_ITS_AUTHOR,
     CalibrationError,
@@ -19,6 +20,7 @@ from slm_plugin.errors import (
 )
 from slm_plugin.evaluation.base import Evaluator, Measurement
 from slm_plugin.export.base import Exporter, ExportRecord
+from slm_plugin.foreign import undone
 from slm_plugin.models.fingerprint import Fingerprint, fingerprint
 from slm_plugin.models.process import same_process
 from slm_plugin.models.state import (
@@ -32,17 +34,15 @@ from slm_plugin.models.state import (
     weights_of,
 )
 from slm_plugin.models.view import DecoderView, Dimensions
-from slm_plugin.progress import say
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.plan import PruningPlan
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.checking import check_repaired
+from slm_plugin.results import answered, returned, several
 from slm_plugin.surgery import carry_out, refuse_other_model, verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -74,6 +74,7 @@ class Session:
             model's device.
         journals: Folder where searches keep their trials over the end of the process; None keeps
             them in memory.
+        spoiled: Why the session is of no more use; empty as long as it is of use.
         known_trials: Trials that searches have found in those journals: they took no time here.
     """
 
@@ -93,7 +94,7 @@ class Session:
     _fingerprint: Fingerprint | None = field(default=None, init=False, repr=False)
     _fingerprint_of: State = field(default_factory=dict, init=False, repr=False)
     _shapes: dict[str, tuple[int, ...]] = field(init=False, repr=False)
-    _spoiled: str = field(default="", init=False, repr=False)
+    spoiled: str = field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.model.eval()
@@ -115,11 +116,14 @@ class Session:
 
         Raises:
             TargetError: The target cannot be reached.
-            ContractError: The strategy changed the model, or gave back something else.
+            ContractError: The strategy changed the model, or gave back something else, or a plan
+                that is not for this model or not what was asked for.
             UserError: Layers changed outside the session.
         """
         with self._untouched(_name(pruner), "planning"):
-            return _returned(pruner.plan(self), PruningPlan, _name(pruner))
+            made = returned(pruner.plan(self), PruningPlan, pruner)
+            facts = {"before": self.view.dimensions(), "fingerprint": self.fingerprint()}
+            return answered(made, pruner, facts, self.original)
 
     def apply(self, plan: PruningPlan) -> None:
         """Carry a plan out on the model, in place.
@@ -169,7 +173,7 @@ class Session:
         model, before = self.model, self._state()
         try:
             with self._same_start(name):
-                record = _returned(recovery.recover(self), RecoveryRecord, name)
+                record = returned(recovery.recover(self), RecoveryRecord, recovery)
             check_repaired(recovery, model, self.model, before, self._state)
         except BaseException:
             self._spoil_if(model, before, f"'{name}' failed and left the model changed")
@@ -188,8 +192,7 @@ class Session:
             SlmError: What the evaluator itself refuses.
         """
         with self._untouched(_name(evaluator), "measuring"):
-            taken = _returned(evaluator.measure(self), list, _name(evaluator))
-            return [_returned(one, Measurement, _name(evaluator)) for one in taken]
+            return several(evaluator.measure(self), Measurement, evaluator)
 
     def export(self, exporter: Exporter, output: Path) -> ExportRecord:
         """Write the model below a folder, and prove what was written.
@@ -200,7 +203,7 @@ class Session:
             SlmError: What the exporter itself refuses.
         """
         with self._untouched(_name(exporter), "exporting"):
-            return _returned(exporter.export(self, output), ExportRecord, _name(exporter))
+            return returned(exporter.export(self, output), ExportRecord, exporter)
 
     def batches(self) -> Iterator[Tensor]:
         """Calibration token ids in batches, on the model's device.
@@ -314,8 +317,8 @@ class Session:
             if not found:
                 return None
             what = f"changed the model ({in_words(found)})"
-        self._spoiled = f"'{name}' {what} while {doing}"
-        return ContractError(self._spoiled, hint=TELL_ITS_AUTHOR)
+        self.spoiled = f"'{name}' {what} while {doing}"
+        return ContractError(self.spoiled, hint=TELL_ITS_AUTHOR)
 
     @contextmanager
     def _same_start(self, name: str) -> Iterator[None]:
@@ -326,13 +329,12 @@ class Session:
             return self.model if type(self.model) is type(model) else model
 
         with (
+            undone() as process,
             same_process(self.seed, model.device) as settings,
             kept_trainability(present) as modes,
         ):
             yield
-        if modes or settings:
-            left = ", ".join([*modes, *settings])
-            say(f"  warning: '{name}' left changed, and it was put back: {left}")
+        tell_put_back(f"'{name}'", [*modes, *settings, *process])
 
     def _refuse_unusable(self) -> None:
         """Refuse to go on with a model of which nobody knows what it is.
@@ -341,9 +343,9 @@ class Session:
             ContractError: A component or a failure left it so.
             UserError: Layers changed outside the session.
         """
-        if self._spoiled:
+        if self.spoiled:
             raise ContractError(
-                f"the session is of no more use: {self._spoiled}",
+                f"the session is of no more use: {self.spoiled}",
                 hint="load the model anew and make a new session",
             )
         now = shapes_of(self.model)
@@ -357,7 +359,7 @@ class Session:
     def _spoil_if(self, model: PreTrainedModel, before: State, why: str) -> None:
         """Nothing more is done with a model that a failure left changed."""
         if self.model is not model or changes(before, self._state()):
-            self.model, self._spoiled = model, why
+            self.model, self.spoiled = model, why
 
 
 def apply(plan: PruningPlan, session: Session) -> None:
@@ -368,12 +370,3 @@ def apply(plan: PruningPlan, session: Session) -> None:
 def _name(component: object) -> str:
     """What a component is called; a class that was never registered has no name."""
     return str(getattr(component, "name", type(component).__name__))
-
-
-def _returned(value: object, kind: type[T], name: str) -> T:
-    if not isinstance(value, kind):
-        raise ContractError(
-            f"'{name}' gave back {type(value).__name__}, not {kind.__name__}",
-            hint=TELL_ITS_AUTHOR,
-        )
-    return value

@@ -6,9 +6,13 @@ import os
 import select
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from slm_plugin.control_characters import visible
 from slm_plugin.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 # Whoever writes into a pipe is waited for so long, in seconds, as long as nothing comes.
 PATIENCE = 30.0
@@ -92,6 +96,14 @@ def shown(value: object, most: int = 72) -> str:
     text = str(value)
     cut = text if len(text) <= most else text[: most - 1] + "…"
     return visible(cut)
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of what a schema found wrong, with its place, and how much more there is."""
+    first = error.errors()[0]
+    place = shown(".".join(str(part) for part in first["loc"])) or "top level"
+    more = f"; {error.error_count() - 1} more" if error.error_count() > 1 else ""
+    return f"{place}: {shown(first['msg'], 200)}{more}"
 
 
 def shown_path(path: Path | str) -> str:

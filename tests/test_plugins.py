@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -106,6 +107,20 @@ BROKEN = {
     "class Bad(Exception):\n    def __str__(self): raise TypeError\nraise Bad": "imported: Bad",
     "from slm_plugin import SlmError\nraise SlmError('mine', hint='so')": "imported: mine",
     "class Zero(Exception):\n    exit_code = 0\nraise Zero": "cannot be imported: Zero",
+    "raise MemoryError": "cannot be imported: MemoryError",
+    "raise MemoryError('12 GB')": "cannot be imported: MemoryError: 12 GB",
+    "raise RuntimeError('cannot allocate memory')": "imported: RuntimeError: cannot allocate",
+    "raise RecursionError": "cannot be imported: RecursionError",
+    "class Bad(Exception):\n    def __str__(self): raise SystemExit(0)\nraise Bad": "imported: Bad",
+    "raise ValueError('\\x1b[31mred')": r"cannot be imported: ValueError: \x1b[31mred",
+    "from slm_plugin import SlmError\nraise SlmError(None)": "cannot be imported: SlmError (update",
+    "from slm_plugin import SlmError\nraise SlmError('')": "cannot be imported: SlmError",
+    "from slm_plugin import SlmError\nraise SlmError('one\\ntwo\\x1b[2J')": r"one two\x1b[2J",
+    "from slm_plugin import SlmError\nraise SlmError('a', hint=7)": "imported: SlmError: a",
+    "from slm_plugin import SlmError\nclass E(SlmError):\n    exit_code = property(lambda s: 1/0)\n"
+    "raise E('mine')": "cannot be imported: E: mine",
+    "class O(Options):\n    @classmethod\n    def model_json_schema(cls, **k): raise MemoryError\n"
+    "Thing.Options = O": "its Options cannot be shown: MemoryError",
     "del Thing": "cannot be imported: AttributeError",
     "Thing = 3": "it is an int, and no class",
     "Thing = Thing.plan": "it is a function, and no class",
@@ -225,9 +240,12 @@ CALLS = {
     "from slm_plugin import SlmError; e = SlmError('hi'); e.exit_code = 0; raise e": (
         "failed in plan: SlmError: hi"
     ),
+    "raise SlmError(None)": "failed in plan: SlmError (",
+    "raise SlmError(b'x', hint=3)": "failed in plan: SlmError: b'x'",
+    "raise RuntimeError('\\x1b]0;title\\x07')": r"failed in plan: RuntimeError: \x1b]0;title\x07",
     "raise OSError(28, 'full')": "failed in plan: OSError: [Errno 28] full",
-    "return None": "returned from plan a NoneType, not PruningPlan",
-    "return {}": "returned from plan a dict, not PruningPlan",
+    "return None": "gave back a NoneType, not PruningPlan",
+    "return {}": "gave back a dict, not PruningPlan",
     "class Zero(SlmError):\n            exit_code = 0\n        raise Zero('fine')":
         "failed in plan: Zero: fine",
 }  # fmt: skip
@@ -247,10 +265,69 @@ def test_what_planning_raises_is_one_line(install: Install, tmp_path: Path, code
     assert not (tmp_path / "out").exists()
 
 
+def test_an_error_of_several_lines_is_told_in_one(install: Install, tmp_path: Path) -> None:
+    """Its class and its exit code stay; what a terminal would obey is written out."""
+    install(
+        "from slm_plugin.errors import TargetError\nclass Thing(Thing):\n    'Doc.'\n"
+        "    def plan(self, s): raise TargetError('a\\nb\\x1b[2J', hint='c\\rd')\n"
+    )
+    with pytest.raises(UserError) as caught:
+        run(recipe(tmp_path, USE))
+    assert str(caught.value) == r"a b\x1b[2J (c d)"
+
+
+# What stands in a class where a function should, and what planning then gives.
+ODD = {
+    "plan = staticmethod(lambda session: 1 / 0)": "failed in plan: ZeroDivisionError",
+    "plan = classmethod(lambda cls, session: 1 / 0)": "failed in plan: ZeroDivisionError",
+    "plan = functools.partialmethod(lambda self, x, s: 1 / 0, 3)": "in plan: ZeroDivisionError",
+    "plan = functools.partial(lambda s: 1 / 0)": "failed in plan: ZeroDivisionError",
+    "plan = property(lambda self: 1 / 0)": "failed in plan: ZeroDivisionError",
+    "plan = None": "failed in plan: TypeError",
+    "needs_calibration = functools.cached_property(lambda self: 1 / 0)": "calibration: Zero",
+}
+
+
+@pytest.mark.parametrize("code", sorted(ODD))
+def test_whatever_stands_for_a_method_is_guarded(
+    install: Install, tmp_path: Path, code: str
+) -> None:
+    """Not only plain functions."""
+    install(f"import functools\nclass Thing(Thing):\n    'Doc.'\n    {code}\n")
+    with pytest.raises(SlmError, match=rf"of other 1\.0 .*{ODD[code]}"):
+        run(recipe(tmp_path, USE))
+
+
+def test_what_a_plugin_does_to_the_process_is_undone(
+    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At its import and in every call; relative paths of a recipe mean what they meant."""
+    deed = "import os, signal, sys; os.chdir('/'); sys.stdin = None"
+    install(
+        f"{deed}\nclass Thing(Thing):\n    'Doc.'\n    def __init__(self, *a):\n        {deed}\n"
+        "        signal.signal(signal.SIGTERM, signal.SIG_IGN)\n        super().__init__(*a)"
+    )
+    before = (Path.cwd(), sys.stdin, signal.getsignal(signal.SIGTERM))
+    pruners.get("thing")
+    said = "warning: the pruner plugin 'thing' of other 1.0 left changed, and it was put back: "
+    assert f"{said}working directory, standard input\n" in capsys.readouterr().err
+    recipe(tmp_path, USE)
+    told = f"{said}working directory, standard input, handler of SIGTERM\n"
+    assert told in capsys.readouterr().err
+    assert before == (Path.cwd(), sys.stdin, signal.getsignal(signal.SIGTERM))
+
+
 def test_a_constructor_that_fails_is_one_line(install: Install, tmp_path: Path) -> None:
     """And so is a property that the recipe is checked by."""
     install("class Thing(Thing):\n    'Doc.'\n    def __init__(self, *a): raise SystemExit(0)")
     with pytest.raises(SlmError, match=r"of other 1\.0 failed in init: SystemExit"):
+        recipe(tmp_path, USE)
+
+
+def test_a_constructor_that_forgets_its_base_is_one_line(install: Install, tmp_path: Path) -> None:
+    """Recipes are checked by what the base class keeps."""
+    install("class Thing(Thing):\n    'Doc.'\n    def __init__(self, options, target): pass")
+    with pytest.raises(SlmError, match="failed in init: AttributeError: it sets no `options`"):
         recipe(tmp_path, USE)
 
 
@@ -291,8 +368,8 @@ def test_measurements_have_to_be_some(install: Install, code: str) -> None:
     """A list of anything else is the plugin's fault, not the report's."""
     install(EVALUATOR.format(name="measure", code=f"return {code}"), group="evaluators")
     cls = evaluators.get("thing")
-    with pytest.raises(SlmError, match="not a list of Measurement"):
-        cls(cls.Options()).measure(Session(make_model()))
+    with pytest.raises(SlmError, match=r"not (a list of )?Measurement"):
+        Session(make_model()).measure(cls(cls.Options()))
 
 
 def test_a_tuple_of_measurements_is_as_good_as_a_list(install: Install) -> None:
@@ -300,7 +377,7 @@ def test_a_tuple_of_measurements_is_as_good_as_a_list(install: Install) -> None:
     made = "(Measurement(name='n', value=1, protocol='p', better='lower'),)"
     install(EVALUATOR.format(name="measure", code=f"return {made}"), group="evaluators")
     cls = evaluators.get("thing")
-    (found,) = cls(cls.Options()).measure(Session(make_model()))
+    (found,) = Session(make_model()).measure(cls(cls.Options()))
     assert isinstance(found, Measurement)
 
 
@@ -311,7 +388,7 @@ def test_an_exporter_and_a_recovery_are_guarded(install: Install, tmp_path: Path
     install("class Thing(Recovery):\n    'Doc.'\n    needs_calibration = False\n"
             "    def recover(self, s): raise SystemExit(0)",
             name="mend", group="recoveries", dist="more")  # fmt: skip
-    with pytest.raises(SlmError, match="returned from export an int, not ExportRecord"):
+    with pytest.raises(SlmError, match="gave back an int, not ExportRecord"):
         run(recipe(tmp_path, export="[thing]"))
     with pytest.raises(SlmError, match=r"recovery plugin 'mend' of more 1\.0 failed in recover"):
         run(recipe(tmp_path, "[{recover: mend}]"))
@@ -352,12 +429,38 @@ def test_damaged_metadata_of_anybody_are_told(
     assert any("broken" in problem for problem in doctor_report()["problems"])
 
 
-@pytest.mark.parametrize("command", ["list", "schema", "doctor", "validate"])
-def test_no_command_ends_well_because_a_plugin_ended_it(
-    install: Install, tmp_path: Path, command: str
+ENDS = {
+    "raise SystemExit(0)": "SystemExit: 0",
+    "raise KeyboardInterrupt": "KeyboardInterrupt",
+    "class Mine(KeyboardInterrupt): ...\nraise Mine('now')": "Mine: now",
+    "from slm_plugin.interruption import Interrupted\nraise Interrupted(2)": "Interrupted: ",
+    "raise MemoryError": "MemoryError",
+    "import sys; sys.stdout.close(); sys.stderr.close(); raise SystemExit(0)": "SystemExit: 0",
+}
+
+
+def command_line(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, with the distributions of a folder."""
+    path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-m", "slm_plugin", *arguments],
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("code", "command"),
+    [
+        *(("raise SystemExit(0)", command) for command in ("schema", "doctor", "validate")),
+        *(("raise KeyboardInterrupt", command) for command in ("schema", "doctor", "validate")),
+        *((code, "list") for code in sorted(ENDS)),
+    ],
+)
+def test_no_command_ends_because_a_plugin_ended_it(
+    install: Install, tmp_path: Path, code: str, command: str
 ) -> None:
-    """`SystemExit(0)` at import: everybody still gets what was asked for, and the line."""
-    site = install("raise SystemExit(0)")
+    """Whatever it raises at import: everybody gets what was asked for, and the line."""
+    site = install(code)
     arguments = [command]
     if command == "validate":
         make_checkpoint(tmp_path / "m")
@@ -365,17 +468,20 @@ def test_no_command_ends_well_because_a_plugin_ended_it(
             f"version: 1\nmodel: {{id: {tmp_path / 'm'}}}\nstages: {USE}\noutput: o\n"
         )
         arguments.append(str(tmp_path / "r.yaml"))
-    path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "slm_plugin", *arguments],
-        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = command_line(site, *arguments)
     said = " ".join((done.stdout + done.stderr).split())
-    assert "SystemExit: 0" in said
+    assert ENDS[code] in said
     assert "Traceback" not in said
-    expected = {"list": {0}, "schema": {0}, "doctor": {1}, "validate": {2}}[command]
-    assert done.returncode in expected
+    assert done.returncode == {"list": 0, "schema": 0, "doctor": 1, "validate": 2}[command]
     assert command == "validate" or done.stdout
+
+
+def test_a_signal_at_the_import_of_a_plugin_still_interrupts(install: Install) -> None:
+    """Unlike what it raises by itself."""
+    site = install("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    done = command_line(site, "list")
+    assert done.returncode == 130
+    assert "plugin" not in done.stderr
 
 
 def test_a_decorated_class_is_held_to_the_same(tmp_path: Path) -> None:
@@ -393,7 +499,7 @@ def test_the_contract_names_what_exists() -> None:
     for one in (*REGISTRIES.values(), recoveries):
         contract = one._contract
         assert isinstance(contract, Contract)
-        for name in contract.returns:
+        for name in contract.calls:
             assert hasattr(registry_base(contract), name)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,6 +119,17 @@ def drop_a_layer(session: Session) -> None:
     session.model.config.num_hidden_layers -= 1
 
 
+def repeat_a_layer(session: Session) -> None:
+    """No part of the model is new, but one stands in two places."""
+    session.model.model.layers.append(session.model.model.layers[0])
+
+
+def alias_a_weight(session: Session) -> None:
+    """The same of a parameter."""
+    norm = session.model.model.norm
+    norm.register_parameter("second", norm.weight)
+
+
 def narrow(session: Session) -> None:
     """Another shape under the same name."""
     session.model.lm_head.weight = nn.Parameter(torch.zeros(5, 32))
@@ -194,8 +208,9 @@ def note_otherwise(session: Session) -> None:
 
 WEIGHTS = [scale, scale_unseen, flip_one_sign, swap_rows]
 BEYOND = [
-    drop_a_layer, narrow, add_adapter, wrap, override_forward, hook, hook_a_parameter, to_half,
-    untie, sample, renumber, rotate, edit_tokens, pad_left, note_otherwise,
+    drop_a_layer, repeat_a_layer, alias_a_weight, narrow, add_adapter, wrap, override_forward,
+    hook, hook_a_parameter, to_half, untie, sample, renumber, rotate, edit_tokens, pad_left,
+    note_otherwise,
 ]  # fmt: skip
 
 
@@ -240,7 +255,25 @@ def deterministic(_: Session) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
+def elsewhere(_: Session) -> None:
+    """Of the process."""
+    os.chdir("/")
+
+
+def no_output(_: Session) -> None:
+    """Of the process."""
+    sys.stdout = None  # type: ignore[assignment]
+
+
+def deaf(_: Session) -> None:
+    """Of the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 MENDED = {
+    elsewhere: "working directory",
+    no_output: "standard output",
+    deaf: "handler of SIGINT",
     leave_training: "training mode",
     leave_gradients: "gradients",
     freeze: "requires_grad",
@@ -397,6 +430,7 @@ def test_what_can_be_put_back_is(
     session.model.model.norm.weight.requires_grad_(False)
     kept = session.model.lm_head.weight.grad = torch.ones(128, 32)
     settings = (torch.get_default_dtype(), torch.get_num_threads())
+    process = (Path.cwd(), sys.stdout, signal.getsignal(signal.SIGINT))
     CALLS[doing](session, Doing(deed))
     said = capsys.readouterr().err
     assert "'doing' left changed" in said and MENDED[deed] in said
@@ -409,6 +443,7 @@ def test_what_can_be_put_back_is(
     assert frozen == ["model.norm.weight"]
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     assert settings == (torch.get_default_dtype(), torch.get_num_threads())
+    assert process == (Path.cwd(), sys.stdout, signal.getsignal(signal.SIGINT))
     assert not torch.are_deterministic_algorithms_enabled()
     session.apply(session.plan(deepest()))
 
@@ -443,7 +478,7 @@ def test_what_gives_back_something_else_is_named(doing: str) -> None:
         plan = recover = measure = lambda *_: None  # type: ignore[assignment]
         export = lambda *_: None  # type: ignore[assignment]  # noqa: E731
 
-    with pytest.raises(ContractError, match="'doing' gave back NoneType, not "):
+    with pytest.raises(ContractError, match="'doing' gave back a NoneType, not "):
         CALLS[doing](session_of(), Nothing(lambda _: None))
 
 

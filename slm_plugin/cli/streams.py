@@ -8,7 +8,7 @@ import io
 import os
 import select
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 from typing_extensions import Buffer
 
@@ -66,6 +66,9 @@ class ForgivingFile(io.RawIOBase):
         """It takes bytes."""
         return True
 
+    def close(self) -> None:
+        """Stay open."""
+
     def fileno(self) -> int:
         """The descriptor."""
         return self._descriptor
@@ -80,6 +83,27 @@ class ForgivingFile(io.RawIOBase):
         number = None if self.error is None else self.error.errno
         hung_up = self._terminal and number == errno.EIO
         return hung_up or number in (errno.EPIPE, errno.ECONNRESET)
+
+
+class LastingBuffer(io.BufferedWriter):
+    """The buffer of such a stream."""
+
+    def close(self) -> None:
+        """Write out what is held back."""
+        self.flush()
+
+
+class LastingStream(io.TextIOWrapper):
+    """A standard stream that stays open: what a library closes, others still print to."""
+
+    def close(self) -> None:
+        """Write out what is held back."""
+        self.flush()
+
+    def detach(self) -> Any:
+        """The buffer, which another stream may use from now on; this one keeps it."""
+        self.flush()
+        return self.buffer
 
 
 def prepare_streams() -> None:
@@ -129,8 +153,8 @@ def _forgiving(stream: TextIO | None, descriptor: int) -> TextIO:
         stream.reconfigure(errors=_READABLE)
         return stream
     raw = ForgivingFile(descriptor)
-    return io.TextIOWrapper(
-        io.BufferedWriter(raw),
+    return LastingStream(
+        LastingBuffer(raw),
         encoding=encoding,
         errors=_READABLE,
         line_buffering=descriptor == 2 or raw.isatty(),

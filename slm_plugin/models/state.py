@@ -143,7 +143,7 @@ def _layout(model: nn.Module) -> State:
 
 
 def _modules(model: nn.Module) -> State:
-    found: State = {}
+    found = _members(model)
     for name, module in model.named_modules():
         place = name or "the model"
         found["module", place] = type(module).__qualname__
@@ -163,6 +163,20 @@ def _modules(model: nn.Module) -> State:
         for attribute, parameter in module.named_parameters(recurse=False):
             found["hooks of", f"{name}.{attribute}".lstrip(".")] = _hooks(parameter)
     return found
+
+
+def _members(model: nn.Module) -> State:
+    """What hangs below every module: walks name a part once, even if it stands in two places."""
+    parts = [*model.named_parameters(), *model.named_modules()]
+    names = {id(part): name for name, part in parts}
+    return {
+        ("members of", name or "the model"): tuple(
+            (attribute, names.get(id(part)))
+            for attribute, part in {**module._modules, **module._parameters}.items()
+            if attribute != NAME
+        )
+        for name, module in model.named_modules()
+    }
 
 
 def _hooks(holder: nn.Module | Tensor) -> tuple[object, ...]:

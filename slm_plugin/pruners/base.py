@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from slm_plugin.session import Session
 
 
+# The default of `multiple_of`.
+_CHANNELS_AT_A_TIME = 8
+
+
 class Options(BaseModel):
     """Base of every component's options: unknown keys are errors, values are fixed."""
 
@@ -97,6 +101,40 @@ def layers_to_remove(target: Target, original: Dimensions, current: Dimensions) 
             f"ratio {(current.layers - 1) * share:.2f}",
         )
     return wanted
+
+
+def missed(target: Target, plan: PruningPlan, original: Dimensions) -> str:
+    """How far a plan is from its target, in words; empty where no other plan need be nearer.
+
+    A size is met to half of what is taken at a time: a layer, or, in every layer, one KV group or
+    as many channels as the built-in width strategy rounds to by itself.
+
+    Args:
+        target: What was asked for.
+        plan: What was decided.
+        original: The model as it was loaded.
+    """
+    if target.layers_removed is not None:
+        if plan.layers_removed == target.layers_removed:
+            return ""
+        return f"asked to remove {target.layers_removed} layers, its plan removes " + str(
+            plan.layers_removed
+        )
+    if target.threshold is not None:
+        return ""
+    before = plan.before
+    step = before.layer_parameters
+    if plan.kind == "width":
+        step = before.layers * max(
+            _CHANNELS_AT_A_TIME * before.channel_parameters, before.kv_group_parameters
+        )
+    wanted = target.parameters_to_remove(original.parameters, before.parameters)
+    if 2 * abs(plan.parameters_removed - wanted) <= step + 1:
+        return ""
+    return (
+        f"{target.describe()} means {wanted:,} parameters to remove, the plan removes "
+        f"{plan.parameters_removed:,}"
+    )
 
 
 def refuse_beyond(target: Target, wanted: int, most: int, layers: int, protection: str) -> None:

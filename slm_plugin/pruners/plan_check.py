@@ -23,7 +23,7 @@ from slm_plugin.pruners.plan import (
     Operation,
     PruningPlan,
 )
-from slm_plugin.texts import shown
+from slm_plugin.texts import first_problem, shown
 
 # Sizes of which no model is: explaining a plan makes lists of layers and of heads.
 MOST = {"layers": 100_000, "attention_heads": 1 << 16, "kv_heads": 1 << 16}
@@ -45,10 +45,7 @@ def parsed(text: str, origin: str) -> PruningPlan:
     except PlanError as error:
         wrong, hint = error.message, error.hint or _HINT
     except ValidationError as error:
-        first = error.errors()[0]
-        place = shown(".".join(str(part) for part in first["loc"])) or "top level"
-        more = f"; {error.error_count() - 1} more" if error.error_count() > 1 else ""
-        wrong, hint = f"{place}: {shown(first['msg'], 200)}{more}", _HINT
+        wrong, hint = first_problem(error), _HINT
     except (ValueError, RecursionError) as error:
         place = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         reason = getattr(error, "msg", None) or "it nests too deep, or a number is too long"

@@ -81,6 +81,17 @@ def test_a_stream_that_nobody_reads_changes_nothing(redirection: str) -> None:
     assert printing(redirection)[0] == 0
 
 
+@pytest.mark.parametrize(
+    "close", ["sys.stdout.close()", "sys.stderr.close()", "sys.stdout.buffer.close()",
+              "sys.stdout.buffer.raw.close()", "sys.stdout.detach()"]
+)  # fmt: skip
+def test_a_stream_that_a_library_closes_stays_open(close: str) -> None:
+    """What comes later is printed all the same."""
+    code, said = printing(before=close)
+    assert code == 0
+    assert said.count("[red]x[/]") == printing()[1].count("[red]x[/]")
+
+
 def test_results_that_find_no_room_are_an_error() -> None:
     """Nobody else has them; a folder that was written is a result of its own."""
     code, shown = printing("> /dev/full")
