@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
+from slm_plugin.counts import Count
+
 _SCALE = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 KINDS = ("layers_removed", "ratio", "parameters", "threshold")
 
@@ -33,9 +35,7 @@ class Target(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    layers_removed: Annotated[int, Field(ge=1, description="decoder layers to remove")] | None = (
-        None
-    )
+    layers_removed: Annotated[Count, Field(description="decoder layers to remove")] | None = None
     ratio: (
         Annotated[float, Field(gt=0, lt=1, description="share of parameters to remove")] | None
     ) = None

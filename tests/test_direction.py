@@ -17,6 +17,7 @@ ORDER = [
     "texts",
     "foreign",
     "interruption",
+    "counts",
     "target",
     "extras",
     "child",

@@ -22,7 +22,7 @@ M = TypeVar("M", bound=BaseModel)
 C = TypeVar("C", covariant=True)
 # What a value is that other readers of YAML take for true, false or a number.
 _YES = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
-_GROUPED = re.compile(r"[-+]?\d{1,3}(?:[_,' ]\d{3})+")
+_GROUPED = re.compile(r"[-+]?[0-9]{1,3}(?:[_,' ][0-9]{3})+")
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ from slm_plugin.recipe.inputs import inputs_of, output_of, refuse_twice
 from slm_plugin.recipe.parts import (
     Common,
     check_calibration,
+    check_surroundings,
+    checked_target,
     component,
     entries,
     named_entries,
@@ -130,6 +132,7 @@ def _build(
     problems += _misplaced(stages, written)
     if frame is None:
         return None
+    check_surroundings(frame.model, problems)
     check_calibration(frame.calibration, stages, problems)
     _check_layers(frame.model, stages, problems)
     if frame.model.memory == "layerwise":
@@ -189,7 +192,7 @@ def _stage(entry: Any, place: Place, problems: list[Problem]) -> Stage | None:
     if options is None or target is None or len(problems) > before:
         return None
     pruner: Pruner = found(options, target)
-    return pruner
+    return pruner if checked_target(pruner, place, problems) else None
 
 
 def _misplaced(

@@ -17,7 +17,9 @@ jsonschema = pytest.importorskip("jsonschema")
 BEYOND = {
     "twice", "calibration file", "calibration needed", "two targets", "empty target", "idle of",
     "target kind", "ratios", "idle norm", "evaluation file", "merge rule", "not yaml", "tab",
-    "python tag", "own alias", "empty",
+    "python tag", "own alias", "empty", "no shard", "other digits of a rule", "threshold above",
+    "threshold below", "positive divergence", "budget of a threshold", "released size", "own text",
+    "no such folder", "no such folder below", "no such gguf", "model is a file",
 }  # fmt: skip
 
 
