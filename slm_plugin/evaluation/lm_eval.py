@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 
 from slm_plugin.counts import Count, Natural, Seed
-from slm_plugin.errors import UserError
+from slm_plugin.errors import MissingExtraError, UserError
 from slm_plugin.evaluation.base import Evaluator, EvaluatorOptions, Measurement
 from slm_plugin.evaluation.lm_eval_sandbox import sandboxed
 from slm_plugin.evaluation.lm_eval_scores import scores
@@ -93,7 +93,13 @@ class LmEval(Evaluator):
             MissingExtraError: lm-eval is not installed.
             UserError: A task is unknown, or its file is wrong.
         """
-        _ = self.found
+        try:
+            _ = self.found
+        except MissingExtraError:
+            raise
+        except UserError as error:
+            error.option = error.option or "tasks"
+            raise
 
     def load(self) -> None:
         """Load the tasks and their data, which runs the code that they name.

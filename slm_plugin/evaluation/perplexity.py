@@ -98,9 +98,13 @@ class Perplexity(Evaluator):
             CalibrationError: The file is missing, malformed or holds no text.
             MissingExtraError: A dataset is asked for and `datasets` is not installed.
         """
-        check_source(self.options.source)
-        if self.options.source == "builtin" or is_file(self.options.source):
-            _ = self.text
+        try:
+            check_source(self.options.source)
+            if self.options.source == "builtin" or is_file(self.options.source):
+                _ = self.text
+        except CalibrationError as error:
+            error.option = "source"
+            raise
 
     def fit(self, session: Session) -> None:
         """Make sure that the model has room for one piece.

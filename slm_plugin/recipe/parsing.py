@@ -43,9 +43,7 @@ class Frame(Common):
     stages: Annotated[
         tuple[Any, ...], Field(description="what to do, in order: prune or recover")
     ] = ()
-    export: Annotated[
-        tuple[str | dict[str, Any] | None, ...], Field(description="what to write")
-    ] = ()
+    export: Annotated[tuple[Any, ...], Field(description="what to write")] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ class Common(BaseModel):
         CalibrationSource | None, Field(description="data that strategies measure on")
     ] = None
     evaluate: Annotated[
-        tuple[str | dict[str, Any] | None, ...],
+        tuple[Any, ...],
         Field(description="what to measure before and after"),
     ] = ()
     output: Annotated[str, Field(min_length=1, description="folder for everything written")]
@@ -127,7 +127,7 @@ def component(
         try:
             made.check()
         except SlmError as error:
-            problems.append(Problem(place, str(error)))
+            problems.append(Problem((*place, *filter(None, [error.option])), str(error)))
             return None
     return made
 

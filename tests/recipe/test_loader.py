@@ -135,6 +135,6 @@ def test_merged_keys_yield_to_those_beside_them() -> None:
     assert found.place(("b", "y", "z")) == (1, 18)
 
 
-def test_an_empty_text_is_an_empty_mapping() -> None:
-    """A file with comments only has all keys missing."""
-    assert read_yaml("# nothing\n").data == {}
+def test_an_empty_text_is_null() -> None:
+    """As the value of a key: a comment is nothing."""
+    assert read_yaml("# nothing\n").data is None
