@@ -20,7 +20,7 @@ from slm_plugin.comparison.kept import Kept, is_cell, is_plan
 from slm_plugin.comparison.record import Cell, ComparisonReport, Effort, Planned
 from slm_plugin.errors import OutputError, SlmError, TargetError, UserError
 from slm_plugin.evaluation.base import Evaluator, Measurement
-from slm_plugin.models.bundled import cache_folder
+from slm_plugin.models.bundled import cache_folder, trials_folder
 from slm_plugin.models.loading import load
 from slm_plugin.outputs.claim import claim
 from slm_plugin.pipeline import refuse_few_samples, refuse_unstreamable
@@ -101,7 +101,7 @@ def _compared(comparison: Comparison, *, fresh: bool, known: bool) -> Comparison
     started = time.perf_counter()
     for evaluator in comparison.evaluators if not known else ():
         evaluator.load()
-    pristine = _prepare(comparison, fresh=fresh)
+    pristine = _prepare(comparison, journal=not (fresh or known))
     calibration = None
     if comparison.calibration is not None and pristine.calibration is not None:
         calibration = CalibrationRecord.of(
@@ -124,9 +124,10 @@ def _compared(comparison: Comparison, *, fresh: bool, known: bool) -> Comparison
     )
 
 
-def _prepare(comparison: Comparison, *, fresh: bool) -> Session:
+def _prepare(comparison: Comparison, *, journal: bool) -> Session:
     """Load the model, draw the calibration set and refuse targets that are out of reach."""
     _seed(comparison.seed)
+    journals = trials_folder() if journal else None
     say(f"load {comparison.model.id} …")
     model, tokenizer = load(comparison.model)
     session = Session(
@@ -134,7 +135,7 @@ def _prepare(comparison: Comparison, *, fresh: bool) -> Session:
         tokenizer,
         source=comparison.model.id,
         seed=comparison.seed,
-        journals=None if fresh else cache_folder() / "trials",
+        journals=journals,
     )
     recoveries = [r for method in comparison.methods for r in method.recoveries if r is not None]
     strategies = [method.at(comparison.targets[0]) for method in comparison.methods]

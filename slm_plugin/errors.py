@@ -14,14 +14,16 @@ class SlmError(Exception):
     Args:
         message: One sentence that says what is wrong and where.
         hint: One sentence that says what to do about it.
+        option: The option of a component that it is about, where it is about one.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", option: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.option = option
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message

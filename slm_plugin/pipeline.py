@@ -17,7 +17,7 @@ from slm_plugin.calibration.samples import CalibrationRecord, draw
 from slm_plugin.checks import refuse_targets
 from slm_plugin.errors import CalibrationError, ModelSourceError
 from slm_plugin.export.base import ExportRecord
-from slm_plugin.models.bundled import BUNDLED, cache_folder
+from slm_plugin.models.bundled import BUNDLED, cache_folder, trials_folder
 from slm_plugin.models.fingerprint import Fingerprint
 from slm_plugin.models.loading import load
 from slm_plugin.models.streaming import is_streamed
@@ -186,6 +186,9 @@ def prepare(recipe: Recipe) -> Session:
     """
     random.seed(recipe.seed)
     torch.manual_seed(recipe.seed)
+    # Where a search would fail to write its journal later, nothing is loaded.
+    wanted = any(isinstance(stage, Pruner) and stage.keeps_trials for stage in recipe.stages)
+    journals = trials_folder() if wanted else cache_folder() / "trials"
     with _timed(f"load {recipe.model.id}"):
         model, tokenizer = load(recipe.model)
     session = Session(
@@ -193,7 +196,7 @@ def prepare(recipe: Recipe) -> Session:
         tokenizer,
         source=recipe.model.id,
         seed=recipe.seed,
-        journals=cache_folder() / "trials",
+        journals=journals,
     )
     refuse_unstreamable((*recipe.stages, *recipe.evaluators, *recipe.exporters), session)
     refuse_targets(recipe.stages, session.original)

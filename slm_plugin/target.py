@@ -8,7 +8,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
+from slm_plugin.counts import Count
+
 _SCALE = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
+_COUNT = re.compile(r"\s*((?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?)\s*([KMB]?)\s*", re.IGNORECASE)
 KINDS = ("layers_removed", "ratio", "parameters", "threshold")
 
 
@@ -16,7 +19,9 @@ def parse_count(value: object) -> object:
     """Read ``100M``, ``1.2B`` or ``135000`` as a whole number; anything else passes unchanged."""
     if isinstance(value, str):
         match = re.fullmatch(
-            r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([KMB]?)\s*", value, flags=re.IGNORECASE
+            r"\s*((?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?)\s*([KMB]?)\s*",
+            value,
+            flags=re.IGNORECASE,
         )
         if match:
             return round(float(match[1]) * _SCALE[match[2].upper()])
@@ -33,9 +38,7 @@ class Target(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    layers_removed: Annotated[int, Field(ge=1, description="decoder layers to remove")] | None = (
-        None
-    )
+    layers_removed: Annotated[Count, Field(description="decoder layers to remove")] | None = None
     ratio: (
         Annotated[float, Field(gt=0, lt=1, description="share of parameters to remove")] | None
     ) = None

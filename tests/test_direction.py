@@ -17,6 +17,7 @@ ORDER = [
     "texts",
     "interruption",
     "foreign",
+    "counts",
     "target",
     "extras",
     "child",

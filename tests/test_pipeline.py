@@ -206,11 +206,11 @@ def test_a_threshold_that_removes_nothing_is_a_warning(
     recipe_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In the plan and on standard error: the run does nothing where it seems to do something."""
-    made = slm_plugin.plan(Recipe.read(recipe_file, ["stages.0.target={threshold: 1e9}"]))
+    made = slm_plugin.plan(Recipe.read(recipe_file, ["stages.0.target={threshold: 1}"]))
     plan = next(iter(made.values()))
     assert plan.operations == ()
-    assert plan.warnings[0].startswith("the target (threshold 1e+09) removes nothing")
-    assert "warning: the target (threshold 1e+09) removes nothing" in capsys.readouterr().err
+    assert plan.warnings[0].startswith("the target (threshold 1) removes nothing")
+    assert "warning: the target (threshold 1) removes nothing" in capsys.readouterr().err
 
 
 def test_a_recipe_may_be_a_pipe(recipe_file: Path) -> None:

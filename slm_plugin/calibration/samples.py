@@ -13,6 +13,7 @@ from torch import Tensor
 
 from slm_plugin.calibration.sources import TextSource, check_source, is_file, read_documents
 from slm_plugin.calibration.token_files import refuse_ids, stored_ids
+from slm_plugin.counts import MOST, Count, Seed
 from slm_plugin.errors import CalibrationError
 from slm_plugin.texts import expanded, shown_path
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 DEFAULT_SAMPLES = 10
 DEFAULT_LENGTH = 128
 TOKEN_FILES = (".json", ".safetensors")
-# Samples, and tokens of one: more is a slip.
-MOST = 10_000_000
 
 
 class CalibrationSource(TextSource):
@@ -41,11 +40,13 @@ class CalibrationSource(TextSource):
             ".json or .safetensors, or a datasets id",
         ),
     ] = "builtin"
-    samples: Annotated[int | None, Field(ge=1, le=MOST, description="samples to draw (10)")] = None
+    samples: Annotated[Count | None, Field(description="samples to draw (10)")] = None
     length: Annotated[int | None, Field(ge=2, le=MOST, description="tokens per sample (128)")] = (
         None
     )
-    seed: Annotated[int | None, Field(description="seed of the draw; default: the recipe's")] = None
+    seed: Annotated[Seed | None, Field(description="seed of the draw; default: the recipe's")] = (
+        None
+    )
     sampling: Annotated[
         Literal["crop", "pack"],
         Field(

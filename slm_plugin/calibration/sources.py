@@ -64,6 +64,10 @@ def check_source(source: str) -> None:
     """
     if source == "builtin":
         return
+    if source == "self":
+        raise CalibrationError(
+            "text that the model writes itself only calibrates", hint="name another source"
+        )
     try:
         path = expanded(source)
         there = path.exists()

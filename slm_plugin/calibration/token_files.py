@@ -13,6 +13,8 @@ from slm_plugin.texts import read_text, shown, shown_path
 
 LARGEST_JSON = 1 << 32
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# PyTorch holds these, and computes nothing with them.
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 _WANTED = "token ids are whole numbers of shape (samples, length)"
 
 
@@ -63,13 +65,21 @@ def _only_tensor(path: Path) -> Tensor:
         raise CalibrationError(
             f"cannot read token ids from {shown_path(path)}: {shown(error, 200)}"
         ) from error
-    if "input_ids" in tensors:
-        return tensors["input_ids"]
-    if len(tensors) == 1:
-        return next(iter(tensors.values()))
-    raise CalibrationError(
-        f"{shown_path(path)} holds {len(tensors)} tensors and none is called 'input_ids'"
-    )
+    if "input_ids" not in tensors and len(tensors) != 1:
+        raise CalibrationError(
+            f"{shown_path(path)} holds {len(tensors)} tensors and none is called 'input_ids'"
+        )
+    found = tensors.get("input_ids", next(iter(tensors.values())))
+    return _signed(found, path) if found.dtype in UNSIGNED else found
+
+
+def _signed(tokens: Tensor, path: Path) -> Tensor:
+    signed = tokens.to(torch.int64)
+    if signed.numel() and (least := int(signed.min())) < 0:
+        raise CalibrationError(
+            f"{shown_path(path)} holds token id {least + 2**64}", hint="no vocabulary is so large"
+        )
+    return signed
 
 
 def refuse_ids(tokens: Tensor, source: str) -> None:

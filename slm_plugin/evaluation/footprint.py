@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 from pydantic import Field
 
+from slm_plugin.counts import Count
 from slm_plugin.evaluation.base import Evaluator, EvaluatorOptions, Measurement
 from slm_plugin.evaluation.prefill import check_room, prefill, random_prompt
 from slm_plugin.models.streaming import StreamedParameter
@@ -32,7 +33,7 @@ STATUS = Path("/proc/self/status")
 class FootprintOptions(EvaluatorOptions):
     """What the peak is measured on."""
 
-    tokens: Annotated[int, Field(ge=1, description="prompt length of the peak measurement")] = 512
+    tokens: Annotated[Count, Field(description="prompt length of the peak measurement")] = 512
 
 
 @register_evaluator("footprint")

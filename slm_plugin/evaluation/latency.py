@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from slm_plugin.counts import Count, Natural
 from slm_plugin.evaluation.base import Evaluator, EvaluatorOptions, Measurement
 from slm_plugin.evaluation.prefill import check_room, prefill, random_prompt
 from slm_plugin.progress import track
@@ -28,11 +29,11 @@ T = TypeVar("T")
 class LatencyOptions(EvaluatorOptions):
     """What is timed, and how often."""
 
-    prompt_tokens: Annotated[int, Field(ge=1, description="tokens of the prompt")] = 128
-    new_tokens: Annotated[int, Field(ge=1, description="greedy steps after the prompt")] = 32
-    batch_size: Annotated[int, Field(ge=1, description="prompts side by side")] = 1
-    repeats: Annotated[int, Field(ge=1, description="timed runs; medians are reported")] = 5
-    warmup: Annotated[int, Field(ge=0, description="runs before the timed ones")] = 1
+    prompt_tokens: Annotated[Count, Field(description="tokens of the prompt")] = 128
+    new_tokens: Annotated[Count, Field(description="greedy steps after the prompt")] = 32
+    batch_size: Annotated[Count, Field(description="prompts side by side")] = 1
+    repeats: Annotated[Count, Field(description="timed runs; medians are reported")] = 5
+    warmup: Annotated[Natural, Field(description="runs before the timed ones")] = 1
 
 
 @register_evaluator("latency")

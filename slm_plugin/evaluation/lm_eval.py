@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from slm_plugin.errors import UserError
+from slm_plugin.counts import Count, Natural, Seed
+from slm_plugin.errors import MissingExtraError, UserError
 from slm_plugin.evaluation.base import Evaluator, EvaluatorOptions, Measurement
 from slm_plugin.evaluation.lm_eval_sandbox import sandboxed
 from slm_plugin.evaluation.lm_eval_scores import scores
@@ -41,18 +42,18 @@ class LmEvalOptions(EvaluatorOptions):
         tuple[str, ...],
         Field(min_length=1, description="lm-eval tasks, groups or tags, or builtin_continuation"),
     ]
-    limit: (
-        Annotated[int, Field(ge=1, description="use only the first items of each task")] | None
-    ) = None
-    include_path: Annotated[str | None, Field(description="folder of further task YAML files")] = (
+    limit: Annotated[Count, Field(description="use only the first items of each task")] | None = (
         None
     )
+    include_path: Annotated[
+        str | None, Field(min_length=1, description="folder of further task YAML files")
+    ] = None
     num_fewshot: (
-        Annotated[int, Field(ge=0, description="shots; by default each task's own number")] | None
+        Annotated[Natural, Field(description="shots; by default each task's own number")] | None
     ) = None
-    batch_size: Annotated[int, Field(ge=1, description="sequences side by side")] = 8
+    batch_size: Annotated[Count, Field(description="sequences side by side")] = 8
     seed: Annotated[
-        int | None, Field(description="seed of few-shot draws; by default the run's")
+        Seed | None, Field(description="seed of few-shot draws; by default the run's")
     ] = None
 
 
@@ -92,7 +93,13 @@ class LmEval(Evaluator):
             MissingExtraError: lm-eval is not installed.
             UserError: A task is unknown, or its file is wrong.
         """
-        _ = self.found
+        try:
+            _ = self.found
+        except MissingExtraError:
+            raise
+        except UserError as error:
+            error.option = error.option or "tasks"
+            raise
 
     def load(self) -> None:
         """Load the tasks and their data, which runs the code that they name.

@@ -69,6 +69,7 @@ def find_tasks(names: Sequence[str], include_path: str | None) -> FoundTasks:
         raise UserError(
             f"the lm_eval include_path {include_path} is not a folder",
             hint="name the folder that holds the task YAML files",
+            option="include_path",
         )
     manager = _manager(names, include_path)
     code: dict[str, None] = {}

@@ -22,6 +22,7 @@ from slm_plugin.calibration.sources import (
     read_rows,
     read_whole,
 )
+from slm_plugin.counts import MOST, Count
 from slm_plugin.errors import CalibrationError, NumericalError
 from slm_plugin.evaluation.base import Evaluator, EvaluatorOptions, Measurement
 from slm_plugin.evaluation.prefill import check_room
@@ -42,10 +43,10 @@ LARGEST_EXPONENT = math.log(sys.float_info.max)
 class PerplexityOptions(EvaluatorOptions, TextSource):
     """Which text, cut into which pieces."""
 
-    length: Annotated[int, Field(ge=2, description="tokens of a piece; papers use 128 or 2048")] = (
-        2048
-    )
-    limit: Annotated[int, Field(ge=1, description="use only the first pieces")] | None = None
+    length: Annotated[
+        int, Field(ge=2, le=MOST, description="tokens of a piece; papers use 128 or 2048")
+    ] = 2048
+    limit: Annotated[Count, Field(description="use only the first pieces")] | None = None
     join: Annotated[
         Literal["rows", "none"],
         Field(
@@ -97,9 +98,13 @@ class Perplexity(Evaluator):
             CalibrationError: The file is missing, malformed or holds no text.
             MissingExtraError: A dataset is asked for and `datasets` is not installed.
         """
-        check_source(self.options.source)
-        if self.options.source == "builtin" or is_file(self.options.source):
-            _ = self.text
+        try:
+            check_source(self.options.source)
+            if self.options.source == "builtin" or is_file(self.options.source):
+                _ = self.text
+        except CalibrationError as error:
+            error.option = "source"
+            raise
 
     def fit(self, session: Session) -> None:
         """Make sure that the model has room for one piece.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from safetensors import SafetensorError
 
 from slm_plugin.child import run_module
@@ -41,6 +42,7 @@ from slm_plugin.models.operators import operators
 from slm_plugin.models.streaming import is_streamed
 from slm_plugin.outputs.scratch import temporary_folder, whole_folder
 from slm_plugin.registry import register_exporter
+from slm_plugin.texts import shown
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -58,14 +60,35 @@ FIGURES = {
 }
 
 
+# A size in words: up to 999 999 of a unit, with a fraction.
+_SIZE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*[KMG]B")
+
+
+def check_size(size: str) -> str:
+    """Return a size of files that can be written.
+
+    Raises:
+        ValueError: It is none.
+    """
+    match = _SIZE.fullmatch(size)
+    if match is None:
+        raise ValueError(f"should be a size as 5GB, 500MB or 64KB, not '{shown(size)}'")
+    if not float(match[1]):
+        raise ValueError(f"'{shown(size)}' holds no tensor; give a size as 5GB or 500MB")
+    return size
+
+
 class CheckpointOptions(ExporterOptions):
     """How the checkpoint is cut into files."""
 
-    max_shard_size: str = Field(
-        default="5GB",
-        pattern=r"^\d+(\.\d+)?\s*[KMG]i?B$",
-        description="largest safetensors file, as 5GB or 500MB",
-    )
+    max_shard_size: Annotated[
+        str,
+        AfterValidator(check_size),
+        Field(
+            description="largest safetensors file, as 5GB or 500MB",
+            json_schema_extra={"pattern": f"^{_SIZE.pattern}$"},
+        ),
+    ] = "5GB"
 
 
 @register_exporter("checkpoint")

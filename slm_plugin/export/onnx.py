@@ -36,6 +36,8 @@ from slm_plugin.registry import register_exporter
 if TYPE_CHECKING:
     from slm_plugin.session import Session
 
+# What the exporter that Optimum calls can write (TorchScript's, in PyTorch).
+HIGHEST_OPSET = 20
 Task = Literal["text-generation-with-past", "text-generation"]
 
 
@@ -47,11 +49,15 @@ class OnnxOptions(ExporterOptions):
         description="with a key/value cache, or without",
     )
     opset: int | None = Field(
-        default=None, ge=14, description="ONNX operator set; null takes Optimum's choice"
+        default=None,
+        ge=14,
+        le=HIGHEST_OPSET,
+        description="ONNX operator set; null takes Optimum's choice",
     )
     tolerance: float = Field(
         default=1e-4,
         gt=0,
+        le=1,
         description="largest allowed difference of a logit, as a share of the largest logit",
     )
 

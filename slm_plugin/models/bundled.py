@@ -20,6 +20,7 @@ from slm_plugin.extras import require
 from slm_plugin.models.gguf import read_gguf
 from slm_plugin.outputs.scratch import temporary_folder, whole_folder
 from slm_plugin.progress import say
+from slm_plugin.texts import PATH_ERRORS, reason, shown_path
 
 READER = 2
 
@@ -77,6 +78,41 @@ def default_cache() -> Path | None:
     except (OSError, RuntimeError):
         return None
     return folder if os.access(above, os.W_OK | os.X_OK) else None
+
+
+def check_cache() -> None:
+    """Refuse a place where no cache folder can be.
+
+    Raises:
+        OutputError: Something else has its name, or it cannot be made.
+    """
+    folder = default_cache()
+    if folder is None:
+        return
+    try:
+        above = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        if not above.is_dir():
+            raise _no_cache(f"{above} is no folder")
+    except PATH_ERRORS as error:
+        raise _no_cache(f"cannot look for {shown_path(folder)}: {reason(error)}") from error
+    if above != folder and not os.access(above, os.W_OK | os.X_OK):
+        raise _no_cache(f"cannot write {above}")
+
+
+def trials_folder() -> Path:
+    """The folder of the journals of trials, in the cache, made where it was not there.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    folder = cache_folder() / "trials"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except PATH_ERRORS as error:
+        raise _no_cache(f"cannot write {shown_path(folder)}: {reason(error)}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _no_cache(f"cannot write {shown_path(folder)}")
+    return folder
 
 
 @functools.cache

@@ -25,7 +25,7 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # Stored tensors that follow from others, and how each is proved to:
 # - rotary frequencies, which old releases stored in each layer, follow from the config;
 # - a head beside tied embeddings is the embedding.
-FREQUENCIES = re.compile(r"model\.(layers\.(\d+)\.self_attn\.)?rotary_emb\.inv_freq")
+FREQUENCIES = re.compile(r"model\.(layers\.([0-9]+)\.self_attn\.)?rotary_emb\.inv_freq")
 _LAYER = re.compile(r"model\.layers\.([0-9]{1,9})\.")
 
 

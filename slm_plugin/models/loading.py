@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 from unicodedata import category
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from slm_plugin.errors import ModelSourceError
 from slm_plugin.models.bundled import BUNDLED, bundled_folder
@@ -19,10 +20,26 @@ from slm_plugin.models.placement import outgrows, places, settle
 from slm_plugin.models.streaming import is_streamed, values
 from slm_plugin.models.tokenizer import read_tokenizer
 from slm_plugin.models.view import DecoderView
-from slm_plugin.texts import expanded, shown
+from slm_plugin.texts import expanded, regular_file, shown, shown_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
+# As huggingface_hub has it, without what only a path could be.
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+
+
+def check_device(device: str) -> str:
+    """Return the name of a device, which this machine may have or not.
+
+    Raises:
+        ValueError: There is no such name.
+    """
+    if _DEVICE.fullmatch(device) is None:
+        raise ValueError(f"should be auto, cpu, mps, cuda or as cuda:1, not '{shown(device)}'")
+    return device
 
 
 class ModelSource(BaseModel):
@@ -42,10 +59,11 @@ class ModelSource(BaseModel):
     ] = "auto"
     device: Annotated[
         str,
+        AfterValidator(check_device),
         Field(
-            pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
             description="auto takes CUDA, then MPS, then the CPU; a model that is larger than "
             "the GPU is spread over further GPUs, memory and disk",
+            json_schema_extra={"pattern": f"^({_DEVICE.pattern})$"},
         ),
     ] = "auto"
     revision: Annotated[str | None, Field(description="branch, tag or commit on the Hub")] = None
@@ -84,23 +102,40 @@ def load(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase 
         MissingExtraError: It is a GGUF file and ``gguf`` is not installed.
     """
     device = pick_device(source.device)
+    check_name(source.id)
     path = _path(source.id)
     if source.id in BUNDLED:
         model, tokenizer = _from_files(bundled_folder(source.id), source)
     elif is_gguf(source.id):
-        if not path.is_file():
-            raise ModelSourceError(f"there is no file {path}")
         model, tokenizer = read_gguf(path, dtype=source.dtype)
     elif path.is_dir():
         model, tokenizer = _from_files(path, source)
-    elif source.id.startswith((".", "/", "~")) or source.id.count("/") > 1:
-        raise ModelSourceError(f"there is no folder {path}")
     else:
         model, tokenizer = _from_files(fetched(source.id, source.revision), source)
     DecoderView.of(model)
     _refuse_non_finite(model, source.id)
     model.eval()
     return model if is_streamed(model) else model.to(device), tokenizer
+
+
+def check_name(name: str) -> None:
+    """Refuse the name of a model that is no alias, nothing on this disk and no id of the Hub.
+
+    Raises:
+        ModelSourceError: It is none of them.
+    """
+    path = _path(name)
+    if name in BUNDLED or path.is_dir():
+        return
+    wrong = ""
+    if is_gguf(name):
+        wrong = regular_file(path)
+    elif path.exists():
+        wrong = f"{shown_path(path)} is neither a checkpoint folder nor a .gguf file"
+    elif _HUB_ID.fullmatch(name) is None:
+        wrong = f"there is no folder {shown_path(path)}"
+    if wrong:
+        raise ModelSourceError(wrong)
 
 
 def _path(name: str) -> Path:

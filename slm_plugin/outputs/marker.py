@@ -29,10 +29,10 @@ LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
 LOST = "lost+found"
 # Bytes of a marker or a report; a larger file is not ours.
 LARGEST = 1 << 28
-_PLAN = re.compile(r"plan-\d+-(.+)\.json")
+_PLAN = re.compile(r"plan-[0-9]+-(.+)\.json")
 # All that a checkpoint of before the marker can hold.
 _CHECKPOINT = re.compile(
-    r"(model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|config\.json"
+    r"(model(-[0-9]+-of-[0-9]+)?\.safetensors|model\.safetensors\.index\.json|config\.json"
     r"|generation_config\.json|tokenizer(_config)?\.json|special_tokens_map\.json"
     r"|added_tokens\.json|vocab\.json|merges\.txt|tokenizer\.model|chat_template\.jinja)"
 )

@@ -32,7 +32,8 @@ class Pruner(ABC):
     A subclass sets the class variables, registers itself under a name with
     `slm_plugin.register_pruner` and implements `plan`. Its ``Options`` become the keys of its
     stage in a recipe. ``streams`` says that the strategy works on a model whose layers are read
-    from disk one at a time: it runs layers through `run_batches` and looks at no weight itself.
+    from disk one at a time: it runs layers through `run_batches` and looks at no weight itself;
+    ``keeps_trials`` that it writes a journal of them into the cache folder.
 
     Args:
         options: An instance of the class's ``Options``.
@@ -44,6 +45,7 @@ class Pruner(ABC):
     targets: ClassVar[tuple[str, ...]]
     extra: ClassVar[str | None] = None
     streams: ClassVar[bool] = False
+    keeps_trials: ClassVar[bool] = False
     Options: ClassVar[type[BaseModel]] = Options
 
     def __init__(self, options: BaseModel, target: Target) -> None:
@@ -64,6 +66,13 @@ class Pruner(ABC):
 
         Raises:
             TargetError: The target cannot be reached.
+        """
+
+    def check(self) -> None:  # noqa: B027 - most options go with most targets
+        """Refuse a target that goes with these options on no model, when the recipe is read.
+
+        Raises:
+            TargetError: It does not.
         """
 
     def check_target(self, original: Dimensions, current: Dimensions) -> None:

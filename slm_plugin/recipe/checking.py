@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -22,7 +22,18 @@ M = TypeVar("M", bound=BaseModel)
 C = TypeVar("C", covariant=True)
 # What a value is that other readers of YAML take for true, false or a number.
 _YES = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
-_GROUPED = re.compile(r"[-+]?\d{1,3}(?:[_,' ]\d{3})+")
+_GROUPED = re.compile(r"[-+]?[0-9]{1,3}(?:[_,' ][0-9]{3})+")
+
+
+_DECIMAL_COMMA = re.compile(r"[-+]?(?:0,[0-9]+|[0-9]+,(?:[0-9]{1,2}|[0-9]{4,}))")
+# What pydantic calls by the names of Python.
+_YAML = {
+    "bool_type": "should be true or false",
+    "tuple_type": "should be a list",
+    "list_type": "should be a list",
+    "string_type": "should be a text",
+    "none_required": "should be null",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +47,10 @@ class Placed(Generic[C]):
 def validated(model: type[M], data: Any, place: Place, problems: list[Problem]) -> M | None:
     """Validate strictly: a quoted number is no number, ``true`` is not 1."""
     try:
-        return _made(model, json.dumps(data, default=str))
+        made = _made(model, json.dumps(data, default=str))
+        loose = list(_loosely_equal(model, data, place))
+        problems += loose
+        return None if loose else made
     except SlmError as error:
         problems.append(Problem(place, str(error)))
         return None
@@ -44,10 +58,82 @@ def validated(model: type[M], data: Any, place: Place, problems: list[Problem]) 
         if not isinstance(error, ValidationError):
             problems.append(Problem(place, f"cannot be read: {error}"))
             return None
-        for one in error.errors():
-            path = tuple(one["loc"])
-            problems.append(Problem((*place, *path), _message(model, path, dict(one))))
+        problems += _told(model, data, place, error)
         return None
+
+
+def _told(
+    model: type[BaseModel], data: Any, place: Place, error: ValidationError
+) -> Iterator[Problem]:
+    """Mistakes at the places where they are written, one for each."""
+    at: dict[Place, list[dict[str, Any]]] = {}
+    for one in error.errors():
+        at.setdefault(_written(data, tuple(one["loc"]), one["type"]), []).append(dict(one))
+    for path, found in at.items():
+        # A list loses the entries that are wrong: that it is too short then says nothing.
+        below = any(other[: len(path)] == path for other in at if other != path)
+        if below and all(one["type"] == "too_short" for one in found):
+            continue
+        # Of several forms that a value may have, one that it has counts.
+        nearest_form = [one for one in found if not one["type"].endswith(("_type", "_error"))]
+        said = [_message(model, path, one) for one in nearest_form or found]
+        yield Problem((*place, *path), _either(said))
+
+
+def _either(said: list[str]) -> str:
+    """One message of several that begin and end alike."""
+    first, *others = dict.fromkeys(said)
+    for other in others:
+        middle = other.removeprefix("should be ").partition(", not ")[0]
+        head, comma, tail = first.partition(", not ")
+        first = f"{head} or {middle}{comma}{tail}"
+    return first
+
+
+def _written(data: Any, path: Place, kind: str) -> Place:
+    """A place without the names of the forms that pydantic tried."""
+    found: list[str | int] = []
+    for part in path:
+        if (isinstance(data, dict) and part in data) or _is_index(data, part):
+            data = data[part]
+        elif not (kind == "missing" and part == path[-1]):
+            continue
+        found.append(part)
+    return tuple(found)
+
+
+def _is_index(data: Any, part: str | int) -> bool:
+    return isinstance(data, list) and isinstance(part, int) and part < len(data)
+
+
+def _loosely_equal(model: type[BaseModel], data: Any, place: Place) -> Iterator[Problem]:
+    """Values that are taken for another of their kind: in Python, true and 1.0 are 1."""
+    for name, field in model.model_fields.items():
+        if not isinstance(data, dict) or name not in data:
+            continue
+        given, annotation = data[name], field.annotation
+        if isinstance(given, dict):
+            inner = next(_models(annotation), None)
+            if inner is not None:
+                yield from _loosely_equal(inner, given, (*place, name))
+        allowed = [value for value in _literals(annotation) if value == given]
+        if allowed and all(type(value) is not type(given) for value in allowed):
+            said = " or ".join(_plain(value) for value in allowed)
+            yield Problem((*place, name), f"should be {said}{_found(given)}")
+
+
+def _literals(annotation: Any) -> Iterator[Any]:
+    if get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+        return
+    for inner in get_args(annotation):
+        yield from _literals(inner)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    for one in (annotation, *get_args(annotation)):
+        if isinstance(one, type) and issubclass(one, BaseModel):
+            yield one
 
 
 def _made(model: type[M], text: str) -> M:
@@ -116,12 +202,36 @@ def _message(model: type[BaseModel], path: Place, error: dict[str, Any]) -> str:
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         return "should be a mapping of keys to values"
     found = error.get("input")
-    said = "" if isinstance(found, dict | list) or kind == "value_error" else _found(found)
-    return text.removeprefix("Input ") + said + _remedy(kind, found)
+    silent = found == "" or kind == "value_error" or isinstance(found, dict | list)
+    said = "" if silent else _found(found)
+    return _wording(kind, text, error.get("ctx", {})) + said + _remedy(kind, found)
+
+
+def _wording(kind: str, text: str, context: dict[str, Any]) -> str:
+    """What is wanted, in the words of YAML."""
+    least, most = context.get("min_length"), context.get("max_length")
+    if kind == "string_too_short":
+        return "should not be empty" if least == 1 else f"should have {least} characters or more"
+    if kind == "string_too_long":
+        return f"should have at most {most} characters"
+    if kind == "too_short":
+        return "should not be an empty list" if least == 1 else f"should have {least} entries"
+    if kind == "too_long":
+        return f"should have at most {most} entries"
+    if kind == "string_pattern_mismatch":
+        return "has not the form that the key's description in `slm-plugin list` asks for"
+    return _YAML.get(kind) or text.removeprefix("Input ")
 
 
 def _found(value: Any) -> str:
-    return f", not {shown(repr(value))}"
+    return f", not {shown(_plain(value))}"
+
+
+def _plain(value: Any) -> str:
+    """A value as YAML has it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return repr(value)
 
 
 def _remedy(kind: str, found: Any) -> str:
@@ -131,6 +241,8 @@ def _remedy(kind: str, found: Any) -> str:
     word = found.strip()
     if kind == "bool_type" and (plain := _YES.get(word.lower())):
         return f"; write {plain}"
+    if kind == "float_type" and _DECIMAL_COMMA.fullmatch(word):
+        return f"; write {word.replace(',', '.')}"
     if kind in ("int_type", "float_type") and _GROUPED.fullmatch(word):
         return f"; write {re.sub('[^-+0-9]', '', word)}"
     return ""
@@ -140,8 +252,7 @@ def _fields(model: type[BaseModel], path: Place) -> Iterator[str]:
     """Keys that are known at a place inside a model."""
     for part in path:
         field = model.model_fields.get(str(part))
-        inner = [] if field is None else [field.annotation, *get_args(field.annotation)]
-        found = next((t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)), None)
+        found = None if field is None else next(_models(field.annotation), None)
         if found is None:
             return
         model = found

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 from slm_plugin.calibration.samples import CalibrationSource
+from slm_plugin.errors import SlmError
 from slm_plugin.evaluation.base import Evaluator
 from slm_plugin.models.loading import ModelSource
 from slm_plugin.outputs.place import Input
@@ -22,6 +23,7 @@ from slm_plugin.recipe.parsing import Recipe
 from slm_plugin.recipe.parts import (
     Common,
     check_calibration,
+    check_surroundings,
     component,
     entries,
     named_entries,
@@ -187,6 +189,7 @@ def _build(
     _check_kinds(methods, targets, problems)
     if frame is None:
         return None
+    check_surroundings(frame.model, problems)
     _check_needs(frame, methods, targets, [*followed, *measured], problems)
     inputs = inputs_of(data, file)
     output = output_of(frame.output, inputs, problems)
@@ -317,6 +320,11 @@ def _check_kinds(
                         f"({where}); it takes: {known}",
                     )
                 )
+                continue
+            try:
+                method.component.at(target.component).check()
+            except SlmError as error:
+                problems.append(Problem((*target.place, target.component.kind), str(error)))
 
 
 def _check_needs(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,13 +45,20 @@ class Problem:
 class Located:
     """A YAML document as plain data, with line and column (from 1) of every key and item.
 
-    ``overridden`` holds the setting of each place that is not as the file has it.
+    ``overridden`` holds the setting of each place that is not as the file has it, ``caused`` that
+    of each problem which a setting makes elsewhere.
     """
 
     data: Any
     places: dict[Place, tuple[int, int]]
     problems: tuple[Problem, ...]
     overridden: dict[Place, str] = field(default_factory=dict)
+    caused: dict[Problem, str] = field(default_factory=dict)
+
+    def setting(self, path: Place) -> str | None:
+        """The override that gave a value, or one that encloses it."""
+        ends = range(len(path), 0, -1)
+        return next((self.overridden[path[:e]] for e in ends if path[:e] in self.overridden), None)
 
     def place(self, path: Place) -> tuple[int, int] | None:
         """Line and column of a value or of the nearest enclosing one that is written."""
@@ -69,7 +76,7 @@ def read_yaml(text: str) -> Located:
     """
     node = compose(text)
     if node is None:
-        return Located({}, {(): (1, 1)}, ())
+        return Located(None, {(): (1, 1)}, ())
     walk = _Walk()
     data = walk.value(node, (), frozenset())
     return Located(data, walk.places, tuple(walk.problems))
@@ -124,10 +131,14 @@ class _Walk:
     ) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
         """Keys with their values: a mapping's own, then those that it takes in by ``<<``."""
         seen: set[str] = set()
+        before: yaml.Node | None = None
         others: list[yaml.MappingNode] = []
         merges = 0
         for key, value in node.value:
-            if is_merge(key):
+            before, number = value, _decimal(before, key, value)
+            if number:
+                self._note(path, f"a comma parts keys; write {number}", key)
+            elif is_merge(key):
                 merges += 1
                 others += self._merged(key, value, path)
             elif (name := self._name(key, path)) is not None:
@@ -182,6 +193,13 @@ class _Walk:
         self.problems.append(Problem(path, message))
 
 
+def _decimal(before: yaml.Node | None, key: yaml.Node, value: yaml.Node) -> str:
+    """The number that two keys of ``{ratio: 0,2}`` are meant for; empty where they are two."""
+    parts = [getattr(node, "value", None) for node in (before, key)]
+    whole = all(isinstance(part, str) and part.isascii() and part.isdecimal() for part in parts)
+    return f"{parts[0]}.{parts[1]}" if whole and value.value == "" else ""
+
+
 def _mark(node: yaml.Node) -> tuple[int, int]:
     return node.start_mark.line + 1, node.start_mark.column + 1
 
@@ -207,8 +225,6 @@ def override(located: Located, setting: str) -> Iterator[Problem]:
             inside = _dotted(problem.path)
             yield Problem(where, f"{inside}: {problem.message}" if inside else problem.message)
         return
-    # Nothing behind the equals sign is null, as in a file.
-    value = found.data if text.strip() else None
     at = located.data
     reached: Place = ()
     for depth, part in enumerate(parts, start=1):
@@ -221,7 +237,7 @@ def override(located: Located, setting: str) -> Iterator[Problem]:
             return
         reached = (*reached, key)
         if depth == len(parts):
-            at[key] = value
+            at[key] = found.data
         elif isinstance(at, dict) and not isinstance(at.get(key), dict | list):
             at[key] = {}
         at = at[key]
@@ -248,13 +264,42 @@ def line(origin: str, located: Located, problem: Problem) -> str:
     path = _dotted(problem.path)
     if path.startswith("--set"):
         return f"{path}: {message}"
-    for end in range(len(problem.path), 0, -1):
-        setting = located.overridden.get(problem.path[:end])
-        if setting is not None:
-            return f"{_named(setting)}: {path}: {message}"
+    setting = located.setting(problem.path) or located.caused.get(problem)
+    if setting is not None:
+        return f"{_named(setting)}: {path + ': ' if path else ''}{message}"
     place = located.place(problem.path)
     mark = f":{place[0]}:{place[1]}" if place else ""
     return f"{origin}{mark}: {path + ': ' if path else ''}{message}"
+
+
+def _blame(
+    text: str,
+    overrides: Sequence[str],
+    build: Callable[[Any, list[Problem]], object],
+    located: Located,
+    problems: Sequence[Problem],
+) -> None:
+    """Note for each problem that the file alone has not, behind which override it comes up."""
+    left = {problem for problem in problems if located.setting(problem.path) is None}
+    for count in range(len(overrides)):
+        if not left:
+            return
+        trial = _read(text)
+        for setting in overrides[:count]:
+            list(override(trial, setting))
+        found: list[Problem] = []
+        build(trial.data, found)
+        if count:
+            located.caused.update(dict.fromkeys(left.intersection(found), overrides[count - 1]))
+        left.difference_update(found)
+    if overrides:
+        located.caused.update(dict.fromkeys(left, overrides[-1]))
+
+
+def _read(text: str) -> Located:
+    """A file's document; an empty one is a mapping without keys."""
+    located = read_yaml(text)
+    return replace(located, data={}) if located.data is None else located
 
 
 def read_file(path: Path, kind: str) -> str:
@@ -293,13 +338,16 @@ def checked(
         RecipeError: The text has mistakes; the message lists them, a line each.
     """
     try:
-        located = read_yaml(text)
+        located = _read(text)
     except Unreadable as error:
         place = f":{error.place[0]}:{error.place[1]}" if error.place else ""
         raise RecipeError(f"{origin}{place}: not YAML: {shown(error.message, LONGEST)}") from error
     problems = list(located.problems)
     problems += [p for setting in overrides for p in override(located, setting)]
-    made = None if problems else build(located.data, problems)
+    made = None
+    if not problems:
+        made = build(located.data, problems)
+        _blame(text, overrides, build, located, problems)
     if made is None or problems:
         lines = list(dict.fromkeys(line(origin, located, problem) for problem in problems))
         if len(lines) > MOST_LINES:

@@ -55,6 +55,25 @@ class _Loader(yaml.SafeLoader):
         self.values = 0
         self.level = 0
 
+    def scan_to_next_token(self) -> None:
+        """Skip white space, in which YAML 1.2 counts tabs as long as they indent nothing."""
+        while True:
+            super().scan_to_next_token()
+            if self.peek() != "\t":
+                return
+            width = 1
+            while self.peek(width) in " \t":
+                width += 1
+            before = self.buffer[self.pointer - self.column : self.pointer]
+            blank = self.peek(width) in "#\0\r\n"
+            if not (self.flow_level or blank or before.strip(" \t\ufeff")):
+                place = (self.line + 1, self.column + 1)
+                raise Unreadable("a tab indents this line; indent by spaces", place)
+            if not self.flow_level:
+                # Neither does a tab indent what begins behind a dash.
+                self.allow_simple_key = False
+            self.forward(width)
+
     def next_event(self) -> Any:
         """What comes next."""
         return self.peek_event()  # type: ignore[no-untyped-call]

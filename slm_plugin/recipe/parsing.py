@@ -22,6 +22,8 @@ from slm_plugin.recipe.inputs import inputs_of, output_of, refuse_twice
 from slm_plugin.recipe.parts import (
     Common,
     check_calibration,
+    check_surroundings,
+    checked_target,
     component,
     entries,
     named_entries,
@@ -41,9 +43,7 @@ class Frame(Common):
     stages: Annotated[
         tuple[Any, ...], Field(description="what to do, in order: prune or recover")
     ] = ()
-    export: Annotated[
-        tuple[str | dict[str, Any] | None, ...], Field(description="what to write")
-    ] = ()
+    export: Annotated[tuple[Any, ...], Field(description="what to write")] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,7 @@ def _build(
     problems += _misplaced(stages, written)
     if frame is None:
         return None
+    check_surroundings(frame.model, problems)
     check_calibration(frame.calibration, stages, problems)
     _check_layers(frame.model, stages, problems)
     if frame.model.memory == "layerwise":
@@ -189,7 +190,7 @@ def _stage(entry: Any, place: Place, problems: list[Problem]) -> Stage | None:
     if options is None or target is None or len(problems) > before:
         return None
     pruner: Pruner = found(options, target)
-    return pruner
+    return pruner if checked_target(pruner, place, problems) else None
 
 
 def _misplaced(

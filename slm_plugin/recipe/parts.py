@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from slm_plugin.calibration.samples import CalibrationSource
+from slm_plugin.counts import Seed
 from slm_plugin.errors import SlmError, UserError
 from slm_plugin.evaluation.base import Evaluator
-from slm_plugin.models.bundled import BUNDLED
-from slm_plugin.models.loading import ModelSource
+from slm_plugin.models.bundled import BUNDLED, check_cache
+from slm_plugin.models.loading import ModelSource, check_name
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.recipe.checking import Placed, check_extra, known_class, validated
 from slm_plugin.recipe.document import Place, Problem
@@ -36,11 +37,11 @@ class Common(BaseModel):
         CalibrationSource | None, Field(description="data that strategies measure on")
     ] = None
     evaluate: Annotated[
-        tuple[str | dict[str, Any] | None, ...],
+        tuple[Any, ...],
         Field(description="what to measure before and after"),
     ] = ()
     output: Annotated[str, Field(min_length=1, description="folder for everything written")]
-    seed: Annotated[int, Field(ge=0, lt=2**32, description="seed of everything random")] = 1234
+    seed: Annotated[Seed, Field(description="seed of everything random")] = 1234
 
 
 def entries(data: dict[str, Any], key: str) -> Iterator[tuple[int, Any]]:
@@ -126,9 +127,36 @@ def component(
         try:
             made.check()
         except SlmError as error:
-            problems.append(Problem(place, str(error)))
+            problems.append(Problem((*place, *filter(None, [error.option])), str(error)))
             return None
     return made
+
+
+def checked_target(pruner: Pruner, place: Place, problems: list[Problem]) -> bool:
+    """Whether a strategy's target goes with its options; what is wrong is noted."""
+    try:
+        pruner.check()
+    except SlmError as error:
+        problems.append(Problem((*place, "target", pruner.target.kind), str(error)))
+        return False
+    return True
+
+
+def check_surroundings(model: ModelSource, problems: list[Problem]) -> None:
+    """Note a model that cannot be found, and a cache folder that cannot be.
+
+    Args:
+        model: The model.
+        problems: Grows by what is wrong.
+    """
+    try:
+        check_name(model.id)
+    except SlmError as error:
+        problems.append(Problem(("model", "id"), str(error)))
+    try:
+        check_cache()
+    except SlmError as error:
+        problems.append(Problem((), str(error)))
 
 
 def check_calibration(

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from slm_plugin.counts import Count
 from slm_plugin.errors import CalibrationError
 from slm_plugin.extras import require
 from slm_plugin.models.view import ATTENTION_PROJECTIONS, MLP_PROJECTIONS
@@ -31,12 +32,12 @@ CLIP_NORM = 1.0
 class LoraOptions(RecoveryOptions):
     """How the adapters are trained."""
 
-    rank: Annotated[int, Field(ge=1, description="rank of the adapters")] = 8
+    rank: Annotated[int, Field(ge=1, le=2**16, description="rank of the adapters")] = 8
     alpha: Annotated[float, Field(gt=0, description="their scale is alpha / rank")] = 16
     dropout: Annotated[float, Field(ge=0, lt=1, description="dropout before the adapters")] = 0.05
     learning_rate: Annotated[float, Field(gt=0, description="peak of AdamW's rate")] = 1e-4
-    epochs: Annotated[int, Field(ge=1, description="passes over the calibration set")] = 2
-    batch_size: Annotated[int, Field(ge=1, description="samples per step")] = 4
+    epochs: Annotated[Count, Field(description="passes over the calibration set")] = 2
+    batch_size: Annotated[Count, Field(description="samples per step")] = 4
     warmup: Annotated[
         float, Field(ge=0, lt=1, description="share of the steps in which the rate rises")
     ] = 0.1

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from slm_plugin.counts import Count
 from slm_plugin.errors import CalibrationError, UserError
 from slm_plugin.progress import track
 from slm_plugin.pruners.gradients import only_trainable
@@ -41,8 +42,8 @@ class StreamlineOptions(RecoveryOptions):
         ),
     ] = "mse"
     learning_rate: Annotated[float, Field(gt=0, description="peak of AdamW's rate")] = 2e-4
-    epochs: Annotated[int, Field(ge=1, description="passes over the calibration set")] = 10
-    batch_size: Annotated[int, Field(ge=1, description="samples per step")] = 8
+    epochs: Annotated[Count, Field(description="passes over the calibration set")] = 10
+    batch_size: Annotated[Count, Field(description="samples per step")] = 8
     weight_decay: Annotated[float, Field(ge=0, description="AdamW's weight decay")] = 1e-3
     clip: Annotated[float, Field(gt=0, description="greatest norm of a step's gradient")] = 5.0
     warmup: Annotated[

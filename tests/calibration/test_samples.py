@@ -83,6 +83,28 @@ def test_token_files_are_used_as_they_are(tmp_path: Path, suffix: str) -> None:
         sample(CalibrationSource(source=str(path), samples=4))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64])
+def test_token_files_may_hold_unsigned_integers(tmp_path: Path, dtype: torch.dtype) -> None:
+    """What is written by way of NumPy; ids of another vocabulary are told all the same."""
+    tokens = random_tokens(3, 8)
+    save_file({"ids": tokens.to(dtype)}, tmp_path / "ids.safetensors")
+    source = CalibrationSource(source=str(tmp_path / "ids.safetensors"))
+    source.check()
+    assert torch.equal(sample(source), tokens)
+    tokens[1, 3] = 200
+    save_file({"ids": tokens.to(dtype)}, tmp_path / "ids.safetensors")
+    with pytest.raises(CalibrationError, match="token id 200; the vocabulary ends at 127"):
+        sample(source)
+
+
+def test_ids_beyond_63_bits_are_told(tmp_path: Path) -> None:
+    """They would be negative numbers where PyTorch computes with them."""
+    tokens = torch.tensor([[1, -7]]).view(torch.uint64)
+    save_file({"ids": tokens}, tmp_path / "ids.safetensors")
+    with pytest.raises(CalibrationError, match=f"holds token id {2**64 - 7} "):
+        CalibrationSource(source=str(tmp_path / "ids.safetensors")).check()
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [

@@ -68,6 +68,31 @@ def test_a_user_without_a_home_has_a_cache_of_his_own(
         bundled.cache_folder()
 
 
+@pytest.mark.parametrize("below", ["", "deep/er"])
+def test_a_place_where_no_cache_can_be_is_refused(
+    below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file has the name of the cache, or of a folder above it: neither command goes on."""
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("SLM_PLUGIN_CACHE", str(tmp_path / "file" / below))
+    for check in (bundled.check_cache, bundled.trials_folder):
+        with pytest.raises(OutputError, match="SLM_PLUGIN_CACHE") as caught:
+            check()
+        assert str(tmp_path / "file") in str(caught.value)
+        assert caught.value.exit_code == 2
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_a_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies in it may still be read: only a search writes there."""
+    monkeypatch.setenv("SLM_PLUGIN_CACHE", str(tmp_path))
+    monkeypatch.setattr(bundled.os, "access", lambda *_: False)
+    bundled.check_cache()
+    with pytest.raises(OutputError, match="cannot write"):
+        bundled.trials_folder()
+
+
 def test_a_cache_that_was_named_is_taken_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """No other is put in its place; an empty name is none."""
     monkeypatch.setenv("SLM_PLUGIN_CACHE", "~no-such-user/cache")

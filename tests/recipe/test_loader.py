@@ -98,6 +98,41 @@ def test_what_readers_disagree_on_is_refused_at_its_place(text: str, words: str)
     assert len(problem.message) < 200
 
 
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        ("a:\t1", {"a": 1}),
+        ("-\tx\n- \t y\t\n", ["x", "y"]),
+        ("a:\n  -\t0.5\t# half\n", {"a": [0.5]}),
+        ("a\t: {b:\t1,\tc: [2,\n\t3\t]\t}\t", {"a": {"b": 1, "c": [2, 3]}}),
+        ("\t\n \t# c\na:\t\n  b:\t'q\tr'\n", {"a": {"b": "q\tr"}}),
+        ("a: &x\t1\nb:\t*x\nc: |\n  t\tu\n", {"a": 1, "b": 1, "c": "t\tu\n"}),
+    ],
+)
+def test_tabs_part_what_stands_in_a_line(text: str, data: object) -> None:
+    """White space is spaces and tabs, behind colons, dashes and commas and before comments."""
+    found = read_yaml(text)
+    assert (found.data, found.problems) == (data, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [("a:\n\tb: 1", (2, 1)), (" \ta: 1", (1, 2)), ("a:\r\n  b: 1\r\n\t c: 2", (3, 1))],
+)
+def test_tabs_indent_nothing(text: str, place: tuple[int, int]) -> None:
+    """Nobody knows how wide a tab is."""
+    with pytest.raises(Unreadable, match="indent by spaces") as caught:
+        read_yaml(text)
+    assert caught.value.place == place
+
+
+@pytest.mark.parametrize("text", ["-\ta: 1", "-\t- 1", "? \t- 1"])
+def test_nothing_begins_behind_a_tab_that_later_lines_could_go_on(text: str) -> None:
+    """A mapping or list in the line of a dash is indented by what stands before it."""
+    with pytest.raises(Unreadable, match="not allowed here"):
+        read_yaml(text)
+
+
 @pytest.mark.parametrize(("text", "words"), UNREADABLE)
 def test_what_is_no_document_ends_soon(text: str, words: str) -> None:
     """Neither depth nor length of a text costs more than a moment."""
@@ -135,6 +170,6 @@ def test_merged_keys_yield_to_those_beside_them() -> None:
     assert found.place(("b", "y", "z")) == (1, 18)
 
 
-def test_an_empty_text_is_an_empty_mapping() -> None:
-    """A file with comments only has all keys missing."""
-    assert read_yaml("# nothing\n").data == {}
+def test_an_empty_text_is_null() -> None:
+    """As the value of a key: a comment is nothing."""
+    assert read_yaml("# nothing\n").data is None

@@ -89,6 +89,45 @@ def test_mistakes_of_an_override_name_it_and_no_line_of_the_file() -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["seed=3", "calibration=#none"], "--set calibration=#none: stages.0: 'slm' needs calib"),
+        (["stages.0.target.ratio=0.5"], "--set stages.0.target.ratio=0.5: stages.0.target: give"),
+        (["stages.0.compatibility=released", "seed=3"], "--set stages.0.compatibility=released: "),
+        (["seed=3", "stages.1.target.ratio=0.9", "stages.0.target={ratio: 0.2}"],
+         "--set stages.0.target={ratio: 0.2}: stages: the ratios add up"),
+    ],
+)  # fmt: skip
+def test_a_mistake_that_an_override_makes_elsewhere_is_told_as_its_own(
+    settings: list[str], told: str
+) -> None:
+    """The file alone has no such mistake: its line would show what is right there."""
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(GOOD, origin="r.yaml", overrides=settings)
+    assert str(caught.value).startswith(told)
+    assert "r.yaml" not in str(caught.value)
+
+
+def test_a_mistake_of_the_file_stays_the_files_beside_an_override() -> None:
+    """Whatever is overridden elsewhere."""
+    text = GOOD.replace("float32", "float8")
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(text, origin="r.yaml", overrides=["seed=3", "stages.0.target.ratio=0.5"])
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("r.yaml:2:27: model.dtype: ")
+    assert second.startswith("--set stages.0.target.ratio=0.5: stages.0.target: ")
+
+
+def test_one_mistake_is_told_in_one_line_where_entries_are_wrong() -> None:
+    """No second line says that the list is empty, or what pydantic's forms are called."""
+    for change in ("lm_eval: {tasks: [3]}", "4"):
+        text = GOOD.replace("perplexity: {source: builtin, length: 64}", change)
+        with pytest.raises(RecipeError) as caught:
+            Recipe.parse(text)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("ending", "problem"),
     [("}}]", "evaluate.0.perplexity.lenght: "), ("}", "the value is not YAML")],
 )

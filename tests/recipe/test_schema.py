@@ -17,7 +17,10 @@ jsonschema = pytest.importorskip("jsonschema")
 BEYOND = {
     "twice", "calibration file", "calibration needed", "two targets", "empty target", "idle of",
     "target kind", "ratios", "idle norm", "evaluation file", "merge rule", "not yaml", "tab",
-    "python tag", "own alias", "empty",
+    "python tag", "own alias", "empty", "no shard", "other digits of a rule", "threshold above",
+    "threshold below", "positive divergence", "budget of a threshold", "released size", "own text",
+    "no such folder", "no such folder below", "no such gguf", "model is a file",
+    "no include_path at all", "no such task", "version is a float", "norm is a float",
 }  # fmt: skip
 
 

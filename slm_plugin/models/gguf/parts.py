@@ -11,7 +11,9 @@ from slm_plugin.errors import ModelSourceError
 from slm_plugin.models.gguf.header import Header, TensorPlace, read_header, shown
 
 MERGE = "join the parts with llama-gguf-split --merge, or fetch all of them into one folder"
-_PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.I)
+_PART = re.compile(
+    r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})(?P<suffix>\.gguf)", re.I
+)
 _SPLIT = "split."
 
 

@@ -34,7 +34,7 @@ _IN_LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_LAYER_TENSOR = re.compile(r"blk\.(0|[1-9]\d*)\.([a-z_]+)\.(weight|bias)")
+_LAYER_TENSOR = re.compile(r"blk\.(0|[1-9][0-9]*)\.([a-z_]+)\.(weight|bias)")
 _PARAMETER = {parameter: tensor for tensor, parameter in _TOP.items()}
 _MODULE = {module: tensor for tensor, module in _IN_LAYER.items()}
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from slm_plugin.counts import Natural
 from slm_plugin.errors import NumericalError
 from slm_plugin.models.view import Dimensions
 from slm_plugin.pruners import base
@@ -53,8 +54,8 @@ class LayerDropping(base.Pruner):
 class EndsOptions(base.Options):
     """Layers at both ends that stay."""
 
-    protect_first: Annotated[int, Field(ge=0, description="lowest layers that stay")] = 0
-    protect_last: Annotated[int, Field(ge=0, description="highest layers that stay")] = 0
+    protect_first: Annotated[Natural, Field(description="lowest layers that stay")] = 0
+    protect_last: Annotated[Natural, Field(description="highest layers that stay")] = 0
 
 
 class BetweenEnds(LayerDropping):

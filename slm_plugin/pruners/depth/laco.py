@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from slm_plugin.counts import MOST, Count, Natural
 from slm_plugin.errors import TargetError
 from slm_plugin.models.view import Dimensions
 from slm_plugin.pruners import base
 from slm_plugin.pruners.depth.combining.merge_rules import factors
 from slm_plugin.pruners.depth.decision import depth_plan, refuse_mixed_kinds
-from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName
+from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName, refuse_threshold
 from slm_plugin.pruners.depth.search.runs import Found, Measure, Measured, Run, Runs, removed
 from slm_plugin.pruners.depth.search.sliding import highest_threshold
 from slm_plugin.pruners.depth.search.trials import Trials, trials_of
@@ -41,15 +42,13 @@ class LacoOptions(base.Options):
         Field(description="how alike the merged model is to the original; published: flat_cosine"),
     ] = "flat_cosine"
     layers_per_merge: Annotated[
-        int, Field(ge=2, description="layers that become one in a merge (C)")
+        int, Field(ge=2, le=MOST, description="layers that become one in a merge (C)")
     ] = 4
-    interval: Annotated[
-        int, Field(ge=1, description="layers between the starts of two merges (I)")
-    ] = 2
-    lowest: Annotated[int, Field(ge=0, description="lowest layer that may take part (L)")] = 1
+    interval: Annotated[Count, Field(description="layers between the starts of two merges (I)")] = 2
+    lowest: Annotated[Natural, Field(description="lowest layer that may take part (L)")] = 1
     highest: Annotated[
-        int | None,
-        Field(ge=1, description="the first merge ends below this layer (H); default: the last"),
+        Count | None,
+        Field(description="the first merge ends below this layer (H); default: the last"),
     ] = None
     merge_rule: Annotated[
         Rule, Field(description="telescoped: the released code; rdsc: the paper's formula")
@@ -173,8 +172,13 @@ class LayerCollapse(base.Pruner):
     kind: ClassVar = "depth"
     targets: ClassVar = ("threshold", "layers_removed", "ratio", "parameters")
     streams: ClassVar = True
+    keeps_trials: ClassVar = True
     Options: ClassVar = LacoOptions
     options: LacoOptions
+
+    def check(self) -> None:
+        """Refuse an impossible threshold."""
+        refuse_threshold(self.target.threshold, self.options.criterion)
 
     def check_target(self, original: Dimensions, current: Dimensions) -> None:
         """Refuse a range without room for one window, and what the walk cannot reach in it."""

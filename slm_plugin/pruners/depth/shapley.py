@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 import torch
 from pydantic import Field
 
+from slm_plugin.counts import Count
 from slm_plugin.pruners.depth.decision import depth_plan
 from slm_plugin.pruners.depth.dropping import BetweenEnds, EndsOptions, lowest, one_by_one
 from slm_plugin.pruners.depth.search.runs import DROP, Run
@@ -35,9 +36,8 @@ class ShapleyOptions(EndsOptions):
     """How many shortened models are looked at."""
 
     samples: Annotated[
-        int,
+        Count,
         Field(
-            ge=1,
             description="about how many shortened models are evaluated; where no more exist, all "
             "are, and the values are exact",
         ),
@@ -67,6 +67,7 @@ class Shapley(BetweenEnds):
     """
 
     streams: ClassVar = True
+    keeps_trials: ClassVar = True
     Options: ClassVar = ShapleyOptions
     options: ShapleyOptions
 

@@ -53,6 +53,7 @@ class Shortened(LayerDropping):
     unless told otherwise.
     """
 
+    keeps_trials: ClassVar = True
     Options: ClassVar = ShortenedOptions
     options: ShortenedOptions
 

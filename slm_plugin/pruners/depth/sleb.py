@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from slm_plugin.counts import Natural
 from slm_plugin.pruners.depth.decision import depth_plan
 from slm_plugin.pruners.depth.dropping import BetweenEnds, EndsOptions, one_by_one
 from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName
@@ -30,10 +31,10 @@ class SlebOptions(EndsOptions):
         Field(description="how alike the shortened model is to the original; published: loss"),
     ] = "loss"
     protect_first: Annotated[
-        int, Field(ge=0, description="lowest layers that stay (early barrier)")
+        Natural, Field(description="lowest layers that stay (early barrier)")
     ] = 1
     protect_last: Annotated[
-        int, Field(ge=0, description="highest layers that stay (latter barrier)")
+        Natural, Field(description="highest layers that stay (latter barrier)")
     ] = 1
 
 
@@ -42,6 +43,7 @@ class Sleb(BetweenEnds):
     """Drop one layer at a time: always the one without which the calibration loss is lowest."""
 
     streams: ClassVar = True
+    keeps_trials: ClassVar = True
     Options: ClassVar = SlebOptions
     options: SlebOptions
 

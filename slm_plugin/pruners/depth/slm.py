@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from slm_plugin.counts import Count, Natural
 from slm_plugin.errors import TargetError
 from slm_plugin.models.view import Dimensions
 from slm_plugin.pruners import base
 from slm_plugin.pruners.depth.combining.merge_rules import check_rule
 from slm_plugin.pruners.depth.decision import depth_plan, refuse_mixed_kinds
-from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName
+from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName, refuse_threshold
 from slm_plugin.pruners.depth.search.best_first import best_first
 from slm_plugin.pruners.depth.search.budgeted import budgeted
 from slm_plugin.pruners.depth.search.runs import Found
@@ -66,7 +67,7 @@ class SlmOptions(base.Options):
         ),
     ] = "sliding"
     beam_width: Annotated[
-        int, Field(ge=1, description="partly merged models that the greedy search follows at once")
+        Count, Field(description="partly merged models that the greedy search follows at once")
     ] = 1
     merge_rule: Annotated[
         str,
@@ -80,8 +81,8 @@ class SlmOptions(base.Options):
         bool,
         Field(description="biases and query/key norms stay the lowest layer's; released: true"),
     ] = False
-    protect_first: Annotated[int, Field(ge=0, description="lowest layers that stay")] = 0
-    protect_last: Annotated[int, Field(ge=0, description="highest layers that stay")] = 1
+    protect_first: Annotated[Natural, Field(description="lowest layers that stay")] = 0
+    protect_last: Annotated[Natural, Field(description="highest layers that stay")] = 1
     flush_tail: Annotated[
         bool, Field(description="merge a window that still grows at the bottom; released: false")
     ] = True
@@ -121,25 +122,34 @@ class SlidingLayerMerging(base.Pruner):
     kind: ClassVar = "depth"
     targets: ClassVar = ("threshold", "layers_removed", "ratio", "parameters")
     streams: ClassVar = True
+    keeps_trials: ClassVar = True
     Options: ClassVar = SlmOptions
     options: SlmOptions
 
-    def check_target(self, original: Dimensions, current: Dimensions) -> None:
-        """Refuse what the protected layers or the search do not leave room for."""
-        super().check_target(original, current)
-        rules = self._rules(current.layers)
-        if self.target.kind == "threshold":
-            if self.options.search == "budgeted":
-                raise TargetError(
-                    "search: budgeted needs a size, not a threshold",
-                    hint="give layers_removed, ratio or parameters",
-                )
-            return
-        if self.options.compatibility == "released":
+    def check(self) -> None:
+        """Refuse a kind of target that the search does not know, or an impossible threshold."""
+        refuse_threshold(self.target.threshold, self.options.criterion)
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        if self.target.kind == "threshold" and self.options.search == "budgeted":
+            raise TargetError(
+                "search: budgeted needs a size, not a threshold",
+                hint="give layers_removed, ratio or parameters",
+            )
+        if self.target.kind != "threshold" and self.options.compatibility == "released":
             raise TargetError(
                 f"the released code knows only a threshold, not {self.target.describe()}",
                 hint="give a threshold or drop `compatibility: released`",
             )
+
+    def check_target(self, original: Dimensions, current: Dimensions) -> None:
+        """Refuse what the protected layers or the search do not leave room for."""
+        self._check_kind()
+        super().check_target(original, current)
+        rules = self._rules(current.layers)
+        if self.target.kind == "threshold":
+            return
         wanted = base.layers_to_remove(self.target, original, current)
         protection = f"protect_first {rules.protect_first} and protect_last {rules.protect_last}"
         base.refuse_beyond(self.target, wanted, rules.most, rules.layers, protection)

@@ -42,6 +42,7 @@ class Sublayer(BetweenEnds):
     """Drop two neighbouring blocks at a time: those without which the loss is lowest."""
 
     streams: ClassVar = True
+    keeps_trials: ClassVar = True
     Options: ClassVar = SublayerOptions
     options: SublayerOptions
 

@@ -12,6 +12,7 @@ from pydantic import (
 )
 from typing_extensions import Self
 
+from slm_plugin.counts import Count, Natural
 from slm_plugin.extras import require
 from slm_plugin.models.view import Dimensions
 from slm_plugin.pruners.base import Options, Pruner
@@ -38,14 +39,14 @@ class TorchPruningOptions(Options):
         Norm, Field(description="power of the weights that magnitude sums up; not for taylor")
     ] = 2
     kv_groups: Annotated[
-        Annotated[int, Field(ge=0, strict=True)] | Literal["auto"],
+        Annotated[Natural, Field(strict=True)] | Literal["auto"],
         Field(
             description="KV groups to remove from every layer, each with its query heads; auto "
             "removes the same share of them as of the prunable parameters, rounded down"
         ),
     ] = "auto"
     multiple_of: Annotated[
-        int, Field(ge=1, description="the intermediate size that stays is a multiple of this")
+        Count, Field(description="the intermediate size that stays is a multiple of this")
     ] = 8
 
     @model_validator(mode="after")

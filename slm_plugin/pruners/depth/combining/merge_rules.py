@@ -29,8 +29,8 @@ from slm_plugin.models.view import projections
 from slm_plugin.texts import shown
 
 RULES = ("telescoped", "rdsc", "mean", "keep_low", "keep_high", "ema(w)", "activation", "best")
-_EMA = re.compile(r"ema\((\d*\.?\d+)\)")
-_WEIGHTED = re.compile(r"weighted\((-?\d[\d.]*(?:,-?\d[\d.]*)*)\)")
+_EMA = re.compile(r"ema\(([0-9]*\.?[0-9]+)\)")
+_WEIGHTED = re.compile(r"weighted\((-?[0-9][0-9.]*(?:,-?[0-9][0-9.]*)*)\)")
 
 
 def check_rule(rule: str) -> str:

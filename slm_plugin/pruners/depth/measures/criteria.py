@@ -7,6 +7,7 @@ search can give up on a candidate as soon as the samples seen decide its fate.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -14,10 +15,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from slm_plugin.errors import TargetError
 from slm_plugin.models.head import logits_of, next_token_losses
 from slm_plugin.models.streaming import values
 from slm_plugin.pruners.depth.measures.cka import Estimator, gram, gram_cka
 
+# No language model is a thousand nats a token off.
+MOST_NATS = 1000.0
 Prepared = tuple[Tensor, ...]
 CriterionName = Literal["flat_cosine", "token_cosine", "cka", "cka_unbiased", "logit_kl", "loss"]
 
@@ -34,6 +38,7 @@ class Criterion:
         compare: From that and the changed model's final hidden state, one value a sample,
             ``(samples,)`` in float64.
         greatest: No sample's value is greater.
+        possible: No value is less than the first or greater than the second, for any model.
         pooled: The value is one of all samples together, not a mean: `prepare` and `compare`
             get all samples at once and `compare` returns one number.
     """
@@ -43,6 +48,7 @@ class Criterion:
     prepare: Callable[[Tensor, Tensor, nn.Linear], Prepared]
     compare: Callable[[Prepared, Tensor, nn.Linear], Tensor]
     greatest: Callable[[Prepared], float]
+    possible: tuple[float, float]
     pooled: bool = False
 
 
@@ -138,6 +144,8 @@ def _cka(estimator: Estimator) -> Criterion:
         prepare=lambda reference, tokens, head: (gram(reference),),
         compare=compare,
         greatest=lambda prepared: 1.0,
+        # The unbiased estimator has no lower bound.
+        possible=(0.0 if estimator == "biased" else -math.inf, 1.0),
         pooled=True,
     )
 
@@ -149,6 +157,7 @@ CRITERIA: dict[CriterionName, Criterion] = {
         prepare=lambda reference, tokens, head: (reference,),
         compare=lambda prepared, hidden, head: flat_cosine(prepared[0], hidden),
         greatest=lambda prepared: 1.0,
+        possible=(-1.0, 1.0),
     ),
     "token_cosine": Criterion(
         meaning="mean over tokens of the cosine of final hidden states",
@@ -156,6 +165,7 @@ CRITERIA: dict[CriterionName, Criterion] = {
         prepare=lambda reference, tokens, head: (reference,),
         compare=lambda prepared, hidden, head: token_cosine(prepared[0], hidden),
         greatest=lambda prepared: 1.0,
+        possible=(-1.0, 1.0),
     ),
     "cka": _cka("biased"),
     "cka_unbiased": _cka("unbiased"),
@@ -165,6 +175,7 @@ CRITERIA: dict[CriterionName, Criterion] = {
         prepare=lambda reference, tokens, head: expected_head(reference, head),
         compare=negative_divergence,
         greatest=lambda prepared: 0.0,
+        possible=(-math.inf, 0.0),
     ),
     "loss": Criterion(
         meaning="minus the increase of the calibration loss, in nats a token",
@@ -178,5 +189,21 @@ CRITERIA: dict[CriterionName, Criterion] = {
         ),
         # A loss cannot fall below 0.
         greatest=lambda prepared: float(prepared[0].max()),
+        possible=(-MOST_NATS, MOST_NATS),
     ),
 }
+
+
+def refuse_threshold(threshold: float | None, name: CriterionName) -> None:
+    """Refuse a threshold that a criterion has on one side for every model.
+
+    Raises:
+        TargetError: It has.
+    """
+    low, high = CRITERIA[name].possible
+    if threshold is None or low <= threshold <= high:
+        return
+    wanted = f"from {low:g} to {high:g}" if math.isfinite(low) else f"of at most {high:g}"
+    raise TargetError(
+        f"no value of {name} comes near {threshold:g}", hint=f"give a threshold {wanted}"
+    )
