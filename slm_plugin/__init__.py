@@ -8,18 +8,21 @@ from importlib import import_module
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from slm_plugin.api import get_pruner, list_pruners, prune
+    from slm_plugin.compare import compare
     from slm_plugin.errors import SlmError
     from slm_plugin.pipeline import plan, run
     from slm_plugin.pruners.base import Options, Pruner
     from slm_plugin.pruners.plan import PruningPlan
     from slm_plugin.recipe import Recipe
+    from slm_plugin.recipe.comparison import Comparison
     from slm_plugin.registry import (
-        list_pruners,
         register_evaluator,
         register_exporter,
         register_pruner,
         register_recovery,
     )
+    from slm_plugin.result import RunResult
     from slm_plugin.session import Session, apply
     from slm_plugin.target import Target
 
@@ -27,16 +30,21 @@ __version__ = "0.1.0"
 
 # Public names load on first use, so that `import slm_plugin` costs no torch.
 _HOMES = {
+    "Comparison": "slm_plugin.recipe.comparison",
     "Options": "slm_plugin.pruners.base",
     "Pruner": "slm_plugin.pruners.base",
     "PruningPlan": "slm_plugin.pruners.plan",
     "Recipe": "slm_plugin.recipe",
+    "RunResult": "slm_plugin.result",
     "Session": "slm_plugin.session",
     "SlmError": "slm_plugin.errors",
     "Target": "slm_plugin.target",
     "apply": "slm_plugin.session",
-    "list_pruners": "slm_plugin.registry",
+    "compare": "slm_plugin.compare",
+    "get_pruner": "slm_plugin.api",
+    "list_pruners": "slm_plugin.api",
     "plan": "slm_plugin.pipeline",
+    "prune": "slm_plugin.api",
     "register_evaluator": "slm_plugin.registry",
     "register_exporter": "slm_plugin.registry",
     "register_pruner": "slm_plugin.registry",
@@ -45,17 +53,22 @@ _HOMES = {
 }
 
 __all__ = [
+    "Comparison",
     "Options",
     "Pruner",
     "PruningPlan",
     "Recipe",
+    "RunResult",
     "Session",
     "SlmError",
     "Target",
     "__version__",
     "apply",
+    "compare",
+    "get_pruner",
     "list_pruners",
     "plan",
+    "prune",
     "register_evaluator",
     "register_exporter",
     "register_pruner",

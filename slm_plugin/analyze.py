@@ -10,14 +10,14 @@ from pydantic import ValidationError
 
 from slm_plugin.analysis.measurement import measure
 from slm_plugin.analysis.record import Analysis
-from slm_plugin.calibration.samples import CalibrationRecord, CalibrationSource, draw
+from slm_plugin.calibration.samples import CalibrationSource
 from slm_plugin.errors import UserError
-from slm_plugin.models.loading import ModelSource, load
+from slm_plugin.models.loading import ModelSource
 from slm_plugin.outputs.claim import claim
 from slm_plugin.outputs.place import local
+from slm_plugin.preparation import calibration_record, prepare
 from slm_plugin.progress import say
 from slm_plugin.report.writer import write_analysis
-from slm_plugin.session import Session
 from slm_plugin.versions import installed_versions, machine
 
 DEFAULT_SAMPLES = 32
@@ -60,16 +60,15 @@ def analyze(
     drawn.check()
     inputs = (*local("the model", model), *local("the calibration file", source))
     with claim(output, "analyze", overwrite=overwrite, inputs=inputs) as written:
-        say(f"load {model} …")
-        network, tokenizer = load(wanted)
-        tokens = draw(drawn, network, tokenizer, seed)
-        session = Session(network, tokenizer, tokens, source=model, seed=seed)
-        say(f"analyze {session.original.layers} layers on {len(tokens)} samples …")
+        session = prepare(wanted, calibration=drawn, seed=seed, trials=False)
+        record = calibration_record(wanted, drawn, session)
+        assert record is not None
+        say(f"analyze {session.original.layers} layers on {record.samples} samples …")
         analysis = Analysis(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             model=model,
             seed=seed,
-            calibration=CalibrationRecord.of(drawn, tokens, seed),
+            calibration=record,
             fingerprint=session.fingerprint(),
             dimensions=session.original,
             figures=measure(session),

@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from slm_plugin.calibration.samples import CalibrationRecord, digest, draw
+from slm_plugin.calibration.samples import digest
 from slm_plugin.comparison.effort import effort_of
 from slm_plugin.comparison.kept import Kept, is_cell, is_plan
 from slm_plugin.comparison.record import Cell, ComparisonReport, Effort, Planned
 from slm_plugin.errors import OutputError, SlmError, TargetError, UserError
 from slm_plugin.evaluation.base import Evaluator, Measurement
-from slm_plugin.models.bundled import cache_folder, trials_folder
-from slm_plugin.models.loading import load
+from slm_plugin.models.bundled import cache_folder
+from slm_plugin.models.loading import ModelSource
 from slm_plugin.outputs.claim import claim
-from slm_plugin.pipeline import refuse_few_samples, refuse_unstreamable
+from slm_plugin.preparation import InMemory, calibration_record, model_source, prepare
 from slm_plugin.progress import say
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.plan import PruningPlan
@@ -33,6 +33,9 @@ from slm_plugin.report.writer import write_comparison
 from slm_plugin.session import Session
 from slm_plugin.target import Target
 from slm_plugin.versions import installed_versions, machine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _NOT_MEASURED = "not measured yet"
 
@@ -62,6 +65,9 @@ def compare(
     overwrite: bool = False,
     fresh: bool = False,
     known: bool = False,
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    calibration: object = None,
 ) -> ComparisonReport:
     """Prune one loaded model by many methods, measure every result, write table and page.
 
@@ -75,10 +81,14 @@ def compare(
             is done.
         known: Write what earlier comparisons finished and say of every other row that it is not
             measured; not together with ``fresh``.
+        model: A model in memory, in place of the comparison's; it stays as it is.
+        tokenizer: The tokenizer of that model.
+        calibration: Texts, token ids or batches for that model, in place of the comparison's
+            source (`slm_plugin.calibration.given.token_ids`).
 
     Raises:
         RecipeError: The comparison has mistakes.
-        UserError: ``fresh`` and ``known`` are both set.
+        UserError: ``fresh`` and ``known`` are both set, or there is no model.
         TargetError: Methods cannot reach their targets; a line each.
         OutputError: The output folder exists or cannot be written.
         SlmError: The dense model cannot be loaded or measured. What fails in one cell is told in
@@ -88,25 +98,32 @@ def compare(
         raise UserError("--fresh forgets what --known shows", hint="leave one of them out")
     if not isinstance(comparison, Comparison):
         comparison = Comparison.read(comparison)
+    source = model_source(comparison.model, model, tokenizer, calibration)
+    if comparison.output is None:
+        return _compared(comparison, source, fresh=fresh, known=known)
     with claim(
         comparison.output, "compare", overwrite=overwrite, inputs=comparison.inputs
     ) as output:
-        report = _compared(comparison, fresh=fresh, known=known)
+        report = _compared(comparison, source, fresh=fresh, known=known)
         write_comparison(report, output.folder)
     return report
 
 
-def _compared(comparison: Comparison, *, fresh: bool, known: bool) -> ComparisonReport:
+def _compared(
+    comparison: Comparison, source: ModelSource | InMemory, *, fresh: bool, known: bool
+) -> ComparisonReport:
     """Load the model and fill all cells."""
     started = time.perf_counter()
     for evaluator in comparison.evaluators if not known else ():
         evaluator.load()
-    pristine = _prepare(comparison, journal=not (fresh or known))
-    calibration = None
-    if comparison.calibration is not None and pristine.calibration is not None:
-        calibration = CalibrationRecord.of(
-            comparison.calibration, pristine.calibration, comparison.seed
-        )
+    pristine = prepare(
+        source,
+        calibration=comparison.calibration,
+        seed=comparison.seed,
+        components=tuple(_components(comparison)),
+        check_targets=lambda session: _check_targets(comparison, session),
+        trials=not (fresh or known),
+    )
     kept = Kept(cache_folder() / "cells", _facts(pristine), fresh=fresh)
     cells = tuple(_cells(_Run(comparison, pristine, kept, known)))
     return ComparisonReport(
@@ -116,37 +133,20 @@ def _compared(comparison: Comparison, *, fresh: bool, known: bool) -> Comparison
         versions=installed_versions(),
         machine=machine(),
         seed=comparison.seed,
-        model=comparison.model.id,
-        calibration=calibration,
+        model=pristine.source,
+        calibration=calibration_record(source, comparison.calibration, pristine),
         fingerprint=pristine.fingerprint(),
         cells=cells,
         seconds=time.perf_counter() - started,
     )
 
 
-def _prepare(comparison: Comparison, *, journal: bool) -> Session:
-    """Load the model, draw the calibration set and refuse targets that are out of reach."""
-    _seed(comparison.seed)
-    journals = trials_folder() if journal else None
-    say(f"load {comparison.model.id} …")
-    model, tokenizer = load(comparison.model)
-    session = Session(
-        model,
-        tokenizer,
-        source=comparison.model.id,
-        seed=comparison.seed,
-        journals=journals,
-    )
-    recoveries = [r for method in comparison.methods for r in method.recoveries if r is not None]
-    strategies = [method.at(comparison.targets[0]) for method in comparison.methods]
-    refuse_unstreamable((*strategies, *recoveries, *comparison.evaluators), session)
-    _check_targets(comparison, session)
-    for evaluator in comparison.evaluators:
-        evaluator.fit(session)
-    if comparison.calibration is not None:
-        session.calibration = draw(comparison.calibration, model, tokenizer, comparison.seed)
-    refuse_few_samples(recoveries, session)
-    return session
+def _components(comparison: Comparison) -> Iterator[Any]:
+    """Everything that the comparison uses; a strategy's target is any of them."""
+    for method in comparison.methods:
+        yield method.at(comparison.targets[0])
+        yield from (recovery for recovery in method.recoveries if recovery is not None)
+    yield from comparison.evaluators
 
 
 def _check_targets(comparison: Comparison, session: Session) -> None:

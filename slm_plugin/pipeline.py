@@ -2,58 +2,57 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-
-from slm_plugin.calibration.samples import CalibrationRecord, draw
 from slm_plugin.checks import refuse_targets
-from slm_plugin.errors import CalibrationError, ModelSourceError
+from slm_plugin.errors import UserError
 from slm_plugin.export.base import ExportRecord
-from slm_plugin.models.bundled import BUNDLED, cache_folder, trials_folder
+from slm_plugin.export.checkpoint import CheckpointExporter
+from slm_plugin.models.bundled import BUNDLED
 from slm_plugin.models.fingerprint import Fingerprint
-from slm_plugin.models.loading import load
-from slm_plugin.models.streaming import is_streamed
+from slm_plugin.models.loading import ModelSource
 from slm_plugin.outputs.claim import Output, claim
-from slm_plugin.outputs.place import refuse_same
-from slm_plugin.progress import say
+from slm_plugin.outputs.place import Input, refuse_same
+from slm_plugin.preparation import InMemory, calibration_record, model_source, prepare
+from slm_plugin.progress import say, timed
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.plan import PruningPlan
 from slm_plugin.recipe import Recipe, Stage
 from slm_plugin.recovery.base import Recovery
 from slm_plugin.report.record import RunReport, StageRecord, StateRecord
 from slm_plugin.report.writer import write_report
+from slm_plugin.result import RunResult
 from slm_plugin.session import Session
 from slm_plugin.versions import installed_versions, machine
 
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """What a run leaves: the report, the plans by file name, and the output folder."""
-
-    report: RunReport
-    plans: dict[str, PruningPlan]
-    output: Path
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(slots=True)
 class _Log:
     """What a run notes down on its way to the report."""
 
+    source: ModelSource | InMemory
     started: float = field(default_factory=time.perf_counter)
     stages: list[StageRecord] = field(default_factory=list)
     states: list[StateRecord] = field(default_factory=list)
     plans: dict[str, PruningPlan] = field(default_factory=dict)
 
 
-def run(recipe: Recipe | str | Path, *, overwrite: bool = False) -> RunResult:
+def run(
+    recipe: Recipe | str | Path,
+    *,
+    overwrite: bool = False,
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    calibration: object = None,
+) -> RunResult:
     """Carry a recipe out, from loading to the report.
 
     The output folder appears when everything in it is written and verified, or not at all. When
@@ -62,20 +61,29 @@ def run(recipe: Recipe | str | Path, *, overwrite: bool = False) -> RunResult:
     Args:
         recipe: A recipe, or the path of its YAML file.
         overwrite: Replace a former result; it stays until the new one is whole.
+        model: A model in memory, in place of the recipe's; it is changed in place.
+        tokenizer: The tokenizer of that model.
+        calibration: Texts, token ids or batches for that model, in place of the recipe's source
+            (`slm_plugin.calibration.given.token_ids`).
 
     Raises:
         RecipeError: The recipe has mistakes.
+        UserError: The recipe names no model and none is passed.
         OutputError: The output folder exists or cannot be written.
         IncompleteError: A stage, an exporter or the report failed, and there was something to keep.
         SlmError: Anything else that goes wrong, said in one sentence.
     """
     recipe = _checked(recipe)
-    log = _Log()
+    source = model_source(recipe.model, model, tokenizer, calibration)
+    log = _Log(source)
+    if recipe.output is None:
+        session = _loaded(recipe, source)
+        start = session.fingerprint()
+        _compute(recipe, session, log, None)
+        return RunResult(_report(recipe, session, start, log, []), log.plans, None, session)
     with claim(recipe.output, "run", overwrite=overwrite, inputs=recipe.inputs) as output:
-        for evaluator in recipe.evaluators:
-            evaluator.load()
-        session = prepare(recipe)
-        source = session.fingerprint()
+        session = _loaded(recipe, source)
+        start = session.fingerprint()
         exports: list[ExportRecord] = []
         try:
             _compute(recipe, session, log, output.folder)
@@ -83,16 +91,23 @@ def run(recipe: Recipe | str | Path, *, overwrite: bool = False) -> RunResult:
         except Exception:
             if log.plans:
                 with output.part("the report", whole=True):
-                    report = _report(recipe, session, source, log, exports)
+                    report = _report(recipe, session, start, log, exports)
                     write_report(report, log.plans, output.folder)
             raise
-        report = _report(recipe, session, source, log, exports)
+        report = _report(recipe, session, start, log, exports)
         with output.part("the report", whole=True):
             write_report(report, log.plans, output.folder)
-    return RunResult(report, log.plans, recipe.output)
+    return RunResult(report, log.plans, recipe.output, session)
 
 
-def _compute(recipe: Recipe, session: Session, log: _Log, folder: Path) -> None:
+def _loaded(recipe: Recipe, source: ModelSource | InMemory) -> Session:
+    """The session of a run, everything checked that its model tells."""
+    for evaluator in recipe.evaluators:
+        evaluator.load()
+    return _prepared(recipe, source)
+
+
+def _compute(recipe: Recipe, session: Session, log: _Log, folder: Path | None) -> None:
     """Go through all stages and measurements."""
     _measure(recipe, session, log, 0, "before")
     _keep_reference(recipe.stages, session)
@@ -107,7 +122,7 @@ def _compute(recipe: Recipe, session: Session, log: _Log, folder: Path) -> None:
 def _export(recipe: Recipe, session: Session, output: Output, exports: list[ExportRecord]) -> None:
     """Write all exports; the failure of one does not keep back the others."""
     for exporter in recipe.exporters:
-        with output.part(f"export {exporter.name}"), _timed(f"export {exporter.name}"):
+        with output.part(f"export {exporter.name}"), timed(f"export {exporter.name}"):
             exports.append(session.export(exporter, output.folder))
 
 
@@ -145,7 +160,8 @@ def write_plans(
     """
     recipe = _checked(recipe)
     folder = folder or plans_folder(recipe)
-    refuse_same(folder, recipe.output, "the recipe's output")
+    if recipe.output is not None:
+        refuse_same(folder, recipe.output, "the recipe's output")
     plans = {}
     with claim(folder, "plan", overwrite=overwrite, inputs=recipe.inputs) as output:
         for name, made in _plans(recipe):
@@ -155,20 +171,26 @@ def write_plans(
 
 
 def plans_folder(recipe: Recipe) -> Path:
-    """Where the plans of a recipe go when nothing else is said."""
+    """Where the plans of a recipe go when nothing else is said.
+
+    Raises:
+        UserError: The recipe names no output.
+    """
+    if recipe.output is None:
+        raise UserError("the recipe names no output", hint="say where the plans go")
     return recipe.output.with_name(f"{recipe.output.name}.plans")
 
 
 def _plans(recipe: Recipe) -> Iterator[tuple[str, PruningPlan]]:
     """Plan stage after stage; a plan is carried out when the next one is asked for."""
-    session = prepare(recipe)
+    session = _prepared(recipe, model_source(recipe.model, None, None, None))
     last = max(
         (n for n, s in enumerate(recipe.stages, start=1) if isinstance(s, Pruner)), default=0
     )
     _keep_reference(recipe.stages[:last], session)
     for number, stage in enumerate(recipe.stages[:last], start=1):
         if isinstance(stage, Pruner):
-            with _timed(f"stage {number}: plan {stage.name}"):
+            with timed(f"stage {number}: plan {stage.name}"):
                 made = session.plan(stage)
             yield _plan_name(number, stage), made
             _warn(made)
@@ -178,76 +200,52 @@ def _plans(recipe: Recipe) -> Iterator[tuple[str, PruningPlan]]:
             session.recover(stage)
 
 
-def prepare(recipe: Recipe) -> Session:
-    """Load the model, draw the calibration set and refuse targets that are out of reach.
+def apply_plan(
+    plan: PruningPlan,
+    source: ModelSource,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    inputs: Iterable[Input] = (),
+) -> Path:
+    """Carry a plan out on the model that it was made for, and write the checkpoint.
+
+    Args:
+        plan: The plan.
+        source: The model.
+        output: Folder that appears when everything in it is written and verified.
+        overwrite: Replace a former result.
+        inputs: What the output must leave alone.
+
+    Returns:
+        The folder of the checkpoint.
 
     Raises:
-        SlmError: The model or the calibration set cannot be had, or a target cannot be reached.
+        PlanError: The plan was made for another model.
+        OutputError: The folder exists or cannot be written.
+        SlmError: Anything else that goes wrong, said in one sentence.
     """
-    random.seed(recipe.seed)
-    torch.manual_seed(recipe.seed)
-    # Where a search would fail to write its journal later, nothing is loaded.
-    wanted = any(isinstance(stage, Pruner) and stage.keeps_trials for stage in recipe.stages)
-    journals = trials_folder() if wanted else cache_folder() / "trials"
-    with _timed(f"load {recipe.model.id}"):
-        model, tokenizer = load(recipe.model)
-    session = Session(
-        model,
-        tokenizer,
-        source=recipe.model.id,
+    with claim(output, "apply", overwrite=overwrite, inputs=inputs) as written:
+        session = prepare(source, trials=False)
+        session.apply(plan)
+        record = session.export(CheckpointExporter(CheckpointExporter.Options()), written.folder)
+        plan.write(written.folder / "plan.json")
+    return output / record.folder
+
+
+def _prepared(recipe: Recipe, source: ModelSource | InMemory) -> Session:
+    return prepare(
+        source,
+        calibration=recipe.calibration,
         seed=recipe.seed,
-        journals=journals,
+        components=(*recipe.stages, *recipe.evaluators, *recipe.exporters),
+        check_targets=lambda session: refuse_targets(recipe.stages, session.original),
     )
-    refuse_unstreamable((*recipe.stages, *recipe.evaluators, *recipe.exporters), session)
-    refuse_targets(recipe.stages, session.original)
-    for evaluator in recipe.evaluators:
-        evaluator.fit(session)
-    for exporter in recipe.exporters:
-        exporter.check_model(session)
-    if recipe.calibration is not None:
-        with _timed(f"calibration from {recipe.calibration.source}"):
-            session.calibration = draw(recipe.calibration, model, tokenizer, recipe.seed)
-    refuse_few_samples((s for s in recipe.stages if isinstance(s, Recovery)), session)
-    return session
 
 
 def _keep_reference(stages: Sequence[Stage], session: Session) -> None:
     if any(isinstance(stage, Recovery) and stage.reference for stage in stages):
         session.keep_reference()
-
-
-def refuse_unstreamable(components: Iterable[Any], session: Session) -> None:
-    """A model that turned out larger than the GPU is streamed, though no recipe asked for it.
-
-    Raises:
-        ModelSourceError: A component needs the whole model.
-    """
-    if not is_streamed(session.model):
-        return
-    for component in components:
-        if not component.streams:
-            raise ModelSourceError(
-                f"{session.source} is larger than the GPU, and '{component.name}' needs it whole",
-                hint=f"set `device: cpu`, or leave '{component.name}' out",
-            )
-
-
-def refuse_few_samples(recoveries: Iterable[Recovery], session: Session) -> None:
-    """A calibration set that is too small for a recovery is told before anything is done.
-
-    Raises:
-        CalibrationError: It is.
-    """
-    if session.calibration is None:
-        return
-    samples = len(session.calibration)
-    for recovery in recoveries:
-        if samples < recovery.fewest_samples:
-            raise CalibrationError(
-                f"'{recovery.name}' needs {recovery.fewest_samples} calibration samples or more; "
-                f"the set has {samples}",
-                hint="raise `samples`",
-            )
 
 
 def _checked(recipe: Recipe | str | Path) -> Recipe:
@@ -258,13 +256,14 @@ def _plan_name(number: int, stage: Pruner) -> str:
     return f"plan-{number:02d}-{stage.name}.json"
 
 
-def _stage(stage: Stage, number: int, session: Session, log: _Log, folder: Path) -> None:
+def _stage(stage: Stage, number: int, session: Session, log: _Log, folder: Path | None) -> None:
     started = time.perf_counter()
     if isinstance(stage, Pruner):
-        with _timed(f"stage {number}: {stage.name}, {stage.target.describe()}"):
+        with timed(f"stage {number}: {stage.name}, {stage.target.describe()}"):
             made = session.plan(stage)
             name = _plan_name(number, stage)
-            made.write(folder / name)
+            if folder is not None:
+                made.write(folder / name)
             session.apply(made)
         log.plans[name] = made
         record = StageRecord(
@@ -280,7 +279,7 @@ def _stage(stage: Stage, number: int, session: Session, log: _Log, folder: Path)
         say(f"  {record.summary}")
         _warn(made)
     else:
-        with _timed(f"stage {number}: {stage.name}"):
+        with timed(f"stage {number}: {stage.name}"):
             recovery = session.recover(stage)
         record = StageRecord(
             number=number,
@@ -320,7 +319,7 @@ def _measure(recipe: Recipe, session: Session, log: _Log, stage: int, label: str
     session.release()
     measured = []
     for evaluator in chosen:
-        with _timed(f"measure {label}: {evaluator.name}"):
+        with timed(f"measure {label}: {evaluator.name}"):
             measured += session.measure(evaluator)
     log.states.append(StateRecord(stage=stage, label=label, measurements=tuple(measured)))
 
@@ -328,10 +327,7 @@ def _measure(recipe: Recipe, session: Session, log: _Log, stage: int, label: str
 def _report(
     recipe: Recipe, session: Session, source: Fingerprint, log: _Log, exports: list[ExportRecord]
 ) -> RunReport:
-    calibration = None
-    if recipe.calibration is not None and session.calibration is not None:
-        calibration = CalibrationRecord.of(recipe.calibration, session.calibration, recipe.seed)
-    bundled = BUNDLED.get(recipe.model.id)
+    bundled = None if isinstance(log.source, InMemory) else BUNDLED.get(log.source.id)
     return RunReport(
         title=recipe.name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -339,9 +335,9 @@ def _report(
         versions=installed_versions(),
         machine=machine(),
         seed=recipe.seed,
-        model=recipe.model.id,
+        model=session.source,
         license=bundled.license if bundled else None,
-        calibration=calibration,
+        calibration=calibration_record(log.source, recipe.calibration, session),
         input=source,
         output=session.fingerprint(),
         before=session.original,
@@ -351,11 +347,3 @@ def _report(
         exports=tuple(exports),
         seconds=time.perf_counter() - log.started,
     )
-
-
-@contextmanager
-def _timed(label: str) -> Iterator[None]:
-    started = time.perf_counter()
-    say(f"{label} …")
-    yield
-    say(f"  {time.perf_counter() - started:.1f} s")

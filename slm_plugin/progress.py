@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -73,6 +74,15 @@ def counting(label: str) -> Iterator[Callable[[], None]]:
 def say(message: str) -> None:
     """Print one line about what happens now."""
     console.print(visible(message), soft_wrap=True)
+
+
+@contextmanager
+def timed(label: str) -> Iterator[None]:
+    """Say what begins, and how long it took when it is done."""
+    started = time.perf_counter()
+    say(f"{label} …")
+    yield
+    say(f"  {time.perf_counter() - started:.1f} s")
 
 
 def complain(message: str, hint: str = "") -> None:

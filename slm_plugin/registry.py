@@ -289,8 +289,3 @@ register_pruner = pruners.register
 register_recovery = recoveries.register
 register_evaluator = evaluators.register
 register_exporter = exporters.register
-
-
-def list_pruners() -> list[str]:
-    """Names of all depth and width strategies that a recipe can use."""
-    return pruners.names()

@@ -136,7 +136,7 @@ def draw(
             )
         pieces = _crops if source.sampling == "crop" else _packed
         tokens = torch.tensor(_take(source, pieces(source, tokenizer, generator)))
-    _check_ids(tokens, source.source, model)
+    check_ids(tokens, source.source, model)
     return tokens
 
 
@@ -235,7 +235,12 @@ def _token_file(source: CalibrationSource) -> Tensor:
     return tokens.to(torch.int64)
 
 
-def _check_ids(tokens: Tensor, source: str, model: PreTrainedModel) -> None:
+def check_ids(tokens: Tensor, source: str, model: PreTrainedModel) -> None:
+    """Refuse token ids that a model cannot read.
+
+    Raises:
+        CalibrationError: They are no token ids, beyond the vocabulary, or too many in a sample.
+    """
     refuse_ids(tokens, source)
     size = model.config.vocab_size
     if int(tokens.max()) >= size:

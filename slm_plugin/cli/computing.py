@@ -29,11 +29,12 @@ def run(recipe: RecipePath, overrides: Overrides = None, overwrite: Overwrite = 
     from slm_plugin.report.terminal import summary_table
 
     read = Recipe.read(recipe, overrides or ())
+    assert read.output is not None, "a file names its output"
     await_folder(read.output)
     result = pipeline.run(read, overwrite=overwrite)
     print_out(summary_table(result.report))
-    print_line(f"Everything lies in {result.output}")
-    for path in sorted(p for p in result.output.iterdir() if not p.name.startswith(".")):
+    print_line(f"Everything lies in {read.output}")
+    for path in sorted(p for p in read.output.iterdir() if not p.name.startswith(".")):
         print_line(f"  {path.name}{'/' if path.is_dir() else ''}")
 
 
@@ -83,12 +84,10 @@ def apply(
     from pydantic import ValidationError
 
     from slm_plugin.errors import UserError
-    from slm_plugin.export.checkpoint import CheckpointExporter
-    from slm_plugin.models.loading import ModelSource, load
-    from slm_plugin.outputs.claim import claim
+    from slm_plugin.models.loading import ModelSource
     from slm_plugin.outputs.place import Input, local, located
+    from slm_plugin.pipeline import apply_plan
     from slm_plugin.pruners.plan import PruningPlan
-    from slm_plugin.session import Session
 
     output = located(str(output))
     await_folder(output)
@@ -102,13 +101,8 @@ def apply(
         given = {"dtype": dtype, "memory": memory}[str(wrong["loc"][0])]
         raise UserError(f"--{wrong['loc'][0]} {given}: {wrong['msg']}") from error
     inputs = (Input("the plan", plan_file), *local("the model", model))
-    with claim(output, "apply", overwrite=overwrite, inputs=inputs) as written:
-        network, tokenizer = load(source)
-        session = Session(network, tokenizer, source=model)
-        session.apply(made)
-        record = session.export(CheckpointExporter(CheckpointExporter.Options()), written.folder)
-        made.write(written.folder / "plan.json")
-    print_line(f"{output / record.folder}")
+    written = apply_plan(made, source, output, overwrite=overwrite, inputs=inputs)
+    print_line(f"{written}")
 
 
 @app.command()
@@ -166,6 +160,7 @@ def compare(
     from slm_plugin.report.terminal import comparison_table
 
     read = Comparison.read(comparison, overrides or ())
+    assert read.output is not None, "a file names its output"
     await_folder(read.output)
     report = compare_methods(read, overwrite=overwrite, fresh=fresh, known=known)
     print_out(comparison_table(report))

@@ -16,7 +16,7 @@ from slm_plugin.files import write_text
 from slm_plugin.outputs.owner import TOOL, read_record
 from slm_plugin.outputs.scratch import names, prefix, works
 
-Kind = Literal["run", "plan", "apply", "analyze", "compare"]
+Kind = Literal["run", "plan", "apply", "analyze", "compare", "save"]
 MARKER = ".slm-plugin.json"
 # Stands for the identity of a file that nobody noted.
 ANY = "any"

@@ -17,7 +17,7 @@ from slm_plugin.models.loading import ModelSource
 from slm_plugin.outputs.place import Input
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.recipe.checking import Placed, check_extra, known_class, unstreamable, validated
-from slm_plugin.recipe.document import Place, Problem, checked, has_key, read_file
+from slm_plugin.recipe.document import Place, Problem, checked, checked_data, has_key, read_file
 from slm_plugin.recipe.inputs import inputs_of, output_of
 from slm_plugin.recipe.parsing import Recipe
 from slm_plugin.recipe.parts import (
@@ -26,7 +26,9 @@ from slm_plugin.recipe.parts import (
     check_surroundings,
     component,
     entries,
+    in_memory,
     named_entries,
+    plain,
     stored_layers,
 )
 from slm_plugin.recovery.base import Recovery
@@ -86,12 +88,12 @@ class Comparison:
     """
 
     name: str
-    model: ModelSource
+    model: ModelSource | None
     calibration: CalibrationSource | None
     methods: tuple[Method, ...]
     targets: tuple[Target, ...]
     evaluators: tuple[Evaluator, ...]
-    output: Path
+    output: Path | None
     seed: int
     data: Mapping[str, Any]
     inputs: tuple[Input, ...] = ()
@@ -136,7 +138,23 @@ class Comparison:
         Raises:
             RecipeError: The text has mistakes; the message lists all of them, a line each.
         """
-        return checked(text, origin, overrides, partial(_build, cls, name, file))
+        return checked(text, origin, overrides, partial(_build, cls, name, file, ComparisonFrame))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, name: str = "comparison") -> Comparison:
+        """Check a comparison that is given as Python data.
+
+        Args:
+            data: The keys of a comparison file. ``version`` may be left out, ``model`` too when a
+                model is passed to `compare`, and ``output`` when nothing is to be written.
+            name: What it is called in its report and in messages.
+
+        Raises:
+            RecipeError: The data has mistakes; the message lists all of them, a line each.
+        """
+        given = dict(data) if isinstance(data, Mapping) else data
+        keys = in_memory(ComparisonFrame)
+        return checked_data(given, name, partial(_build, cls, name, None, keys))
 
 
 def read_either(path: Path, overrides: Sequence[str] = ()) -> Recipe | Comparison:
@@ -164,14 +182,20 @@ def _plain(value: Any) -> str:
 
 
 def _build(
-    cls: type[Comparison], name: str, file: Path | None, data: Any, problems: list[Problem]
+    cls: type[Comparison],
+    name: str,
+    file: Path | None,
+    keys: type[ComparisonFrame],
+    data: Any,
+    problems: list[Problem],
 ) -> Comparison | None:
     if not isinstance(data, dict):
         problems.append(
             Problem((), "a comparison is a mapping with the keys version, model, methods, …")
         )
         return None
-    frame = validated(ComparisonFrame, data, (), problems)
+    data = plain(data)
+    frame = validated(keys, data, (), problems)
     # Lists are checked even when the frame is not whole: one reading shows all mistakes.
     followed: list[Placed[Recovery]] = []
     shared: list[Recovery | None] = [None]
@@ -189,11 +213,14 @@ def _build(
     _check_kinds(methods, targets, problems)
     if frame is None:
         return None
-    check_surroundings(frame.model, problems)
-    _check_needs(frame, methods, targets, [*followed, *measured], problems)
+    if frame.model is not None:
+        check_surroundings(frame.model, problems)
+        _check_needs(frame, methods, targets, [*followed, *measured], problems)
     inputs = inputs_of(data, file)
-    output = output_of(frame.output, inputs, problems)
-    if problems or output is None:
+    output = None
+    if frame.output is not None:
+        output = output_of(frame.output, inputs, problems)
+    if problems:
         return None
     return cls(
         name=name,

@@ -320,6 +320,27 @@ def has_key(text: str, key: str) -> bool:
     return isinstance(data, dict) and key in data
 
 
+def checked_data(data: Any, origin: str, build: Callable[[Any, list[Problem]], T | None]) -> T:
+    """Build from data that stood in no file; all mistakes are told together.
+
+    Raises:
+        RecipeError: The data has mistakes; the message lists them, a line each.
+    """
+    located = Located(data, {}, ())
+    problems: list[Problem] = []
+    made = build(data, problems)
+    if made is None or problems:
+        raise RecipeError(_complaint(origin, located, problems))
+    return made
+
+
+def _complaint(origin: str, located: Located, problems: Sequence[Problem]) -> str:
+    lines = list(dict.fromkeys(line(origin, located, problem) for problem in problems))
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES:] = [f"{origin}: {len(lines) - MOST_LINES:,} more mistakes"]
+    return "\n".join(lines)
+
+
 def checked(
     text: str,
     origin: str,
@@ -349,8 +370,5 @@ def checked(
         made = build(located.data, problems)
         _blame(text, overrides, build, located, problems)
     if made is None or problems:
-        lines = list(dict.fromkeys(line(origin, located, problem) for problem in problems))
-        if len(lines) > MOST_LINES:
-            lines[MOST_LINES:] = [f"{origin}: {len(lines) - MOST_LINES:,} more mistakes"]
-        raise RecipeError("\n".join(lines))
+        raise RecipeError(_complaint(origin, located, problems))
     return made

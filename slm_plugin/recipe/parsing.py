@@ -17,7 +17,7 @@ from slm_plugin.models.loading import ModelSource
 from slm_plugin.outputs.place import Input
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.recipe.checking import Placed, check_extra, known_class, unstreamable, validated
-from slm_plugin.recipe.document import Place, Problem, checked, read_file
+from slm_plugin.recipe.document import Place, Problem, checked, checked_data, read_file
 from slm_plugin.recipe.inputs import inputs_of, output_of, refuse_twice
 from slm_plugin.recipe.parts import (
     Common,
@@ -26,7 +26,9 @@ from slm_plugin.recipe.parts import (
     checked_target,
     component,
     entries,
+    in_memory,
     named_entries,
+    plain,
     stored_layers,
 )
 from slm_plugin.recovery.base import Recovery
@@ -52,17 +54,19 @@ class Recipe:
 
     Attributes:
         name: What the run is called in reports: the file's stem.
+        model: What to load; None where the caller passes a model in memory.
+        output: Folder for everything written; None where nothing is.
         data: The recipe as plain data, overrides included.
         inputs: What the run reads of this disk, which its output must leave alone.
     """
 
     name: str
-    model: ModelSource
+    model: ModelSource | None
     calibration: CalibrationSource | None
     stages: tuple[Stage, ...]
     evaluators: tuple[Evaluator, ...]
     exporters: tuple[Exporter, ...]
-    output: Path
+    output: Path | None
     seed: int
     data: Mapping[str, Any]
     inputs: tuple[Input, ...] = ()
@@ -107,16 +111,38 @@ class Recipe:
         Raises:
             RecipeError: The text has mistakes; the message lists all of them, a line each.
         """
-        return checked(text, origin, overrides, partial(_build, cls, name, file))
+        return checked(text, origin, overrides, partial(_build, cls, name, file, Frame))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
+        """Check a recipe that is given as Python data.
+
+        Args:
+            data: The keys of a recipe file. ``version`` may be left out, ``model`` too when a
+                model is passed to `run`, and ``output`` when nothing is to be written. Stages,
+                evaluators and exporters may be objects.
+            name: What the run is called in reports and messages.
+
+        Raises:
+            RecipeError: The data has mistakes; the message lists all of them, a line each.
+        """
+        given = dict(data) if isinstance(data, Mapping) else data
+        return checked_data(given, name, partial(_build, cls, name, None, in_memory(Frame)))
 
 
 def _build(
-    cls: type[Recipe], name: str, file: Path | None, data: Any, problems: list[Problem]
+    cls: type[Recipe],
+    name: str,
+    file: Path | None,
+    keys: type[Frame],
+    data: Any,
+    problems: list[Problem],
 ) -> Recipe | None:
     if not isinstance(data, dict):
         problems.append(Problem((), "a recipe is a mapping with the keys version, model, …"))
         return None
-    frame = validated(Frame, data, (), problems)
+    written_down = plain(data)
+    frame = validated(keys, written_down, (), problems)
     # Lists are checked even when the frame is not whole: one reading shows all mistakes.
     stages = [
         Placed(place, stage)
@@ -130,14 +156,21 @@ def _build(
     problems += _misplaced(stages, written)
     if frame is None:
         return None
-    check_surroundings(frame.model, problems)
-    check_calibration(frame.calibration, stages, problems)
-    _check_layers(frame.model, stages, problems)
-    if frame.model.memory == "layerwise":
-        problems += unstreamable((*stages, *measured, *written), frame.calibration)
-    inputs = inputs_of(data, file)
-    output = output_of(frame.output, inputs, problems)
-    if problems or output is None:
+    if frame.model is not None:
+        check_surroundings(frame.model, problems)
+        _check_layers(frame.model, stages, problems)
+        check_calibration(frame.calibration, stages, problems)
+        if frame.model.memory == "layerwise":
+            problems += unstreamable((*stages, *measured, *written), frame.calibration)
+    elif frame.calibration is not None:
+        check_calibration(frame.calibration, (), problems)
+    inputs = inputs_of(written_down, file)
+    output = None
+    if frame.output is not None:
+        output = output_of(frame.output, inputs, problems)
+    elif written:
+        problems.append(Problem(("export",), "what is exported needs a folder; add `output`"))
+    if problems:
         return None
     return cls(
         name=name,
@@ -148,12 +181,14 @@ def _build(
         exporters=tuple(one.component for one in written),
         output=output,
         seed=frame.seed,
-        data=data,
+        data=written_down,
         inputs=inputs,
     )
 
 
 def _stage(entry: Any, place: Place, problems: list[Problem]) -> Stage | None:
+    if isinstance(entry, Pruner | Recovery):
+        return entry
     if not isinstance(entry, dict):
         problems.append(Problem(place, "a stage is a mapping that begins with prune: or recover:"))
         return None

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from slm_plugin.calibration.samples import CalibrationSource
 from slm_plugin.counts import Seed
 from slm_plugin.errors import SlmError, UserError
 from slm_plugin.evaluation.base import Evaluator
+from slm_plugin.export.base import Exporter
 from slm_plugin.models.bundled import BUNDLED, check_cache
 from slm_plugin.models.loading import ModelSource, check_name
 from slm_plugin.pruners.base import Pruner
@@ -24,6 +25,9 @@ from slm_plugin.texts import read_text
 
 # Bytes of a model's config.json.
 LARGEST_CONFIG = 1 << 24
+
+
+F = TypeVar("F", bound=BaseModel)
 
 
 class Common(BaseModel):
@@ -44,10 +48,43 @@ class Common(BaseModel):
     seed: Annotated[Seed, Field(description="seed of everything random")] = 1234
 
 
+def in_memory(frame: type[F]) -> type[F]:
+    """The same keys for a model that the caller holds: it and an output need not be named."""
+    return create_model(
+        frame.__name__,
+        __base__=frame,
+        version=(Literal[1], 1),
+        model=(ModelSource | None, None),
+        output=(str | None, None),
+    )
+
+
+def plain(value: Any) -> Any:
+    """Data of a caller as a file has it: lists, and components by their names and options."""
+    if isinstance(value, Pruner | Recovery | Evaluator | Exporter):
+        return _written_down(value, value.options.model_dump(mode="json"))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def _written_down(
+    component: Pruner | Recovery | Evaluator | Exporter, options: dict[str, Any]
+) -> dict[str, Any]:
+    # A class that was never registered has no name.
+    name = getattr(component, "name", type(component).__name__)
+    if isinstance(component, Pruner):
+        target = component.target.model_dump(exclude_none=True, exclude_defaults=True)
+        return {"prune": name, "target": target, **options}
+    return {"recover": name, **options} if isinstance(component, Recovery) else {name: options}
+
+
 def entries(data: dict[str, Any], key: str) -> Iterator[tuple[int, Any]]:
     """The entries of a list with their numbers; none where it is no list."""
     listed = data.get(key)
-    if isinstance(listed, list):
+    if isinstance(listed, list | tuple):
         yield from enumerate(listed)
 
 
@@ -55,6 +92,8 @@ def named_entry(
     registry: Registry[Any], entry: Any, place: Place, problems: list[Problem]
 ) -> Any | None:
     """An entry such as ``perplexity: {length: 128}``, or a bare ``perplexity``."""
+    if isinstance(entry, Evaluator | Exporter):
+        return entry
     if isinstance(entry, str):
         entry = {entry: {}}
     if not isinstance(entry, dict) or len(entry) != 1:

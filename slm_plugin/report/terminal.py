@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import io
+
 from rich.table import Table
 from rich.text import Text
 
 from slm_plugin.comparison.record import ComparisonReport
 from slm_plugin.control_characters import visible
+from slm_plugin.progress import PlainConsole
 from slm_plugin.report import comparison, quantities
 from slm_plugin.report.record import RunReport
 from slm_plugin.report.standings import best, columns, rows
 
 _STYLES = {"better": "green", "worse": "red"}
+
+
+def as_text(table: Table) -> str:
+    """A table as plain text."""
+    console = PlainConsole(width=100, file=io.StringIO(), no_color=True)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
 
 
 def summary_table(report: RunReport) -> Table:

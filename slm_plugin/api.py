@@ -1,0 +1,156 @@
+"""The Python front door: prune a model that is in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from slm_plugin import pipeline
+from slm_plugin.calibration.samples import CalibrationSource
+from slm_plugin.errors import TargetError, UnsupportedModelError, UserError
+from slm_plugin.models.streaming import is_streamed
+from slm_plugin.models.view import DecoderView
+from slm_plugin.pruners.base import Pruner
+from slm_plugin.recipe import Recipe
+from slm_plugin.registry import nearest, pruners
+from slm_plugin.result import RunResult
+from slm_plugin.target import KINDS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def prune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    stages: object,
+    *,
+    layers_removed: int | None = None,
+    ratio: float | None = None,
+    parameters: int | str | None = None,
+    threshold: float | None = None,
+    calibration: object = None,
+    recover: object = None,
+    evaluate: object = None,
+    seed: int = 1234,
+    **options: Any,
+) -> RunResult:
+    """Prune a model in place, by one strategy or by several stages.
+
+    The model that is passed is the one that gets smaller, and it is left in evaluation mode.
+
+    Args:
+        model: A decoder of a supported class (`slm_plugin.list_pruners` with it names what can
+            be used).
+        tokenizer: Its tokenizer; None where nothing reads text.
+        stages: The name of a strategy, as ``"block_influence"``, whose options are passed as
+            further keywords; or a list of stages, each a mapping as in a recipe (``{"prune":
+            "slm", "target": {"ratio": 0.1}}``) or a pruner or recovery object.
+        layers_removed: Target of the one strategy: decoder layers to remove.
+        ratio: Target: share of the parameters to remove, embeddings counted once.
+        parameters: Target: parameters to keep, as ``"100M"`` or a number.
+        threshold: Target: the strategy's own threshold.
+        calibration: Texts, token ids ``(samples, length)`` or an iterable of batches, all of which
+            are used (`slm_plugin.calibration.given.token_ids`); or a source as in a recipe:
+            ``"builtin"``, the name of a file, or a mapping such as ``{"source": "builtin",
+            "samples": 32}``. None where nothing measures on data.
+        recover: A recovery behind the last stage, or a list of them: a name, a mapping as in a
+            recipe (``{"recover": "refit"}``), or an object.
+        evaluate: Evaluators, run before and after: a name, a mapping such as ``{"perplexity":
+            {"length": 512}}``, an object, or a list of these.
+        seed: Seed of everything random.
+        **options: Options of the one strategy.
+
+    Returns:
+        The model, the plans, and a summary; ``save`` writes a checkpoint.
+
+    Raises:
+        RecipeError: A strategy, an option, a recovery or an evaluator is not known or not right.
+        TargetError: The target is missing, given twice, or cannot be reached.
+        UnsupportedModelError: The model's class is not supported.
+        CalibrationError: The calibration data is missing, malformed or too small.
+        SlmError: Anything else that goes wrong, said in one sentence.
+    """
+    targets = zip(KINDS, (layers_removed, ratio, parameters, threshold), strict=True)
+    target = {kind: value for kind, value in targets if value is not None}
+    data: dict[str, Any] = {
+        "stages": [*_stages(stages, target, options), *_recoveries(recover)],
+        "evaluate": _listed(evaluate),
+        "seed": seed,
+    }
+    if isinstance(calibration, CalibrationSource):
+        data["calibration"] = calibration.model_dump(exclude_none=True)
+    elif isinstance(calibration, str):
+        data["calibration"] = {"source": calibration}
+    elif _is_source(calibration):
+        data["calibration"] = calibration
+    given = None if "calibration" in data else calibration
+    recipe = Recipe.from_dict(data, name="prune")
+    return pipeline.run(recipe, model=model, tokenizer=tokenizer, calibration=given)
+
+
+def _stages(stages: object, target: dict[str, Any], options: dict[str, Any]) -> list[Any]:
+    """Stages as a recipe has them; targets and options belong to a strategy that is named."""
+    if isinstance(stages, str):
+        if len(target) != 1:
+            raise TargetError(_which_target(target, options))
+        return [{"prune": stages, "target": target, **options}]
+    if given := [*target, *options]:
+        raise UserError(
+            f"{given[0]}= goes with the name of one strategy",
+            hint="in a list of stages, put it into its stage",
+        )
+    return _listed(stages)
+
+
+def _which_target(target: dict[str, Any], options: dict[str, Any]) -> str:
+    known = ", ".join(f"{kind}=" for kind in KINDS)
+    if target:
+        return f"give one target, not {' and '.join(f'{kind}=' for kind in target)}"
+    for name in options:
+        if guess := nearest(name, KINDS):
+            return f"{name}= is no target; did you mean {guess}=?"
+    return f"say how much to prune: one of {known}"
+
+
+def _recoveries(recover: object) -> list[Any]:
+    return [{"recover": one} if isinstance(one, str) else one for one in _listed(recover)]
+
+
+def _listed(given: object) -> list[Any]:
+    """One thing or several, as a list."""
+    if given is None:
+        return []
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return list(given)
+    return [given]
+
+
+def _is_source(calibration: object) -> bool:
+    """Whether it is a mapping as in a recipe, and not a batch of token ids."""
+    return isinstance(calibration, Mapping) and "input_ids" not in calibration
+
+
+def get_pruner(name: str) -> type[Pruner]:
+    """The class of a strategy: call it with its ``Options`` and a `Target`.
+
+    Raises:
+        UserError: Nobody knows the name, or the plugin that offers it cannot be used.
+    """
+    return pruners.get(name)
+
+
+def list_pruners(model: PreTrainedModel | None = None) -> list[str]:
+    """Names of all depth and width strategies, installed plugins included.
+
+    Args:
+        model: Only those that work on this model; none when its class is not supported.
+    """
+    if model is None:
+        return pruners.names()
+    try:
+        DecoderView.of(model)
+    except UnsupportedModelError:
+        return []
+    streamed = is_streamed(model)
+    return [name for name, cls in pruners.usable().items() if cls.streams or not streamed]

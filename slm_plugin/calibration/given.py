@@ -1,0 +1,115 @@
+"""Calibration data that a caller has in memory: texts, token ids, or batches of a data loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from slm_plugin.calibration.samples import DEFAULT_LENGTH, check_ids
+from slm_plugin.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+GIVEN = "the calibration data"
+HINT = (
+    "give a list of texts, token ids of shape (samples, length), an iterable of batches with "
+    "`input_ids`, or a source as in a recipe, such as {'source': 'builtin'}"
+)
+
+
+def token_ids(
+    given: object, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> Tensor:
+    """Token ids, ``(samples, length)``, on the CPU, of data that is in memory.
+
+    Args:
+        given: Texts, which are joined by blank lines and cut into samples of 128 tokens (of fewer
+            when there are fewer); or token ids of shape ``(samples, length)`` as a tensor, an
+            array or lists; or an iterable of batches, each such ids or a mapping with
+            ``input_ids``, as a data loader yields. All of it is used.
+        model: Bounds the ids and the length.
+        tokenizer: Needed for texts.
+
+    Raises:
+        CalibrationError: It is something else, empty, padded, or does not fit the model.
+    """
+    if isinstance(given, Tensor):
+        tokens = given
+    elif hasattr(given, "__array__"):
+        tokens = torch.as_tensor(given)
+    elif isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping):
+        tokens = _listed(list(given), model, tokenizer)
+    else:
+        raise CalibrationError(f"{GIVEN} is {_kind(given)}", hint=HINT)
+    tokens = tokens.detach().cpu()
+    check_ids(tokens, GIVEN, model)
+    return tokens.to(torch.int64)
+
+
+def _listed(
+    given: list[Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> Tensor:
+    if not given:
+        raise CalibrationError(f"{GIVEN} is empty", hint=HINT)
+    if all(isinstance(one, str) for one in given):
+        return _from_texts(given, model, tokenizer)
+    if all(isinstance(one, Sequence) and not isinstance(one, str) for one in given):
+        # Lists of ids, or batches that are lists of lists.
+        given = [given] if all(isinstance(i, int) for i in given[0]) else given
+    batches = [_batch(one, number) for number, one in enumerate(given)]
+    length = batches[0].shape[-1]
+    for number, batch in enumerate(batches):
+        if batch.shape[-1] != length:
+            raise CalibrationError(
+                f"batch {number} of {GIVEN} has samples of {batch.shape[-1]} tokens, the first "
+                f"one of {length}",
+                hint="all samples need one length; texts are cut into such samples",
+            )
+    return torch.cat(batches)
+
+
+def _from_texts(
+    texts: list[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> Tensor:
+    if tokenizer is None:
+        raise CalibrationError(
+            f"{GIVEN} is text, and there is no tokenizer", hint="pass the model's tokenizer"
+        )
+    ids = tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    length = min(DEFAULT_LENGTH, model.config.max_position_embeddings, len(ids))
+    if length < 2:
+        raise CalibrationError(f"{GIVEN} has fewer than two tokens", hint="give more text")
+    samples = len(ids) // length
+    return torch.tensor(ids[: samples * length]).reshape(samples, length)
+
+
+def _batch(one: Any, number: int) -> Tensor:
+    """Token ids of one batch, ``(samples, length)``; one sample may come without its first axis."""
+    where = f"batch {number} of {GIVEN}"
+    mask = None
+    if isinstance(one, Mapping):
+        if "input_ids" not in one:
+            raise CalibrationError(
+                f"{where} has no `input_ids`; it has {', '.join(map(str, one)) or 'nothing'}",
+                hint=HINT,
+            )
+        one, mask = one["input_ids"], one.get("attention_mask")
+    try:
+        ids = torch.as_tensor(one)
+        padded = mask is not None and not bool(torch.as_tensor(mask).all())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CalibrationError(f"{where} is {_kind(one)}", hint=HINT) from error
+    if padded:
+        raise CalibrationError(
+            f"{where} is padded, and padding would count as text",
+            hint="give samples of one length, or texts, which are cut into such samples",
+        )
+    return ids.unsqueeze(0) if ids.dim() == 1 else ids
+
+
+def _kind(value: object) -> str:
+    return f"of type {type(value).__name__}"

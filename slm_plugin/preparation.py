@@ -1,0 +1,180 @@
+"""What every command does before its work: load, check against the model, draw calibration data."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from slm_plugin.calibration.given import token_ids
+from slm_plugin.calibration.samples import CalibrationRecord, CalibrationSource, digest, draw
+from slm_plugin.errors import CalibrationError, ModelSourceError, UserError
+from slm_plugin.evaluation.base import Evaluator
+from slm_plugin.export.base import Exporter
+from slm_plugin.models.bundled import cache_folder, trials_folder
+from slm_plugin.models.loading import ModelSource, load
+from slm_plugin.models.streaming import is_streamed
+from slm_plugin.progress import timed
+from slm_plugin.recovery.base import Recovery
+from slm_plugin.session import Session
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class InMemory:
+    """A model that the caller holds, in place of one to load.
+
+    Attributes:
+        model: A decoder of a supported class; it is changed in place.
+        tokenizer: Its tokenizer, where text is read.
+        calibration: Texts, token ids or batches (`token_ids`); None for the recipe's own source.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None = None
+    calibration: object = None
+
+    @property
+    def has_data(self) -> bool:
+        """Whether calibration data came with the model."""
+        return self.calibration is not None
+
+    @property
+    def name(self) -> str:
+        """What reports call the model."""
+        return str(getattr(self.model.config, "_name_or_path", "")) or type(self.model).__name__
+
+
+def prepare(
+    source: ModelSource | InMemory,
+    *,
+    calibration: CalibrationSource | None = None,
+    seed: int = 1234,
+    components: Sequence[Any] = (),
+    check_targets: Callable[[Session], None] | None = None,
+    trials: bool = True,
+) -> Session:
+    """Load the model, refuse what it cannot do, and draw the calibration set.
+
+    Args:
+        source: What to load, or a model in memory.
+        calibration: What to draw from; None for no calibration set, or for the caller's data.
+        seed: Seed of everything random.
+        components: Pruners, recoveries, evaluators and exporters that will be used.
+        check_targets: Refuses targets that the model cannot reach.
+        trials: Keep the trials of searches over the end of the process.
+
+    Raises:
+        SlmError: The model or the calibration set cannot be had, or a component or a target does
+            not go with the model.
+    """
+    random.seed(seed)
+    torch.manual_seed(seed)
+    journals = None
+    if trials:
+        # Where a search would fail to write its journal later, nothing is loaded.
+        wanted = any(getattr(component, "keeps_trials", False) for component in components)
+        journals = trials_folder() if wanted else cache_folder() / "trials"
+    if isinstance(source, InMemory):
+        model, tokenizer, name = source.model, source.tokenizer, source.name
+    else:
+        name = source.id
+        with timed(f"load {name}"):
+            model, tokenizer = load(source)
+    session = Session(model, tokenizer, source=name, seed=seed, journals=journals)
+    _refuse_unstreamable(components, session)
+    if check_targets is not None:
+        check_targets(session)
+    for component in components:
+        if isinstance(component, Evaluator):
+            component.fit(session)
+        elif isinstance(component, Exporter):
+            component.check_model(session)
+    if isinstance(source, InMemory) and source.has_data:
+        session.calibration = token_ids(source.calibration, model, tokenizer)
+    elif calibration is not None:
+        with timed(f"calibration from {calibration.source}"):
+            session.calibration = draw(calibration, model, tokenizer, seed)
+    _refuse_missing_samples(components, session)
+    return session
+
+
+def model_source(
+    named: ModelSource | None,
+    model: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    calibration: object,
+) -> ModelSource | InMemory:
+    """The caller's model, or the one that a file names.
+
+    Raises:
+        UserError: There is neither, or something is passed that goes with no model.
+    """
+    if model is not None:
+        return InMemory(model, tokenizer, calibration)
+    if tokenizer is not None or calibration is not None:
+        raise UserError("a tokenizer or calibration data go with a model", hint="pass `model=`")
+    if named is None:
+        raise UserError("no model is named", hint="add `model`, or pass `model=`")
+    return named
+
+
+def calibration_record(
+    source: ModelSource | InMemory, drawn_from: CalibrationSource | None, session: Session
+) -> CalibrationRecord | None:
+    """What a session calibrates on, for reports; None where it does not."""
+    tokens = session.calibration
+    if tokens is None:
+        return None
+    if drawn_from is not None and not (isinstance(source, InMemory) and source.has_data):
+        return CalibrationRecord.of(drawn_from, tokens, session.seed)
+    samples, length = tokens.shape
+    return CalibrationRecord(
+        source="data in memory",
+        samples=samples,
+        length=length,
+        seed=session.seed,
+        sha256=digest(tokens),
+    )
+
+
+def _refuse_unstreamable(components: Iterable[Any], session: Session) -> None:
+    """A model that turned out larger than the GPU is streamed, though no recipe asked for it.
+
+    Raises:
+        ModelSourceError: A component needs the whole model.
+    """
+    if not is_streamed(session.model):
+        return
+    for component in components:
+        if not component.streams:
+            raise ModelSourceError(
+                f"{session.source} is larger than the GPU, and '{component.name}' needs it whole",
+                hint=f"set `device: cpu`, or leave '{component.name}' out",
+            )
+
+
+def _refuse_missing_samples(components: Iterable[Any], session: Session) -> None:
+    """A calibration set that is missing or too small is told before anything is done.
+
+    Raises:
+        CalibrationError: It is.
+    """
+    samples = 0 if session.calibration is None else len(session.calibration)
+    for component in components:
+        if not samples and getattr(component, "needs_calibration", False):
+            raise CalibrationError(
+                f"'{component.name}' needs calibration data",
+                hint="pass `calibration`, as {'source': 'builtin'}",
+            )
+        if isinstance(component, Recovery) and 0 < samples < component.fewest_samples:
+            raise CalibrationError(
+                f"'{component.name}' needs {component.fewest_samples} calibration samples or "
+                f"more; the set has {samples}",
+                hint="raise `samples`",
+            )
