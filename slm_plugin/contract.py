@@ -59,7 +59,8 @@ class Contract:
             cls: A class without fault.
             what: What the errors call it.
         """
-        cls.said = what
+        # A name of its own: a plugin may have a `label` of whatever kind.
+        cls._slm_plugin_label = what
         for name in ("__init__", *self.calls):
             own = inspect.getattr_static(cls, name, None)
             # What is inherited from this package needs no guard.

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from slm_plugin.contract import article
-from slm_plugin.errors import TELL_ITS_AUTHOR, ContractError, PlanError
+from slm_plugin.errors import ContractError, PlanError
 from slm_plugin.evaluation.base import Measurement
 from slm_plugin.foreign import contained, is_ours
 from slm_plugin.models.view import Dimensions
@@ -19,6 +19,7 @@ from slm_plugin.pruners.plan import PruningPlan
 from slm_plugin.texts import first_problem, shown
 
 M = TypeVar("M", bound=BaseModel)
+_HINT = "tell its author"
 # Bits of an integer; JSON knows no bound, readers do.
 _WIDEST = 1024
 
@@ -26,7 +27,7 @@ _WIDEST = 1024
 def called(component: object) -> str:
     """What messages call a component: a plugin with its distribution."""
     name = getattr(component, "name", type(component).__name__)
-    return str(getattr(component, "said", "") or f"'{name}'")
+    return str(getattr(component, "_slm_plugin_label", "") or f"'{name}'")
 
 
 def returned(value: object, kind: type[M], component: object) -> M:
@@ -47,11 +48,11 @@ def returned(value: object, kind: type[M], component: object) -> M:
     said = f"{called(component)} gave back"
     if not isinstance(value, kind):
         found = article(type(value).__name__)
-        raise ContractError(f"{said} {found}, not {kind.__name__}", hint=TELL_ITS_AUTHOR)
+        raise ContractError(f"{said} {found}, not {kind.__name__}", hint=_HINT)
     if is_ours(component):
         return value
     said += f" {article(kind.__name__)} that cannot be used"
-    with contained(said, ContractError, TELL_ITS_AUTHOR):
+    with contained(said, ContractError, _HINT):
         wrong, text = _written(value, kind)
         try:
             if not wrong:
@@ -60,7 +61,7 @@ def returned(value: object, kind: type[M], component: object) -> M:
             wrong = error.message.partition(": ")[2]
         except ValidationError as error:
             wrong = first_problem(error)
-        raise ContractError(f"{said}: {wrong}", hint=TELL_ITS_AUTHOR)
+        raise ContractError(f"{said}: {wrong}", hint=_HINT)
 
 
 def several(value: object, kind: type[M], component: object) -> list[M]:
@@ -73,38 +74,37 @@ def several(value: object, kind: type[M], component: object) -> list[M]:
         found = article(type(value).__name__)
         raise ContractError(
             f"{called(component)} gave back {found}, not a list of {kind.__name__}",
-            hint=TELL_ITS_AUTHOR,
+            hint=_HINT,
         )
     return [returned(one, kind, component) for one in list(value)]
 
 
 def answered(
-    plan: PruningPlan, pruner: Pruner, facts: dict[str, Any], original: Dimensions
+    plan: PruningPlan, pruner: Pruner, asked: dict[str, Any], original: Dimensions
 ) -> PruningPlan:
     """A plan held to what was asked for; one that misses a size by much says so.
 
     Args:
         plan: What the strategy gave back.
         pruner: The strategy.
-        facts: What the plan must say of the model, by field.
+        asked: What the plan must say of the model and the target, by field.
         original: The model as it was loaded.
 
     Raises:
-        ContractError: The plan is for another model, or removes another number of layers than
-            the target names.
+        ContractError: The plan is for another model or target, or removes another number of
+            layers than the target names.
     """
     said = called(pruner)
-    for field, fact in facts.items():
-        if getattr(plan, field) != fact:
+    for field, value in asked.items():
+        if getattr(plan, field) != value:
+            what = "target" if field == "target" else "model"
             raise ContractError(
-                f"{said} gave back a plan for another model: its {field} is not the model's",
-                hint=TELL_ITS_AUTHOR,
+                f"{said} gave back a plan for another {what}: its {field} differs",
+                hint=_HINT,
             )
-    # A class that no recipe names may have no target of its own.
-    target = getattr(pruner, "target", plan.target)
-    wrong = missed(target, plan, original)
-    if wrong and target.layers_removed is not None:
-        raise ContractError(f"{said} missed its target: {wrong}", hint=TELL_ITS_AUTHOR)
+    wrong = missed(plan.target, plan, original)
+    if wrong and plan.target.layers_removed is not None:
+        raise ContractError(f"{said} missed its target: {wrong}", hint=_HINT)
     if wrong and not is_ours(pruner):
         return plan.model_copy(update={"warnings": (*plan.warnings, f"target missed: {wrong}")})
     return plan

@@ -120,10 +120,12 @@ class Session:
                 that is not for this model or not what was asked for.
             UserError: Layers changed outside the session.
         """
+        # Noted now: a strategy may change it. Classes that no recipe names may have none.
+        asked = {"target": pruner.target} if hasattr(pruner, "target") else {}
         with self._untouched(_name(pruner), "planning"):
             made = returned(pruner.plan(self), PruningPlan, pruner)
-            facts = {"before": self.view.dimensions(), "fingerprint": self.fingerprint()}
-            return answered(made, pruner, facts, self.original)
+            model = {"before": self.view.dimensions(), "fingerprint": self.fingerprint()}
+            return answered(made, pruner, {**asked, **model}, self.original)
 
     def apply(self, plan: PruningPlan) -> None:
         """Carry a plan out on the model, in place.

@@ -163,6 +163,10 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "notes are no texts": (updated(notes=(1, 2)), "notes.0: Input should be a valid string"),
     "surrogate note": (updated(notes=("fine", "\udfff")), "notes.1: it holds half a character"),
     "nothing": (lambda _: PruningPlan.model_construct(), "pruner: Field required"),
+    "another target's": (
+        updated(target=Target(threshold=0.5)),
+        "gave back a plan for another target: its target differs",
+    ),
     "another model's": (
         lambda plan: plan.model_copy(
             update={"fingerprint": plan.fingerprint.model_copy(update={"weights": "sha256:0"})}
