@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def set_aside(path: Path) -> Path | None:
         OSError: It cannot be renamed.
     """
     names = (path.with_name(f"{path.name}.damaged-{number}") for number in itertools.count(1))
-    free = next(name for name in names if not name.exists())
+    free = next(name for name in names if not os.path.lexists(name))
     try:
         path.rename(free)
     except FileNotFoundError:

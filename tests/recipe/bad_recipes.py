@@ -91,6 +91,7 @@ BAD = [
     Bad("opset", "checkpoint: {}", "onnx: {opset: 99}", "{file}:13:12: export.0.onnx.opset: should be less than or equal to 20, not 99"),
     Bad("tolerance", "checkpoint: {}", "onnx: {tolerance: 1e308}", "{file}:13:12: export.0.onnx.tolerance: should be less than or equal to 1"),
     Bad("no shard", "checkpoint: {}", "checkpoint: {max_shard_size: 0.0MB}", "{file}:13:18: export.0.checkpoint.max_shard_size: '0.0MB' holds no tensor; give"),
+    Bad("binary unit", "checkpoint: {}", "checkpoint: {max_shard_size: 5GiB}", "{file}:13:18: export.0.checkpoint.max_shard_size: should be a size as 5GB"),
     Bad("vast shard", "checkpoint: {}", f"checkpoint: {{max_shard_size: {'7' * 400}KB}}", "{file}:13:18: export.0.checkpoint.max_shard_size: should be a size as 5GB, 500MB or 64KB, not '777"),
     Bad("other digits", "checkpoint: {}", "checkpoint: {max_shard_size: \u0665GB}", "{file}:13:18: export.0.checkpoint.max_shard_size: should be a size as"),
     Bad("other digits of a device", "dtype: float32", "device: cuda:\u0661", "{file}:2:27: model.device: should be auto, cpu, mps, cuda or as cuda:1"),

@@ -11,11 +11,13 @@ journal: lines are appended whole, and none is ever taken away.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import re
+import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,7 +142,7 @@ class Journal:
             return b""
         aside = set_aside(path)
         if aside is not None:
-            what = f"{damaged} of {len(lines)} lines" if lines else "it"
+            what = f"{damaged} of {len(lines)} lines" if lines else "it is no file that can be read"
             say(
                 f"  the journal {path} is damaged ({what}) and was set aside as {aside.name}; "
                 "what is missing is measured anew"
@@ -182,9 +184,15 @@ class Journal:
 
 def _content(path: Path) -> bytes | None:
     """The bytes of a journal; None where something else has its name."""
-    if not path.exists():
-        return b""
-    if not path.is_file() or path.stat().st_size > LARGEST:
+    try:
+        status = path.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        if error.errno == errno.ENOENT:
+            return b""
+        raise
+    if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
         return None
     content = path.read_bytes()
     if content and not content.endswith(b"\n"):

@@ -99,6 +99,21 @@ def test_a_folder_in_its_place_is_set_aside(tmp_path: Path) -> None:
     assert Journal(tmp_path / "j.jsonl", "about").known(RUNS[0]) == [[0.5]]
 
 
+def test_a_link_that_leads_to_itself_is_set_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As anything else that has the journal's name; one that leads nowhere yet is followed."""
+    for name in ("j.jsonl", "j.jsonl.damaged-1"):
+        (tmp_path / name).symlink_to(name)
+    Journal(tmp_path / "j.jsonl", "x").keep((), [0.5])
+    assert (tmp_path / "j.jsonl").is_file()
+    assert (tmp_path / "j.jsonl.damaged-2").is_symlink()
+    assert "is damaged (it is no file that can be read)" in capsys.readouterr().err
+    (tmp_path / "k.jsonl").symlink_to("elsewhere.jsonl")
+    Journal(tmp_path / "k.jsonl", "x").keep((), [0.5])
+    assert (tmp_path / "elsewhere.jsonl").read_text()
+
+
 def _write(path: Path, first: int) -> None:
     journal = Journal(path, "about")
     for number in range(200):
