@@ -24,7 +24,7 @@ from slm_plugin.errors import SlmError
 from slm_plugin.evaluation.latency import time_run
 from slm_plugin.evaluation.prefill import check_room, random_prompt
 from slm_plugin.models.loading import ModelSource, load
-from slm_plugin.pruners.plan import PruningPlan
+from slm_plugin.plans import PruningPlan
 from slm_plugin.registry import pruners
 from slm_plugin.session import Session, apply
 from slm_plugin.target import Target

@@ -9,13 +9,13 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from slm_plugin.api import get_pruner, list_pruners, prune
-    from slm_plugin.compare import compare
+    from slm_plugin.comparison.configuration import Comparison
+    from slm_plugin.comparison.run import compare
     from slm_plugin.errors import SlmError
     from slm_plugin.pipeline import plan, run
+    from slm_plugin.plans import PruningPlan
     from slm_plugin.pruners.base import Options, Pruner
-    from slm_plugin.pruners.plan import PruningPlan
     from slm_plugin.recipe import Recipe
-    from slm_plugin.recipe.comparison import Comparison
     from slm_plugin.registry import (
         register_evaluator,
         register_exporter,
@@ -30,17 +30,17 @@ __version__ = "0.1.0"
 
 # Public names load on first use, so that `import slm_plugin` costs no torch.
 _HOMES = {
-    "Comparison": "slm_plugin.recipe.comparison",
+    "Comparison": "slm_plugin.comparison.configuration",
     "Options": "slm_plugin.pruners.base",
     "Pruner": "slm_plugin.pruners.base",
-    "PruningPlan": "slm_plugin.pruners.plan",
+    "PruningPlan": "slm_plugin.plans",
     "Recipe": "slm_plugin.recipe",
     "RunResult": "slm_plugin.result",
     "Session": "slm_plugin.session",
     "SlmError": "slm_plugin.errors",
     "Target": "slm_plugin.target",
     "apply": "slm_plugin.session",
-    "compare": "slm_plugin.compare",
+    "compare": "slm_plugin.comparison.run",
     "get_pruner": "slm_plugin.api",
     "list_pruners": "slm_plugin.api",
     "plan": "slm_plugin.pipeline",

@@ -8,9 +8,9 @@ from rich.table import Table
 
 from slm_plugin.control_characters import visible
 from slm_plugin.extras import found_version, missing
-from slm_plugin.installed import broken_metadata
 from slm_plugin.models.view import ATTENTION_PROJECTIONS, DecoderView, projections
 from slm_plugin.registry import evaluators, exporters, pruners, recoveries
+from slm_plugin.registry.installed import broken_metadata
 from slm_plugin.versions import bounds, extra_rows, installed_versions, wanted
 
 

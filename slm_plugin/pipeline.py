@@ -18,10 +18,10 @@ from slm_plugin.models.fingerprint import Fingerprint
 from slm_plugin.models.loading import ModelSource
 from slm_plugin.outputs.claim import Output, claim
 from slm_plugin.outputs.place import Input, refuse_same
+from slm_plugin.plans import PruningPlan
 from slm_plugin.preparation import InMemory, calibration_record, model_source, prepare
 from slm_plugin.progress import say, timed
 from slm_plugin.pruners.base import Pruner
-from slm_plugin.pruners.plan import PruningPlan
 from slm_plugin.recipe import Recipe, Stage
 from slm_plugin.recovery.base import Recovery
 from slm_plugin.report.record import RunReport, StageRecord, StateRecord

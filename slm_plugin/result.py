@@ -12,7 +12,7 @@ from slm_plugin.errors import UserError
 from slm_plugin.export.checkpoint import save_checkpoint, verify_checkpoint
 from slm_plugin.outputs.claim import claim
 from slm_plugin.outputs.place import located
-from slm_plugin.pruners.plan import PruningPlan
+from slm_plugin.plans import PruningPlan
 from slm_plugin.report.record import RunReport
 from slm_plugin.report.terminal import as_text, summary_table
 from slm_plugin.session import Session

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from slm_plugin.calibration.captures import Batch, capture, split
-from slm_plugin.contract import tell_put_back
 from slm_plugin.errors import (
     TELL_ITS_AUTHOR,
     CalibrationError,
@@ -34,11 +33,12 @@ from slm_plugin.models.state import (
     weights_of,
 )
 from slm_plugin.models.view import DecoderView, Dimensions
+from slm_plugin.plans import PruningPlan
 from slm_plugin.pruners.base import Pruner
-from slm_plugin.pruners.plan import PruningPlan
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.checking import check_repaired
-from slm_plugin.results import answered, returned, several
+from slm_plugin.registry.contract import tell_put_back
+from slm_plugin.returned import answered, returned, several
 from slm_plugin.surgery import carry_out, refuse_other_model, verify
 
 if TYPE_CHECKING:

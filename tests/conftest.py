@@ -25,7 +25,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from slm_plugin import interruption
+from slm_plugin import extras, interruption
 from slm_plugin.models.view import Dimensions
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -128,7 +128,7 @@ def own_journals(
     """No test reads trials that an earlier one, or an earlier version, left in the cache."""
     cache: Path = tmp_path_factory.mktemp("cache")
     if "real" in request.keywords:
-        monkeypatch.setattr("slm_plugin.pipeline.cache_folder", lambda: cache)
+        monkeypatch.setattr("slm_plugin.preparation.cache_folder", lambda: cache)
     else:
         monkeypatch.setenv("SLM_PLUGIN_CACHE", str(cache))
 
@@ -162,3 +162,28 @@ def family(request: pytest.FixtureRequest) -> str:
 def tiny() -> ModelFactory:
     """`make_model`, for tests that need models of their own shape."""
     return make_model
+
+
+@pytest.fixture(scope="session")
+def report() -> RunReport:
+    """The sample run."""
+    return samples.make_report()
+
+
+@pytest.fixture(scope="session")
+def plans() -> dict[str, PruningPlan]:
+    """The plans of the sample run."""
+    return sample_plans.plans()
+
+
+@pytest.fixture(scope="session")
+def page(report: RunReport, plans: dict[str, PruningPlan]) -> str:
+    """The page of the sample run, with pictures."""
+    pytest.importorskip("matplotlib")
+    return render_page(report, plans)
+
+
+@pytest.fixture
+def no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation without the extra `report`."""
+    monkeypatch.setattr(extras, "missing", lambda extra: ("matplotlib",))

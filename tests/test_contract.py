@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from slm_plugin.errors import MissingExtraError
 from slm_plugin.extras import require
-from slm_plugin.pruners.plan import MergeLayers
+from slm_plugin.plans import MergeLayers
 from slm_plugin.recovery.base import Recovery
 from slm_plugin.registry import Registry, evaluators, exporters, pruners, recoveries
 from slm_plugin.session import Session

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from slm_plugin import cli, pipeline
-from slm_plugin.compare import compare
+from slm_plugin.comparison.run import compare
 from slm_plugin.errors import IncompleteError, OutputError, TargetError, VerificationError
 from slm_plugin.export.checkpoint import CheckpointExporter
 from slm_plugin.outputs.claim import INCOMPLETE
 from slm_plugin.outputs.marker import MARKER
 from slm_plugin.outputs.scratch import names
-from slm_plugin.pruners.plan import PruningPlan
+from slm_plugin.plans import PruningPlan
 from slm_plugin.recipe import Recipe
 from tests.conftest import make_checkpoint
 
@@ -135,7 +135,7 @@ def test_nothing_is_loaded_for_an_output_that_cannot_be(
     recipe_file: Path, tmp_path: Path, tokens: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every command that writes finds out before."""
-    for module in ("slm_plugin.pipeline", "slm_plugin.compare", "slm_plugin.models.loading"):
+    for module in ("slm_plugin.pipeline", "slm_plugin.comparison.run", "slm_plugin.models.loading"):
         monkeypatch.setattr(f"{module}.load", lambda _: pytest.fail("the model was loaded"))
     plan = tmp_path / "plan.json"
     recipe = Recipe.read(recipe_file)

@@ -145,7 +145,8 @@ def test_planning_trains_nothing_behind_the_last_plan(
     pytest.importorskip("peft")
     text = recipe_file.read_text().replace("evaluate:", "  - {recover: lora, epochs: 1}\nevaluate:")
     monkeypatch.setattr(
-        "slm_plugin.recovery.lora.LoraRecovery.recover", lambda *_: pytest.fail("trained in vain")
+        "slm_plugin.recovery.training.lora.LoraRecovery.recover",
+        lambda *_: pytest.fail("trained in vain"),
     )
     assert len(slm_plugin.plan(Recipe.parse(text))) == 2
 

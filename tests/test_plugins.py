@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from slm_plugin import installed, registry
-from slm_plugin.contract import Contract
+from slm_plugin import registry
 from slm_plugin.errors import SlmError, UserError
 from slm_plugin.evaluation.base import Measurement
 from slm_plugin.foreign import is_ours
@@ -23,7 +22,8 @@ from slm_plugin.listing import components, doctor_report
 from slm_plugin.pipeline import run
 from slm_plugin.recipe import Recipe
 from slm_plugin.recipe.schema import schema
-from slm_plugin.registry import evaluators, exporters, pruners, recoveries
+from slm_plugin.registry import evaluators, exporters, installed, pruners, recoveries
+from slm_plugin.registry.contract import Contract
 from slm_plugin.session import Session
 from tests.conftest import make_checkpoint, make_model
 

@@ -6,10 +6,9 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from slm_plugin import installed
 from slm_plugin import registry as module
 from slm_plugin.errors import SlmError, UserError
-from slm_plugin.registry import Registry
+from slm_plugin.registry import Registry, installed
 
 
 def test_builtin_names_are_listed_without_importing_them() -> None:

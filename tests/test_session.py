@@ -27,9 +27,9 @@ from slm_plugin.errors import (
 )
 from slm_plugin.evaluation.base import Evaluator, Measurement
 from slm_plugin.export.base import Exporter, ExportRecord
+from slm_plugin.plans import DropLayers, MergeLayers, PruningPlan
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.depth.deepest import Deepest
-from slm_plugin.pruners.plan import DropLayers, MergeLayers, PruningPlan
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.session import Session
 from slm_plugin.target import Target

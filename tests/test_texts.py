@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from slm_plugin import texts
+from slm_plugin.comparison.configuration import read_either
 from slm_plugin.errors import RecipeError
 from slm_plugin.recipe import Recipe
-from slm_plugin.recipe.comparison import read_either
 from slm_plugin.texts import expanded, read_text, regular_file, shown
 from tests.recipe.bad_recipes import GOOD
 

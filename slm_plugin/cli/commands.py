@@ -1,6 +1,6 @@
 """The application with all its commands."""
 
-from slm_plugin.cli import computing, telling
+from slm_plugin.cli import reading, writing
 from slm_plugin.cli.app import app
 
-__all__ = ["app", "computing", "telling"]
+__all__ = ["app", "reading", "writing"]

@@ -12,7 +12,7 @@ from slm_plugin.models.view import Dimensions
 from slm_plugin.target import Target
 
 if TYPE_CHECKING:
-    from slm_plugin.pruners.plan import PruningPlan
+    from slm_plugin.plans import PruningPlan
     from slm_plugin.session import Session
 
 

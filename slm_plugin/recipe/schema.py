@@ -1,4 +1,4 @@
-"""JSON Schema of recipes and comparisons, for editors."""
+"""JSON Schema of recipes, for editors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from slm_plugin.recipe.comparison import AS_PRUNED, ComparisonFrame
 from slm_plugin.recipe.parsing import Frame
 from slm_plugin.recipe.parts import Common
 from slm_plugin.registry import Registry, evaluators, exporters, pruners, recoveries
@@ -18,31 +17,18 @@ Schema = dict[str, Any]
 
 def schema() -> Schema:
     """Schema of a recipe, with the options of every component that is installed here."""
-    made, definitions = _framed(Frame, "slm_plugin recipe")
+    made, definitions = framed(Frame, "slm_plugin recipe")
     target: Schema = {"target": {"$ref": "#/$defs/Target"}}
     stages = [
-        *_verbs(pruners, "prune", definitions, required=target),
-        *_verbs(recoveries, "recover", definitions),
+        *verbs(pruners, "prune", definitions, required=target),
+        *verbs(recoveries, "recover", definitions),
     ]
     made["properties"]["stages"]["items"] = {"oneOf": stages}
     made["properties"]["export"]["items"] = _entry(exporters, definitions)
     return made
 
 
-def comparison_schema() -> Schema:
-    """Schema of a comparison, likewise."""
-    made, definitions = _framed(ComparisonFrame, "slm_plugin comparison")
-    following = [{"const": AS_PRUNED}, *_verbs(recoveries, "recover", definitions)]
-    recover: Schema = {"items": {"oneOf": following}, "minItems": 1, "type": "array"}
-    own: Schema = {"label": {"type": "string"}, "recover": recover}
-    methods = _verbs(pruners, "prune", definitions, optional=own)
-    made["properties"]["methods"]["items"] = {"oneOf": list(methods)}
-    made["properties"]["recover"]["items"] = recover["items"]
-    made["properties"]["targets"]["items"] = {"$ref": "#/$defs/Target"}
-    return made
-
-
-def _framed(frame: type[Common], title: str) -> tuple[Schema, Schema]:
+def framed(frame: type[Common], title: str) -> tuple[Schema, Schema]:
     """The schema of the keys at the top of a file, and its definitions, which grow."""
     made = frame.model_json_schema()
     made["title"] = title
@@ -52,7 +38,7 @@ def _framed(frame: type[Common], title: str) -> tuple[Schema, Schema]:
     return made, definitions
 
 
-def _verbs(
+def verbs(
     registry: Registry[Any],
     verb: str,
     definitions: Schema,

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from slm_plugin.pruners.plan import PruningPlan
-from slm_plugin.report import comparison, markdown, quantities
+from slm_plugin.plans import PruningPlan
+from slm_plugin.report import before_after, markdown, numbers
 from slm_plugin.report.environment import environment
 from slm_plugin.report.record import RunReport
 from slm_plugin.report.usage import recipe_yaml, snippets
@@ -30,23 +30,23 @@ def render_card(report: RunReport, plans: Mapping[str, PruningPlan]) -> str:
     # Everything that an expression puts out is escaped, unless it is Markdown by type.
     templates = environment(finalize=markdown.escape)
     templates.filters |= {"code": markdown.code, "fence": markdown.fence}
-    rows = comparison.compare(report)
+    rows = before_after.compare(report)
     text = templates.get_template("model_card.md.j2").render(
         front_matter=markdown.Markdown(
             yaml.safe_dump(front_matter(report), sort_keys=False, allow_unicode=True)
         ),
         report=report,
         base=hub_id(report.model),
-        summary=comparison.summary(report),
-        removed=comparison.removed(report.before, report.after),
+        summary=before_after.summary(report),
+        removed=before_after.removed(report.before, report.after),
         rows=rows,
         protocols=list(dict.fromkeys(row.protocol for row in rows)),
-        states=comparison.ordered_states(report),
-        sizes=[size for size in comparison.sizes(report) if size.change != "unchanged"],
+        states=before_after.ordered_states(report),
+        sizes=[size for size in before_after.sizes(report) if size.change != "unchanged"],
         figure=figure,
-        ratio=quantities.ratio,
+        ratio=numbers.ratio,
         recovered=[stage for stage in report.stages if stage.kind == "recovery"],
-        warnings=[text for _, text in comparison.warnings(report, plans)],
+        warnings=[text for _, text in before_after.warnings(report, plans)],
         plans=plans,
         snippets=snippets(report),
         recipe=markdown.fence(recipe_yaml(report), "yaml"),
@@ -79,11 +79,11 @@ def hub_id(model: str) -> str | None:
     return model if looks and not Path(model).exists() else None
 
 
-def figure(row: comparison.Comparison, position: int) -> str:
+def figure(row: before_after.Comparison, position: int) -> str:
     """The value of a row in one state, with its standard error."""
     taken = row.measured[position]
     if taken is None:
         return "\N{EN DASH}"
-    value = quantities.quantity(taken.value, row.unit, row.decimals)
-    error = f" ± {quantities.number(taken.stderr, row.decimals)}" if taken.stderr else ""
+    value = numbers.quantity(taken.value, row.unit, row.decimals)
+    error = f" ± {numbers.number(taken.stderr, row.decimals)}" if taken.stderr else ""
     return value + error

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from slm_plugin.pruners.depth.combining.composition import pairs_left
-from slm_plugin.pruners.depth.search.runs import DROP
-from slm_plugin.pruners.plan import (
+from slm_plugin.plans import (
     ConcatLayers,
     DropLayers,
     DropSublayers,
@@ -14,6 +12,8 @@ from slm_plugin.pruners.plan import (
     PruningPlan,
     Trial,
 )
+from slm_plugin.pruners.depth.search.runs import DROP
+from slm_plugin.surgery.composition import pairs_left
 
 
 def destinations(plan: PruningPlan) -> list[int | None]:

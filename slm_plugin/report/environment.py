@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from slm_plugin.report import quantities
+from slm_plugin.report import numbers
 
 
 def environment(*, finalize: Callable[[object], object] | None = None) -> Environment:
@@ -25,12 +25,12 @@ def environment(*, finalize: Callable[[object], object] | None = None) -> Enviro
         lstrip_blocks=True,
     )
     made.filters |= {
-        "number": quantities.number,
-        "quantity": quantities.quantity,
-        "brief": quantities.brief,
-        "size": quantities.size,
-        "count": quantities.count,
-        "duration": quantities.duration,
-        "ratio": quantities.ratio,
+        "number": numbers.number,
+        "quantity": numbers.quantity,
+        "brief": numbers.brief,
+        "size": numbers.size,
+        "count": numbers.count,
+        "duration": numbers.duration,
+        "ratio": numbers.ratio,
     }
     return made

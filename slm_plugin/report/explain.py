@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from slm_plugin.control_characters import visible
-from slm_plugin.pruners.plan import (
+from slm_plugin.plans import (
     ConcatLayers,
     DropLayers,
     DropSublayers,
@@ -17,7 +17,7 @@ from slm_plugin.pruners.plan import (
     MergeLayers,
     PruningPlan,
 )
-from slm_plugin.report import comparison, quantities
+from slm_plugin.report import before_after, numbers
 from slm_plugin.report.consequences import (
     destinations,
     final_trials,
@@ -70,7 +70,7 @@ def _origin(plan: PruningPlan) -> str:
 def _effect(plan: PruningPlan) -> str:
     before, after = plan.before, plan.after
     lines = [
-        f"In all, {comparison.removed(before, after)}.",
+        f"In all, {before_after.removed(before, after)}.",
         f"Layers:         {before.layers} -> {after.layers}",
         f"Parameters:     {before.parameters:,} -> {after.parameters:,} "
         f"(ratio {after.parameters / before.parameters:.3f})",
@@ -91,7 +91,7 @@ def _search(plan: PruningPlan) -> str:
     values = [trial.similarity for trial in plan.trials]
     further = f" {len(plan.explored):,} more on the way to it." if plan.explored else ""
     return (
-        f"Search: {quantities.plural(len(plan.trials), 'trial')}, {accepted} accepted"
+        f"Search: {numbers.plural(len(plan.trials), 'trial')}, {accepted} accepted"
         f"{threshold}; similarities {min(values):.4f} to {max(values):.4f}.{further}"
     )
 
@@ -116,7 +116,7 @@ def _layer_table(plan: PruningPlan) -> Table:
     steps = iter(sorted(final_trials(plan)))
     for op in plan.operations:
         if isinstance(op, MergeLayers | ConcatLayers):
-            span = quantities.spans(range(op.first, op.last + 1))
+            span = numbers.spans(range(op.first, op.last + 1))
             home = homes[op.first] if op.first < len(homes) else None
             found = similarity.get((op.first, op.last), "")
             table.add_row(
@@ -127,15 +127,15 @@ def _layer_table(plan: PruningPlan) -> Table:
                 found,
             )
         elif isinstance(op, DropLayers):
-            gone = quantities.spans(op.indices)
+            gone = numbers.spans(op.indices)
             alone = (op.indices[0], op.indices[-1])
             found = similarity.get(alone, "") if len(op.indices) == 1 else ""
             table.add_row(Text("drop"), gone, "", str(len(op.indices)), found)
         elif isinstance(op, DropSublayers):
-            gone = quantities.spans(sorted({*op.attention, *op.mlp}))
+            gone = numbers.spans(sorted({*op.attention, *op.mlp}))
             step = next(steps, None)
             found = "" if step is None else f"{plan.trials[step].similarity:.4f}"
-            way = f"drop attention {quantities.spans(op.attention)}, MLP {quantities.spans(op.mlp)}"
+            way = f"drop attention {numbers.spans(op.attention)}, MLP {numbers.spans(op.mlp)}"
             table.add_row(Text(way), gone, "", str(op.layers_removed), found)
     return table
 
@@ -162,7 +162,7 @@ def _unit_table(plan: PruningPlan) -> Table:
         table.add_row(
             str(layer),
             f"{wide:,} of {before.intermediate_size:,}",
-            f"{quantities.spans(stay)} of {before.kv_heads}",
+            f"{numbers.spans(stay)} of {before.kv_heads}",
             f"{heads} of {before.attention_heads}",
         )
     return table

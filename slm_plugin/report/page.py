@@ -9,8 +9,8 @@ from markupsafe import Markup
 
 from slm_plugin.errors import MissingExtraError
 from slm_plugin.models.view import Dimensions
-from slm_plugin.pruners.plan import PruningPlan
-from slm_plugin.report import comparison, pictures, quantities
+from slm_plugin.plans import PruningPlan
+from slm_plugin.report import before_after, numbers, pictures
 from slm_plugin.report.environment import environment
 from slm_plugin.report.pictures.walks import done
 from slm_plugin.report.record import RunReport, StageRecord
@@ -50,25 +50,25 @@ def render_page(report: RunReport, plans: Mapping[str, PruningPlan]) -> str:
         HTML. Where matplotlib is missing the page says so in the place of every picture.
     """
     template = environment().get_template("report.html.j2")
-    rows = comparison.compare(report)
+    rows = before_after.compare(report)
     return template.render(
         report=report,
-        summary=comparison.summary(report),
+        summary=before_after.summary(report),
         rows=rows,
         headline=[r for r in rows if r.ratio is not None and r.name != "parameters"][:2],
-        states=comparison.ordered_states(report),
+        states=before_after.ordered_states(report),
         chart=picture(
             "Before and after",
             "Every figure that was taken by the same protocol in the first and the last state. "
             "Whiskers are one standard error.",
             lambda: pictures.before_after(report),
         ),
-        sizes=comparison.sizes(report),
-        size_states=comparison.size_states(report),
-        removed=comparison.removed(report.before, report.after),
-        change=quantities.change,
+        sizes=before_after.sizes(report),
+        size_states=before_after.size_states(report),
+        removed=before_after.removed(report.before, report.after),
+        change=numbers.change,
         stages=stage_views(report, plans),
-        warnings=comparison.warnings(report, plans),
+        warnings=before_after.warnings(report, plans),
         snippets=snippets(report),
         recipe=recipe_yaml(report),
     )

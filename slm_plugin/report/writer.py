@@ -1,4 +1,4 @@
-"""Write what a run, an analysis or a comparison found into its output folder."""
+"""Write what a run found into its output folder."""
 
 from __future__ import annotations
 
@@ -9,15 +9,11 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from slm_plugin.analysis.record import Analysis
-from slm_plugin.comparison.record import ComparisonReport
 from slm_plugin.files import write_text
-from slm_plugin.pruners.plan import PruningPlan
-from slm_plugin.report.analysis import render_analysis
+from slm_plugin.plans import PruningPlan
 from slm_plugin.report.card import render_card
 from slm_plugin.report.page import render_page
 from slm_plugin.report.record import RunReport
-from slm_plugin.report.standings_page import markdown_table, render_comparison
 
 
 def write_report(report: RunReport, plans: Mapping[str, PruningPlan], folder: Path) -> None:
@@ -34,27 +30,6 @@ def write_report(report: RunReport, plans: Mapping[str, PruningPlan], folder: Pa
     write_text(folder / "report.json", to_json(report))
     write_text(folder / "report.html", render_page(report, plans))
     write_text(folder / "README.md", render_card(report, plans))
-
-
-def write_analysis(analysis: Analysis, folder: Path) -> None:
-    """Write ``analysis.json`` and ``analysis.html``; each appears whole or not at all.
-
-    Raises:
-        OutputError: A file cannot be written.
-    """
-    write_text(folder / "analysis.json", to_json(analysis))
-    write_text(folder / "analysis.html", render_analysis(analysis))
-
-
-def write_comparison(report: ComparisonReport, folder: Path) -> None:
-    """Write ``comparison.json``, ``comparison.md`` and ``comparison.html``.
-
-    Raises:
-        OutputError: A file cannot be written.
-    """
-    write_text(folder / "comparison.json", to_json(report))
-    write_text(folder / "comparison.md", markdown_table(report))
-    write_text(folder / "comparison.html", render_comparison(report))
 
 
 def to_json(record: BaseModel) -> str:

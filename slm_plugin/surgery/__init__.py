@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from slm_plugin.errors import PlanError, VerificationError
 from slm_plugin.models.operators import operators
-from slm_plugin.pruners.plan import (
+from slm_plugin.plans import (
     DepthOperation,
     KeepChannels,
     KeepHeads,

@@ -12,9 +12,9 @@ from torch import nn
 from slm_plugin.errors import PlanError
 from slm_plugin.extras import require
 from slm_plugin.models.view import DecoderView, Dimensions, projections
-from slm_plugin.pruners.plan import KeepChannels, KeepHeads, Operation
-from slm_plugin.pruners.portability import refuse_unloadable
-from slm_plugin.pruners.width.groups import Members, axis, channel_members, kv_group_members
+from slm_plugin.plans import KeepChannels, KeepHeads, Operation
+from slm_plugin.surgery.groups import Members, axis, channel_members, kv_group_members
+from slm_plugin.surgery.portability import refuse_unloadable
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -9,10 +9,7 @@ from torch import nn
 
 from slm_plugin.errors import PlanError
 from slm_plugin.models.view import DecoderView, layer_lists
-from slm_plugin.pruners.depth.combining.composition import composed_layer, pairs_left
-from slm_plugin.pruners.depth.combining.concatenation import concatenated_layer
-from slm_plugin.pruners.depth.combining.merge_rules import merged_layer
-from slm_plugin.pruners.plan import (
+from slm_plugin.plans import (
     ConcatLayers,
     DepthOperation,
     DropLayers,
@@ -20,6 +17,9 @@ from slm_plugin.pruners.plan import (
     LayerOperation,
     MergeLayers,
 )
+from slm_plugin.surgery.composition import composed_layer, pairs_left
+from slm_plugin.surgery.concatenation import concatenated_layer
+from slm_plugin.surgery.merge_rules import merged_layer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from slm_plugin.comparison.effort import effort_of
+from slm_plugin.comparison.cost import effort_of
 from slm_plugin.evaluation import footprint
 from slm_plugin.session import Session
 from tests.conftest import make_model

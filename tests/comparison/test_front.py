@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm_plugin.comparison.front import front
+from slm_plugin.comparison.pareto import front
 
 COST = st.integers(0, 6).map(float) | st.sampled_from([math.inf, math.nan])
 

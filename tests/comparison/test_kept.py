@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slm_plugin.comparison.kept import Kept, is_cell, is_plan
+from slm_plugin.comparison.cache import Kept, is_cell, is_plan
 from slm_plugin.comparison.record import Cell, Effort, Planned
 from slm_plugin.evaluation.base import Measurement
 from slm_plugin.pruners.depth.deepest import Deepest

@@ -19,7 +19,7 @@ from slm_plugin.export.checkpoint import (
 )
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.streaming import is_streamed
-from slm_plugin.pruners.plan import DropLayers, MergeLayers
+from slm_plugin.plans import DropLayers, MergeLayers
 from slm_plugin.session import Session
 from slm_plugin.surgery.layers import apply_layers
 from tests.conftest import make_model, make_tokenizer

@@ -14,14 +14,14 @@ import yaml
 
 from slm_plugin import apply
 from slm_plugin.cli.app import quiet_libraries
-from slm_plugin.comparison.kept import Kept, is_cell, is_plan
+from slm_plugin.comparison.cache import Kept, is_cell, is_plan
+from slm_plugin.comparison.configuration import read_either
 from slm_plugin.comparison.record import Cell, Effort, Planned
 from slm_plugin.evaluation.base import Measurement
 from slm_plugin.models.loading import ModelSource, load
+from slm_plugin.plans import PruningPlan
 from slm_plugin.pruners.depth.search.journal import Journal
 from slm_plugin.pruners.depth.search.runs import Run
-from slm_plugin.pruners.plan import PruningPlan
-from slm_plugin.recipe.comparison import read_either
 from slm_plugin.registry import pruners
 from slm_plugin.report.explain import explain
 from slm_plugin.session import Session

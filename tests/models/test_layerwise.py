@@ -19,14 +19,14 @@ from slm_plugin.models import stored
 from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.streaming import StreamedParameter, held, is_streamed
-from slm_plugin.pruners.depth.combining.merge_rules import merged_layer
+from slm_plugin.plans import DropLayers, MergeLayers
 from slm_plugin.pruners.depth.search.runs import Run
 from slm_plugin.pruners.depth.search.trials import Trials
 from slm_plugin.pruners.depth.slm import SlidingLayerMerging, SlmOptions
-from slm_plugin.pruners.plan import DropLayers, MergeLayers
 from slm_plugin.registry import pruners
 from slm_plugin.session import Session, apply
 from slm_plugin.surgery.layers import apply_layers
+from slm_plugin.surgery.merge_rules import merged_layer
 from slm_plugin.target import Target
 from tests.conftest import make_model, random_tokens
 

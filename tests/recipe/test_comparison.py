@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from slm_plugin.comparison.configuration import Comparison, read_either
 from slm_plugin.errors import RecipeError
 from slm_plugin.pruners.depth.slm import SlmOptions
-from slm_plugin.recipe.comparison import Comparison, read_either
-from slm_plugin.recovery.lora import LoraOptions
+from slm_plugin.recovery.training.lora import LoraOptions
 
 GOOD = """\
 version: 1

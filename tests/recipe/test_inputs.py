@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from slm_plugin.comparison.configuration import Comparison
 from slm_plugin.errors import RecipeError
 from slm_plugin.outputs.place import Input
 from slm_plugin.recipe import Recipe
-from slm_plugin.recipe.comparison import Comparison
 from slm_plugin.recipe.inputs import inputs_of
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from slm_plugin.comparison.configuration import Comparison, read_either
 from slm_plugin.errors import RecipeError
 from slm_plugin.extras import missing
 from slm_plugin.pruners.depth.slm import SlmOptions
 from slm_plugin.recipe import Recipe
-from slm_plugin.recipe.comparison import Comparison, read_either
 from tests.recipe.bad_recipes import BAD, GOOD, Bad
 
 

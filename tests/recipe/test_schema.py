@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from slm_plugin.recipe.schema import comparison_schema, schema
+from slm_plugin.comparison.schema import comparison_schema
+from slm_plugin.recipe.schema import schema
 from tests.recipe.bad_recipes import BAD, GOOD
 
 jsonschema = pytest.importorskip("jsonschema")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from slm_plugin.pruners.plan import DropLayers, DropSublayers, MergeLayers, PruningPlan
+from slm_plugin.plans import DropLayers, DropSublayers, MergeLayers, PruningPlan
 from slm_plugin.recovery.base import RecoveryRecord
 from slm_plugin.registry import recoveries
 from slm_plugin.session import Session, apply

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from slm_plugin.models.fingerprint import Fingerprint
-from slm_plugin.pruners.plan import (
+from slm_plugin.plans import (
     DropLayers,
     KeepChannels,
     KeepHeads,

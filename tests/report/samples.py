@@ -8,7 +8,7 @@ from typing import Any
 
 from slm_plugin.evaluation.base import Measurement
 from slm_plugin.export.base import Check, ExportRecord
-from slm_plugin.pruners.plan import PruningPlan
+from slm_plugin.plans import PruningPlan
 from slm_plugin.recovery.base import RecoveryRecord
 from slm_plugin.report.record import CalibrationRecord, RunReport, StageRecord, StateRecord
 from tests.report.sample_plans import (

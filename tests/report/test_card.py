@@ -11,7 +11,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from slm_plugin.pruners.plan import PruningPlan
+from slm_plugin.plans import PruningPlan
 from slm_plugin.report.card import hub_id, render_card
 from slm_plugin.report.record import RunReport
 from tests.report import samples

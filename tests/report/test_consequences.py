@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from slm_plugin.pruners.plan import DropLayers, MergeLayers, Operation, Trial
+from slm_plugin.plans import DropLayers, MergeLayers, Operation, Trial
 from slm_plugin.report import consequences
 from tests.report import sample_plans
 

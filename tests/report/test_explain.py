@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from slm_plugin.pruners.plan import KeepChannels, LayerScores, PruningPlan
+from slm_plugin.plans import KeepChannels, LayerScores, PruningPlan
 from slm_plugin.report.explain import explain
 from tests.report import sample_plans, samples
 

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from slm_plugin.pruners.plan import PruningPlan
-from slm_plugin.report import comparison, quantities
+from slm_plugin.plans import PruningPlan
+from slm_plugin.report import before_after, numbers
 from slm_plugin.report.page import render_page
 from slm_plugin.report.record import RunReport
 from tests.report import sample_plans, samples
@@ -101,10 +101,10 @@ def test_every_measurement_stands_with_its_protocol(page: str, report: RunReport
         assert state.label in text
         for measurement in state.measurements:
             assert measurement.name in text and measurement.protocol in text
-            shown = quantities.quantity(
+            shown = numbers.quantity(
                 measurement.value,
                 "bytes" if measurement.unit == "bytes" else "",
-                quantities.places([measurement.value]),
+                numbers.places([measurement.value]),
             )
             assert typed(shown) in text
     assert "+27.81" in text and "x1.820" in text and "worse" in text
@@ -180,7 +180,7 @@ def test_a_bare_run_has_a_page_too() -> None:
 @pytest.mark.usefixtures("no_matplotlib")
 def test_warnings_are_said_once(report: RunReport, plans: dict[str, PruningPlan]) -> None:
     """A warning that both the stage and its plan carry is one warning."""
-    found = comparison.warnings(report, plans)
+    found = before_after.warnings(report, plans)
     assert [stage for stage, _ in found] == [1, 2]
     assert len(set(found)) == len(found)
     page = html.unescape(render_page(report, plans))

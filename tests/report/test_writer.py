@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slm_plugin.pruners.plan import PruningPlan
+from slm_plugin.plans import PruningPlan
 from slm_plugin.report.record import RunReport
 from slm_plugin.report.writer import to_json, write_report
 from tests.report import samples

@@ -18,8 +18,8 @@ from slm_plugin import extras
 from slm_plugin.errors import MissingExtraError, PlanError, TargetError
 from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.models.view import DecoderView, projections
-from slm_plugin.pruners import portability
-from slm_plugin.pruners.plan import DropLayers, KeepChannels, KeepHeads, Operation
+from slm_plugin.plans import DropLayers, KeepChannels, KeepHeads, Operation
+from slm_plugin.surgery import portability
 from slm_plugin.surgery.channels import apply_channels
 from tests.conftest import make_model, random_tokens
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from slm_plugin.errors import PlanError
-from slm_plugin.pruners.plan import DropLayers, MergeLayers
+from slm_plugin.plans import DropLayers, MergeLayers
 from slm_plugin.surgery.layers import apply_layers
 from tests.conftest import make_model, random_tokens
 from tests.oracles.slm_released import merge

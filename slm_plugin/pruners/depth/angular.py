@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from slm_plugin.calibration.captures import Batch
+from slm_plugin.plans import DropLayers, LayerScores, PruningPlan
 from slm_plugin.pruners.depth.decision import depth_plan
 from slm_plugin.pruners.depth.dropping import BetweenEnds, lowest
-from slm_plugin.pruners.plan import DropLayers, LayerScores, PruningPlan
 from slm_plugin.registry import register_pruner
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from slm_plugin.errors import UnsupportedModelError
 from slm_plugin.models.view import DecoderView
+from slm_plugin.plans import DepthOperation, LayerScores, PruningPlan, Trial
 from slm_plugin.pruners.base import Pruner
-from slm_plugin.pruners.plan import DepthOperation, LayerScores, PruningPlan, Trial
-from slm_plugin.pruners.portability import portability
+from slm_plugin.surgery.portability import portability
 
 if TYPE_CHECKING:
     from slm_plugin.session import Session

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from slm_plugin.plans import PruningPlan
 from slm_plugin.pruners.depth.decision import depth_plan
 from slm_plugin.pruners.depth.dropping import LayerDropping, one_by_one
-from slm_plugin.pruners.plan import PruningPlan
 from slm_plugin.registry import register_pruner
 
 if TYPE_CHECKING:

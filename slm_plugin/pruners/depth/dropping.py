@@ -12,8 +12,8 @@ from pydantic import Field
 from slm_plugin.counts import Natural
 from slm_plugin.errors import NumericalError
 from slm_plugin.models.view import Dimensions
+from slm_plugin.plans import DropLayers
 from slm_plugin.pruners import base
-from slm_plugin.pruners.plan import DropLayers
 
 if TYPE_CHECKING:
     from slm_plugin.session import Session

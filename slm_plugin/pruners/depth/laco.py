@@ -17,14 +17,14 @@ from pydantic import Field
 from slm_plugin.counts import MOST, Count, Natural
 from slm_plugin.errors import TargetError
 from slm_plugin.models.view import Dimensions
+from slm_plugin.plans import MergeLayers, PruningPlan, Trial
+from slm_plugin.plans.rules import factors
 from slm_plugin.pruners import base
-from slm_plugin.pruners.depth.combining.merge_rules import factors
 from slm_plugin.pruners.depth.decision import depth_plan, refuse_mixed_kinds
 from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName, refuse_threshold
 from slm_plugin.pruners.depth.search.runs import Found, Measure, Measured, Run, Runs, removed
 from slm_plugin.pruners.depth.search.sliding import highest_threshold
 from slm_plugin.pruners.depth.search.trials import Trials, trials_of
-from slm_plugin.pruners.plan import MergeLayers, PruningPlan, Trial
 from slm_plugin.registry import register_pruner
 
 if TYPE_CHECKING:

@@ -18,16 +18,16 @@ from slm_plugin.calibration.captures import Batch, run_batches
 from slm_plugin.calibration.spool import Spool
 from slm_plugin.errors import NumericalError
 from slm_plugin.models.view import DecoderView
+from slm_plugin.plans import ConcatLayers, LayerPart, LayerScores, PruningPlan
 from slm_plugin.progress import counting
 from slm_plugin.pruners import base
 from slm_plugin.pruners.depth.angular import block_distances
-from slm_plugin.pruners.depth.combining.concatenation import concatenated_layer
 from slm_plugin.pruners.depth.decision import depth_plan
 from slm_plugin.pruners.depth.dropping import lowest
 from slm_plugin.pruners.depth.measures.criteria import token_cosine
 from slm_plugin.pruners.depth.measures.sensitivity import sensitivities
-from slm_plugin.pruners.plan import ConcatLayers, LayerPart, LayerScores, PruningPlan
 from slm_plugin.registry import register_pruner
+from slm_plugin.surgery.concatenation import concatenated_layer
 
 if TYPE_CHECKING:
     from slm_plugin.session import Session

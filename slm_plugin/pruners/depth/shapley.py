@@ -15,11 +15,11 @@ import torch
 from pydantic import Field
 
 from slm_plugin.counts import Count
+from slm_plugin.plans import LayerScores, PruningPlan
 from slm_plugin.pruners.depth.decision import depth_plan
 from slm_plugin.pruners.depth.dropping import BetweenEnds, EndsOptions, lowest, one_by_one
 from slm_plugin.pruners.depth.search.runs import DROP, Run
 from slm_plugin.pruners.depth.search.trials import Trials, trials_of
-from slm_plugin.pruners.plan import LayerScores, PruningPlan
 from slm_plugin.registry import register_pruner
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from pydantic import Field
 from torch import Tensor
 
 from slm_plugin.models.view import DecoderView, layer_weights
+from slm_plugin.plans import LayerScores, PruningPlan
 from slm_plugin.pruners import base
 from slm_plugin.pruners.depth.decision import depth_plan
 from slm_plugin.pruners.depth.dropping import LayerDropping, lowest, one_by_one
 from slm_plugin.pruners.depth.search.runs import DROP
 from slm_plugin.pruners.depth.search.trials import trials_of
 from slm_plugin.pruners.gradients import loss_gradients
-from slm_plugin.pruners.plan import LayerScores, PruningPlan
 from slm_plugin.registry import register_pruner
 
 if TYPE_CHECKING:

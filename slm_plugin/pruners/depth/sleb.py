@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from slm_plugin.counts import Natural
+from slm_plugin.plans import PruningPlan, Trial
 from slm_plugin.pruners.depth.decision import depth_plan
 from slm_plugin.pruners.depth.dropping import BetweenEnds, EndsOptions, one_by_one
 from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName
 from slm_plugin.pruners.depth.search.runs import DROP, Found, Measure, Measured, Runs
 from slm_plugin.pruners.depth.search.trials import trials_of
-from slm_plugin.pruners.plan import PruningPlan, Trial
 from slm_plugin.registry import register_pruner
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from pydantic import AfterValidator, Field, model_validator
 from slm_plugin.counts import Count, Natural
 from slm_plugin.errors import TargetError
 from slm_plugin.models.view import Dimensions
+from slm_plugin.plans import MergeLayers, PruningPlan
+from slm_plugin.plans.rules import check_rule
 from slm_plugin.pruners import base
-from slm_plugin.pruners.depth.combining.merge_rules import check_rule
 from slm_plugin.pruners.depth.decision import depth_plan, refuse_mixed_kinds
 from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName, refuse_threshold
 from slm_plugin.pruners.depth.search.best_first import best_first
@@ -23,7 +24,6 @@ from slm_plugin.pruners.depth.search.budgeted import budgeted
 from slm_plugin.pruners.depth.search.runs import Found
 from slm_plugin.pruners.depth.search.sliding import WalkRules, walk, walk_to_size
 from slm_plugin.pruners.depth.search.trials import Trials, trials_of
-from slm_plugin.pruners.plan import MergeLayers, PruningPlan
 from slm_plugin.registry import register_pruner
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from slm_plugin.models.view import Dimensions
+from slm_plugin.plans import LayerScores, MergeLayers, PruningPlan
 from slm_plugin.pruners import base
 from slm_plugin.pruners.depth.decision import depth_plan, refuse_mixed_kinds
 from slm_plugin.pruners.depth.dropping import BetweenEnds, lowest
 from slm_plugin.pruners.depth.measures.influence import block_influence
-from slm_plugin.pruners.plan import LayerScores, MergeLayers, PruningPlan
 from slm_plugin.registry import register_pruner
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 from pydantic import Field
 
+from slm_plugin.plans import DropSublayers, PruningPlan, Trial
 from slm_plugin.pruners.depth.decision import depth_plan
 from slm_plugin.pruners.depth.dropping import BetweenEnds, EndsOptions
 from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName
 from slm_plugin.pruners.depth.search.runs import DROP, JOIN, Found, Measure, Measured, Runs
 from slm_plugin.pruners.depth.search.trials import trials_of
-from slm_plugin.pruners.plan import DropSublayers, PruningPlan, Trial
 from slm_plugin.registry import register_pruner
 
 if TYPE_CHECKING:

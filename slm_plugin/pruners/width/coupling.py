@@ -12,7 +12,7 @@ from torch import nn
 from slm_plugin.errors import UnsupportedModelError
 from slm_plugin.models.view import DecoderView, Dimensions, projections
 from slm_plugin.pruners.gradients import only_trainable
-from slm_plugin.pruners.width.groups import Members, channel_members, kv_group_members
+from slm_plugin.surgery.groups import Members, channel_members, kv_group_members
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,9 +16,9 @@ from slm_plugin.models.view import (
     Dimensions,
     projections,
 )
+from slm_plugin.plans import UnitScores
 from slm_plugin.pruners.gradients import loss_gradients
-from slm_plugin.pruners.plan import UnitScores
-from slm_plugin.pruners.width.groups import axis, kv_group_members
+from slm_plugin.surgery.groups import axis, kv_group_members
 
 Norm = Literal[1, 2]
 SIGNIFICANT_DIGITS = 6

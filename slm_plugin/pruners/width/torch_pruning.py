@@ -15,13 +15,13 @@ from typing_extensions import Self
 from slm_plugin.counts import Count, Natural
 from slm_plugin.extras import require
 from slm_plugin.models.view import Dimensions
+from slm_plugin.plans import KeepChannels, KeepHeads, PruningPlan, UnitScores
 from slm_plugin.pruners.base import Options, Pruner
-from slm_plugin.pruners.plan import KeepChannels, KeepHeads, PruningPlan, UnitScores
-from slm_plugin.pruners.portability import portability, refuse_unloadable
 from slm_plugin.pruners.width.budget import Cut, uniform_cut
 from slm_plugin.pruners.width.coupling import check_coupling
 from slm_plugin.pruners.width.importance import Norm, kept, magnitude, taylor
 from slm_plugin.registry import register_pruner
+from slm_plugin.surgery.portability import portability, refuse_unloadable
 from slm_plugin.target import Target
 
 if TYPE_CHECKING:

@@ -1,6 +1,5 @@
 """Pictures of plans and measurements, as SVG to put into a page; they need the extra `report`."""
 
-from slm_plugin.report.pictures.fronts import fronts
 from slm_plugin.report.pictures.heatmaps import heatmaps
 from slm_plugin.report.pictures.layers import fates
 from slm_plugin.report.pictures.measurements import before_after, losses
@@ -11,7 +10,6 @@ from slm_plugin.report.pictures.walks import similarities, walk
 __all__ = [
     "before_after",
     "fates",
-    "fronts",
     "heatmaps",
     "influences",
     "losses",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from slm_plugin.evaluation.base import Measurement
 from slm_plugin.recovery.base import RecoveryRecord
-from slm_plugin.report import quantities
-from slm_plugin.report.comparison import Comparison, compare, ordered_states
+from slm_plugin.report import numbers
+from slm_plugin.report.before_after import Comparison, compare, ordered_states
 from slm_plugin.report.pictures import canvas
 from slm_plugin.report.record import RunReport
 
@@ -91,13 +91,13 @@ def _short(text: str, length: int) -> str:
 
 def _figure(value: float, row: Comparison) -> str:
     """The value; its unit stands in the caption, but the prefix of a size goes with the number."""
-    unit = row.unit if row.unit in quantities.BYTE_UNITS else ""
-    return quantities.quantity(value, unit, row.decimals)
+    unit = row.unit if row.unit in numbers.BYTE_UNITS else ""
+    return numbers.quantity(value, unit, row.decimals)
 
 
 def _caption(axes: Axes, row: Comparison) -> None:
     arrow = "\N{DOWNWARDS ARROW}" if row.better == "lower" else "\N{UPWARDS ARROW}"
-    unit = f"{row.unit}, " if row.unit and row.unit not in quantities.BYTE_UNITS else ""
+    unit = f"{row.unit}, " if row.unit and row.unit not in numbers.BYTE_UNITS else ""
     edge = -72 * _LABELS + 6
     place: canvas.Look = {
         "xycoords": "axes fraction",

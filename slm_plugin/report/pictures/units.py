@@ -9,7 +9,7 @@ from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING
 
-from slm_plugin.pruners.plan import PruningPlan
+from slm_plugin.plans import PruningPlan
 from slm_plugin.report.consequences import kept_channels, kept_groups
 from slm_plugin.report.pictures import canvas
 

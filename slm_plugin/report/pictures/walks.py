@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from slm_plugin.plans import PruningPlan, Trial
 from slm_plugin.pruners.depth.search.runs import DROP, JOIN
-from slm_plugin.pruners.plan import PruningPlan, Trial
-from slm_plugin.report import quantities
+from slm_plugin.report import numbers
 from slm_plugin.report.consequences import final_trials, layers_left
 from slm_plugin.report.pictures import canvas
 
@@ -198,7 +198,7 @@ def similarities(plan: PruningPlan, name: str = "similarities") -> str:
 
 def _note_window(axes: Axes, number: int, trial: Trial, *, leftwards: bool) -> None:
     axes.annotate(
-        f"{done(trial)} {quantities.spans(range(trial.first, trial.last + 1))}",
+        f"{done(trial)} {numbers.spans(range(trial.first, trial.last + 1))}",
         (number, trial.similarity),
         xytext=(-7 if leftwards else 7, 3),
         textcoords="offset points",

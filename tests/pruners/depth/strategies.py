@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from slm_plugin.pruners.plan import DropLayers, PruningPlan
+from slm_plugin.plans import DropLayers, PruningPlan
 from slm_plugin.registry import pruners
 from slm_plugin.session import Session
 from slm_plugin.target import Target

@@ -7,8 +7,8 @@ import torch
 
 from slm_plugin.errors import CalibrationError, NumericalError, TargetError
 from slm_plugin.models.fingerprint import fingerprint
+from slm_plugin.plans import DropLayers, PruningPlan
 from slm_plugin.pruners.depth.dropping import lowest
-from slm_plugin.pruners.plan import DropLayers, PruningPlan
 from slm_plugin.registry import pruners
 from slm_plugin.session import Session, apply
 from slm_plugin.target import Target

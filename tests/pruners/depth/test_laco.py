@@ -13,9 +13,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from slm_plugin.errors import NumericalError, TargetError, UnsupportedModelError
+from slm_plugin.plans import MergeLayers, PruningPlan
 from slm_plugin.pruners.depth.laco import CollapseRules, absorbing, collapse
 from slm_plugin.pruners.depth.search.runs import Measured, Run, Runs
-from slm_plugin.pruners.plan import MergeLayers, PruningPlan
 from slm_plugin.session import apply
 from slm_plugin.target import Target
 from tests.conftest import make_model

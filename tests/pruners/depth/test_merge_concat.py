@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 
 from slm_plugin.errors import NumericalError, PlanError, TargetError
 from slm_plugin.models.view import DecoderView
-from slm_plugin.pruners.depth.combining.concatenation import concatenated_layer
+from slm_plugin.plans import ConcatLayers, LayerPart, PruningPlan
 from slm_plugin.pruners.depth.measures.sensitivity import sensitivities
 from slm_plugin.pruners.depth.merge_concat import narrowed, split, top
-from slm_plugin.pruners.plan import ConcatLayers, LayerPart, PruningPlan
 from slm_plugin.report.consequences import destinations
 from slm_plugin.report.explain import explain
 from slm_plugin.session import apply
+from slm_plugin.surgery.concatenation import concatenated_layer
 from tests.conftest import make_model
 from tests.pruners.depth.strategies import (
     TOKENS,

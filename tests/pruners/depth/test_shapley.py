@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from slm_plugin.errors import NumericalError
+from slm_plugin.plans import DropLayers, PruningPlan
 from slm_plugin.pruners.depth.search.runs import DROP
 from slm_plugin.pruners.depth.search.trials import Trials
 from slm_plugin.pruners.depth.shapley import (
@@ -21,7 +22,6 @@ from slm_plugin.pruners.depth.shapley import (
     losses_in_turn,
     worth_of,
 )
-from slm_plugin.pruners.plan import DropLayers, PruningPlan
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target
 from tests.conftest import make_model

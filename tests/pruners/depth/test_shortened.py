@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from slm_plugin.errors import NumericalError, TargetError
 from slm_plugin.models.view import DecoderView, layer_weights
+from slm_plugin.plans import DropLayers, PruningPlan
 from slm_plugin.pruners.depth.shortened import magnitudes, taylor
 from slm_plugin.pruners.gradients import loss_gradients
-from slm_plugin.pruners.plan import DropLayers, PruningPlan
 from slm_plugin.surgery.layers import apply_layers
 from tests.conftest import make_model
 from tests.pruners.depth.strategies import TOKENS, gone, mean_loss, planned

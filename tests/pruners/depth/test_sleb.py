@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from slm_plugin.plans import DropLayers
 from slm_plugin.pruners.depth.measures.criteria import CRITERIA
 from slm_plugin.pruners.depth.search.runs import DROP, Run, Runs
 from slm_plugin.pruners.depth.search.trials import Trials
 from slm_plugin.pruners.depth.sleb import Sleb, SlebOptions, dropped_in_turn
-from slm_plugin.pruners.plan import DropLayers
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target
 from tests.conftest import make_model

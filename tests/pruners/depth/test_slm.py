@@ -7,10 +7,10 @@ import torch
 from transformers import PreTrainedModel
 
 from slm_plugin.errors import NumericalError, PlanError, TargetError, UnsupportedModelError
+from slm_plugin.plans import PruningPlan
 from slm_plugin.pruners.depth.search.runs import Run
 from slm_plugin.pruners.depth.search.trials import Trials
 from slm_plugin.pruners.depth.slm import RELEASED, SlidingLayerMerging, SlmOptions
-from slm_plugin.pruners.plan import PruningPlan
 from slm_plugin.session import Session, apply
 from slm_plugin.target import Target
 from tests.conftest import make_model, random_tokens

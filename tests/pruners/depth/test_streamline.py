@@ -7,7 +7,7 @@ import torch
 
 from slm_plugin.errors import NumericalError, TargetError, UnsupportedModelError
 from slm_plugin.models.fingerprint import fingerprint
-from slm_plugin.pruners.plan import MergeLayers, PruningPlan
+from slm_plugin.plans import MergeLayers, PruningPlan
 from slm_plugin.session import apply
 from slm_plugin.target import Target
 from tests.conftest import make_model

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from slm_plugin.errors import NumericalError, PlanError, TargetError
-from slm_plugin.pruners.depth.combining.composition import MLP_BLOCK, pairs_left
+from slm_plugin.plans import DropLayers, DropSublayers, PruningPlan
 from slm_plugin.pruners.depth.sublayer import Sublayer, SublayerOptions, steps
-from slm_plugin.pruners.plan import DropLayers, DropSublayers, PruningPlan
 from slm_plugin.report.consequences import destinations, final_trials, layers_left
 from slm_plugin.report.explain import explain
 from slm_plugin.session import apply
+from slm_plugin.surgery.composition import MLP_BLOCK, pairs_left
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target
 from tests.conftest import make_model

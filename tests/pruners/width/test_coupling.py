@@ -18,7 +18,7 @@ from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.models.view import DecoderView
 from slm_plugin.pruners.width import coupling
 from slm_plugin.pruners.width.coupling import check_coupling
-from slm_plugin.pruners.width.groups import Members, channel_members, kv_group_members
+from slm_plugin.surgery.groups import Members, channel_members, kv_group_members
 from tests.conftest import make_model
 
 

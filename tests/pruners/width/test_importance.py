@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from slm_plugin.errors import NumericalError
 from slm_plugin.models.view import DecoderView, projections
-from slm_plugin.pruners.plan import UnitScores
+from slm_plugin.plans import UnitScores
 from slm_plugin.pruners.width.importance import Norm, kept, magnitude, taylor
 from tests.conftest import make_model, random_tokens
 

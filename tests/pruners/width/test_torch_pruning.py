@@ -16,11 +16,11 @@ from slm_plugin import extras
 from slm_plugin.errors import CalibrationError, MissingExtraError, TargetError
 from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.models.view import DecoderView
-from slm_plugin.pruners import portability
-from slm_plugin.pruners.plan import KeepChannels, KeepHeads, PruningPlan
+from slm_plugin.plans import KeepChannels, KeepHeads, PruningPlan
 from slm_plugin.pruners.width.torch_pruning import TorchPruning, TorchPruningOptions
 from slm_plugin.registry import pruners
 from slm_plugin.session import Session
+from slm_plugin.surgery import portability
 from slm_plugin.target import Target
 from tests.conftest import make_model, random_tokens
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from slm_plugin.pruners.plan import DropLayers
+from slm_plugin.plans import DropLayers
 from slm_plugin.report.consequences import destinations
 from slm_plugin.report.pictures import fates
 from tests.report import sample_plans

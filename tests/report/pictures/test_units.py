@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from slm_plugin.pruners.plan import KeepChannels, KeepHeads
+from slm_plugin.plans import KeepChannels, KeepHeads
 from slm_plugin.report.pictures import canvas, widths
 from slm_plugin.report.pictures.units import Spread, spread
 from tests.report import sample_plans

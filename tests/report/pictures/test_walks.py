@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from slm_plugin.pruners.plan import PruningPlan, Trial
+from slm_plugin.plans import PruningPlan, Trial
 from slm_plugin.report.pictures import canvas, similarities, walk
 from tests.report import sample_plans
 from tests.report.pictures.drawing import box, by_id, points, style, words

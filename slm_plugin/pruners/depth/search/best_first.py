@@ -12,8 +12,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from slm_plugin.plans import Trial
 from slm_plugin.pruners.depth.search.runs import Found, Measure, Measured, Rules, Run, Runs
-from slm_plugin.pruners.plan import Trial
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from slm_plugin.pruners.plan import Trial
+from slm_plugin.plans import Trial
 
 # In the place of a merge rule: nothing takes the place of the run.
 DROP = "drop"

@@ -20,14 +20,14 @@ from slm_plugin.calibration.captures import run_batches
 from slm_plugin.calibration.spool import Spool
 from slm_plugin.errors import NumericalError
 from slm_plugin.models.streaming import is_streamed
+from slm_plugin.plans import Trial
 from slm_plugin.progress import counting, say
-from slm_plugin.pruners.depth.combining.composition import composed_layer
-from slm_plugin.pruners.depth.combining.merge_rules import candidates, merged_layer
 from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName, Prepared
 from slm_plugin.pruners.depth.measures.influence import block_influence
 from slm_plugin.pruners.depth.search.journal import Journal, journal_of
 from slm_plugin.pruners.depth.search.runs import DROP, JOIN, Found, Measured, Run, Runs
-from slm_plugin.pruners.plan import Trial
+from slm_plugin.surgery.composition import composed_layer
+from slm_plugin.surgery.merge_rules import candidates, merged_layer
 
 if TYPE_CHECKING:
     from slm_plugin.session import Session

@@ -1,0 +1,114 @@
+"""Commands that only tell: validate, schema, list, explain, inspect, doctor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from slm_plugin.cli.app import (
+    AsJson,
+    ModelName,
+    Overrides,
+    RecipePath,
+    app,
+    print_json,
+    print_line,
+    print_out,
+    quiet_libraries,
+)
+
+
+@app.command()
+def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Check a recipe or a comparison whole and load nothing."""
+    from slm_plugin.comparison.configuration import Comparison, read_either
+
+    read = read_either(recipe, overrides or ())
+    if isinstance(read, Comparison):
+        methods = ", ".join(method.label for method in read.methods)
+        print_line(f"{recipe} is a valid comparison: {methods}; output {read.output}")
+        return
+    stages = ", ".join(stage.name for stage in read.stages) or "no stages"
+    print_line(f"{recipe} is a valid recipe: {stages}; output {read.output}")
+
+
+@app.command()
+def schema(
+    comparison: Annotated[
+        bool, typer.Option("--comparison", help="The schema of comparisons instead.")
+    ] = False,
+) -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from slm_plugin.comparison.schema import comparison_schema
+    from slm_plugin.recipe.schema import schema as recipe_schema
+
+    made = comparison_schema() if comparison else recipe_schema()
+    print_json(json.dumps(made, indent=2))
+
+
+@app.command("list")
+def list_components(as_json: AsJson = False) -> None:
+    """List pruners, recoveries, evaluators and exporters with their options."""
+    from slm_plugin.listing import component_table, components
+
+    found = components()
+    if as_json:
+        print_json(json.dumps(found, indent=2))
+    else:
+        print_out(component_table(found))
+
+
+@app.command()
+def explain(
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="Plan file (JSON).")],
+    as_json: AsJson = False,
+) -> None:
+    """Say in words and a table what a plan will do."""
+    from slm_plugin.plans import PruningPlan
+    from slm_plugin.report.explain import explain as describe
+
+    made = PruningPlan.read(plan_file)
+    if as_json:
+        print_json(made.to_json())
+    else:
+        print_out(describe(made))
+
+
+@app.command()
+def inspect(
+    model: ModelName,
+    as_json: AsJson = False,
+) -> None:
+    """Show a model's dimensions, its parameters by part, and what can be pruned."""
+    quiet_libraries()
+    from slm_plugin.listing import inspection, inspection_table
+    from slm_plugin.models.gguf import is_gguf
+    from slm_plugin.models.loading import ModelSource, load
+    from slm_plugin.models.view import DecoderView
+
+    # Only shapes are asked for, so the layers stay where they are: a GGUF file's cannot.
+    memory: Literal["whole", "layerwise"] = "whole" if is_gguf(model) else "layerwise"
+    source = ModelSource(id=model, device="cpu", memory=memory)
+    network, _ = load(source)
+    found = inspection(DecoderView.of(network))
+    if as_json:
+        print_json(json.dumps(found, indent=2))
+    else:
+        print_out(inspection_table(model, found))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Show the versions found and wanted, and what each extra needs."""
+    from slm_plugin.listing import doctor_report, doctor_table
+
+    found = doctor_report()
+    if as_json:
+        print_json(json.dumps(found, indent=2))
+    else:
+        print_out(doctor_table(found))
+    if found["problems"]:
+        raise typer.Exit(1)

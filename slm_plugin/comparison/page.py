@@ -1,0 +1,159 @@
+"""A comparison as one self-contained page whose table can be sorted, and as Markdown."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+from markupsafe import Markup
+
+from slm_plugin.comparison.plot import RUINED, Point, Scale, fronts
+from slm_plugin.comparison.record import ComparisonReport
+from slm_plugin.comparison.table import MEAN, Column, Row, best, columns, rows
+from slm_plugin.files import write_text
+from slm_plugin.report import numbers
+from slm_plugin.report.environment import environment
+from slm_plugin.report.markdown import escape
+from slm_plugin.report.page import Picture, picture
+from slm_plugin.report.writer import to_json
+
+
+def render_comparison(report: ComparisonReport) -> str:
+    """A comparison as an HTML page.
+
+    The one script sorts the table; the page's policy admits it by its hash and nothing else, and
+    without it the table stands in the order of the targets.
+
+    Returns:
+        HTML. Where matplotlib is missing the page says so in the place of every picture.
+    """
+    script = (files("slm_plugin.report") / "templates" / "sort.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    listed, shown = rows(report), columns(report)
+    template = environment().get_template("comparison.html.j2")
+    return template.render(
+        report=report,
+        rows=listed,
+        columns=shown,
+        best=[best(column, listed) for column in shown],
+        summary=summary(report),
+        pictures=front_pictures(listed, shown),
+        script=Markup(script),
+        script_hash=Markup(f"sha256-{digest}"),
+        file=yaml.safe_dump(
+            report.model_dump(mode="json", include={"comparison"})["comparison"],
+            sort_keys=False,
+            allow_unicode=True,
+        ),
+    )
+
+
+def summary(report: ComparisonReport) -> str:
+    """The comparison in one sentence."""
+    pruned = report.cells[1:]
+    failed = sum(bool(cell.error) for cell in pruned)
+    methods = numbers.plural(len({cell.label for cell in pruned}), "method")
+    targets = numbers.plural(len({cell.target for cell in pruned}), "target")
+    said = f"{methods} at {targets} on {report.model}, {numbers.plural(len(pruned), 'row')}"
+    return f"{said}, {failed} of them failed." if failed else f"{said}."
+
+
+def front_pictures(listed: Sequence[Row], shown: Sequence[Column]) -> list[Picture]:
+    """Every judgement of quality against parameters, and against decode speed if it was taken."""
+    size = next(column for column in shown if column.name == "parameters")
+    speed = [column for column in shown if column.name.startswith("decode speed")]
+    drawn = []
+    for number, judge in enumerate(judges(shown), start=1):
+        for other, across in enumerate((size, *speed), start=1):
+            name = f"front-{number}-{other}"
+            made = picture(
+                f"{judge.name} against {across.name}",
+                _caption(judge),
+                lambda judge=judge, across=across, name=name: _front(  # type: ignore[misc]
+                    listed, judge, across, name
+                ),
+            )
+            drawn += [made] if made is not None else []
+    return drawn
+
+
+def _caption(judge: Column) -> str:
+    said = (
+        "Every point is a row of the table. The line is the Pareto front: no other model is as "
+        "good in both and better in one. Points whose label finds no free place have none."
+    )
+    if judge.better == "lower":
+        said += f" Models of more than {RUINED:.0f} times the least {judge.name} are left out."
+    return said
+
+
+def judges(shown: Sequence[Column]) -> list[Column]:
+    """The columns that quality is read from: of several tasks only their mean."""
+    mean = any(column.name == MEAN for column in shown)
+    return [
+        column
+        for column in shown
+        if column.quality and (column.better == "lower" or not mean or column.name == MEAN)
+    ]
+
+
+def _front(listed: Sequence[Row], judge: Column, across: Column, name: str) -> str:
+    points = [
+        Point(index, row.name, (row.recovered or "as pruned") if row.group else "", x, y)
+        for index, (row, x, y) in enumerate(zip(listed, across.values, judge.values, strict=True))
+        if x is not None and y is not None
+    ]
+    return fronts(points, _scale(across), _scale(judge), name)
+
+
+def _scale(column: Column) -> Scale:
+    better = column.better or "lower"
+    judged = column.quality and better == "lower"
+    return Scale(column.name, better, log=judged, counts=column.name == "parameters")
+
+
+def markdown_table(report: ComparisonReport) -> str:
+    """A comparison as a Markdown file: the table, and how its figures were taken."""
+    listed, shown = rows(report), columns(report)
+    winners = [best(column, listed) for column in shown]
+    heads = ["method", "recovery", "target", *(escape(column.name) for column in shown), "remark"]
+    lines = [
+        f"# {escape(report.title)}",
+        "",
+        escape(summary(report)),
+        "Bold is the best of a target.",
+        "",
+        "| " + " | ".join(heads) + " |",
+        "|" + " --- |" * 3 + " ---: |" * len(shown) + " --- |",
+    ]
+    for index, row in enumerate(listed):
+        figures = [
+            f"**{column.shown(index)}**" if index in won else column.shown(index)
+            for column, won in zip(shown, winners, strict=True)
+        ]
+        words = [escape(text) for text in (row.label, row.recovered, row.target)]
+        lines.append("| " + " | ".join([*words, *figures, escape(row.remark)]) + " |")
+    lines.append("")
+    lines += [f"- {escape(c.name)}: {escape(c.protocol)}" for c in shown if c.protocol]
+    if report.calibration is not None:
+        drawn = report.calibration
+        lines.append(
+            f"- calibration: {escape(drawn.source)}, {drawn.samples} samples of {drawn.length} "
+            f"tokens, seed {drawn.seed}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def write_comparison(report: ComparisonReport, folder: Path) -> None:
+    """Write ``comparison.json``, ``comparison.md`` and ``comparison.html``.
+
+    Raises:
+        OutputError: A file cannot be written.
+    """
+    write_text(folder / "comparison.json", to_json(report))
+    write_text(folder / "comparison.md", markdown_table(report))
+    write_text(folder / "comparison.html", render_comparison(report))

@@ -1,0 +1,237 @@
+"""A comparison of methods as one table: a row a cell, a column a figure, and who is best in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from slm_plugin.comparison.record import Cell, ComparisonReport
+from slm_plugin.evaluation.base import Measurement
+from slm_plugin.report import numbers
+
+Better = Literal["lower", "higher"]
+# Figures that another column says already: parameters, and speeds as times.
+_REPEATED = ("parameters", "prefill time", "decode time per step")
+MEAN = "zero-shot mean"
+# Evaluators whose figures say how good a model is.
+_JUDGING = ("perplexity", "lm_eval")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One figure of every row.
+
+    Attributes:
+        name: Its heading, with the unit.
+        protocol: How it was taken.
+        better: Which direction is better; None where neither is.
+        values: A number a row; None where it was not taken.
+        show: The number in words.
+        stderrs: The standard error of each, where there is one.
+        quality: Whether it says how good the model is, and not what it costs.
+        detail: Whether it is left to the files where room is short.
+    """
+
+    name: str
+    protocol: str
+    better: Better | None
+    values: tuple[float | None, ...]
+    show: Callable[[float], str]
+    stderrs: tuple[float | None, ...] = ()
+    quality: bool = False
+    detail: bool = False
+
+    def shown(self, row: int) -> str:
+        """The figure of a row with its standard error; a dash where there is none."""
+        value = self.values[row]
+        if value is None:
+            return "\N{EN DASH}"
+        stderr = self.stderrs[row] if self.stderrs else None
+        if not stderr:
+            return self.show(value)
+        digits = numbers.places([value])
+        return f"{numbers.number(value, digits)} ±{numbers.number(stderr, digits)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The words of a row.
+
+    Attributes:
+        remark: Why there are no figures, warnings, and what to know of the time.
+        group: Number of its target, from 1; 0 is the dense model.
+    """
+
+    label: str
+    recovered: str
+    target: str
+    remark: str
+    group: int
+
+    @property
+    def name(self) -> str:
+        """Method and recovery together."""
+        return f"{self.label} + {self.recovered}" if self.recovered else self.label
+
+
+def rows(report: ComparisonReport) -> list[Row]:
+    """The words of all rows, in the order of the cells."""
+    targets = list(dict.fromkeys(cell.target for cell in report.cells))
+    return [
+        Row(
+            label=cell.label,
+            recovered=cell.recovered,
+            target=cell.target.describe() if cell.target else "",
+            remark="; ".join(_remarks(cell)),
+            group=targets.index(cell.target),
+        )
+        for cell in report.cells
+    ]
+
+
+def _remarks(cell: Cell) -> Iterable[str]:
+    if cell.error:
+        yield cell.error
+    if cell.planning is not None and cell.planning.known_trials:
+        yield f"time is a lower bound: {cell.planning.known_trials} trials were known already"
+    yield from cell.warnings
+
+
+def columns(report: ComparisonReport) -> list[Column]:
+    """All columns: what went, what stayed, every figure that was measured, and what it took."""
+    cells, dense = report.cells, report.dense
+    after = [cell.after for cell in cells]
+    whole = _whole
+    return [
+        Column(
+            "layers removed",
+            "",
+            None,
+            tuple(None if one is None else dense.layers - one.layers for one in after),
+            whole,
+        ),
+        Column(
+            "parameters",
+            "tied weights counted once",
+            "lower",
+            tuple(None if one is None else one.parameters for one in after),
+            whole,
+        ),
+        *_figures(cells),
+        Column(
+            "time of the method",
+            "planning and recovery, without loading, surgery and measuring",
+            "lower",
+            tuple(cell.seconds for cell in cells),
+            numbers.duration,
+        ),
+        Column(
+            "memory of the method",
+            "largest growth of the process (on CUDA of PyTorch's memory) while planning or "
+            "recovering, beyond what it held before",
+            "lower",
+            tuple(cell.memory for cell in cells),
+            numbers.size,
+            detail=True,
+        ),
+    ]
+
+
+def _figures(cells: Sequence[Cell]) -> Iterable[Column]:
+    """What every evaluator measured; the mean over tasks stands before the tasks."""
+    for evaluator in dict.fromkeys(name for cell in cells for name in cell.measured):
+        mean = list(_mean(cells)) if evaluator == "lm_eval" else []
+        yield from mean
+        yield from _measured(cells, evaluator, detail=bool(mean))
+
+
+def _measured(cells: Sequence[Cell], evaluator: str, *, detail: bool) -> Iterable[Column]:
+    """A column for every figure; another protocol is another column."""
+    taken = [{(m.name, m.protocol): m for m in cell.measured.get(evaluator, ())} for cell in cells]
+    for key in dict.fromkeys(key for one in taken for key in one):
+        if key[0] in _REPEATED:
+            continue
+        found = [one.get(key) for one in taken]
+        example = next(m for m in found if m is not None)
+        sized = example.unit in numbers.BYTE_UNITS
+        unit = f" ({example.unit})" if example.unit and not sized else ""
+        yield Column(
+            f"{example.name}{unit}",
+            example.protocol,
+            example.better,
+            tuple(None if m is None else m.value for m in found),
+            numbers.size if sized else numbers.number,
+            tuple(None if m is None else m.stderr for m in found),
+            quality=evaluator in _JUDGING,
+            detail=detail,
+        )
+
+
+def _mean(cells: Sequence[Cell]) -> Iterable[Column]:
+    """The mean over zero-shot tasks, where there are several."""
+    scored = [_task_scores(cell.measured.get("lm_eval", ())) for cell in cells]
+    tasks = list(dict.fromkeys(task for one in scored for task in one))
+    if len(tasks) < 2:
+        return
+    means = [_mean_of(one, tasks) for one in scored]
+    yield Column(
+        MEAN,
+        f"mean over {len(tasks)} tasks of acc_norm, or of acc where a task has no acc_norm; "
+        "standard errors as of independent tasks",
+        "higher",
+        tuple(None if one is None else one[0] for one in means),
+        numbers.number,
+        tuple(None if one is None else one[1] for one in means),
+        quality=True,
+    )
+
+
+def _task_scores(measurements: Iterable[Measurement]) -> dict[str, Measurement]:
+    """The one score by which a task counts in the mean."""
+    found: dict[str, Measurement] = {}
+    for measurement in measurements:
+        task, _, metric = measurement.name.partition(" ")
+        if metric == "acc_norm" or (metric == "acc" and task not in found):
+            found[task] = measurement
+    return found
+
+
+def _mean_of(
+    scores: Mapping[str, Measurement], tasks: list[str]
+) -> tuple[float, float | None] | None:
+    """Mean and standard error; None where a task is missing."""
+    if set(scores) != set(tasks):
+        return None
+    mean = sum(scores[task].value for task in tasks) / len(tasks)
+    stderrs = [scores[task].stderr for task in tasks]
+    known = [one for one in stderrs if one is not None]
+    return mean, math.hypot(*known) / len(tasks) if len(known) == len(tasks) else None
+
+
+def _whole(value: float) -> str:
+    return numbers.number(value, 0)
+
+
+def best(column: Column, listed: list[Row]) -> set[int]:
+    """Rows that no other of the same target surpasses, where there is something to choose.
+
+    What more than half of them share, as the size that a target asks for, marks none.
+    """
+    found: set[int] = set()
+    if column.better is None:
+        return found
+    for group in {row.group for row in listed} - {0}:
+        values = {
+            index: value
+            for index, (row, value) in enumerate(zip(listed, column.values, strict=True))
+            if row.group == group and value is not None and not math.isnan(value)
+        }
+        if not values:
+            continue
+        top = min(values.values()) if column.better == "lower" else max(values.values())
+        equal = {index for index, value in values.items() if value == top}
+        if len(equal) <= len(values) / 2:
+            found |= equal
+    return found

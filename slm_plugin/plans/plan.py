@@ -1,0 +1,307 @@
+"""The pruning plan: what a strategy decided, as data that can be read, edited and applied later."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
+from typing_extensions import Self
+
+from slm_plugin.errors import PlanError
+from slm_plugin.files import write_text
+from slm_plugin.models.fingerprint import Fingerprint
+from slm_plugin.models.view import Dimensions
+from slm_plugin.target import Target
+from slm_plugin.texts import read_text, shown_path
+
+# Bytes of a plan's file.
+LARGEST = 1 << 29
+# Beyond any model; larger numbers would not fit a tensor of indices.
+MOST = 2**31 - 1
+Index = Annotated[int, Field(ge=0, le=MOST)]
+Share = Annotated[float, Field(ge=0, le=1)]
+# A list of millions that is wrong throughout is told by its first entry.
+Indices = Annotated[tuple[Index, ...], Field(min_length=1), FailFast()]
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MergeLayers(_Data):
+    """Layers first..last (inclusive) become one layer, at the place of the first.
+
+    With ``weights_only``, biases and the norms of queries and keys stay the first layer's.
+    """
+
+    op: Literal["merge_layers"] = "merge_layers"
+    first: Index
+    last: Index
+    rule: str = "telescoped"
+    weights_only: bool = False
+
+    @property
+    def layers_removed(self) -> int:
+        """Layers that go."""
+        return self.last - self.first
+
+    @model_validator(mode="after")
+    def _a_run(self) -> Self:
+        if self.last <= self.first:
+            raise ValueError(f"last ({self.last}) must lie above first ({self.first})")
+        return self
+
+
+class DropLayers(_Data):
+    """Whole layers go."""
+
+    op: Literal["drop_layers"] = "drop_layers"
+    indices: Indices
+
+    @property
+    def layers_removed(self) -> int:
+        """Layers that go."""
+        return len(self.indices)
+
+
+class LayerPart(_Data):
+    """What one layer gives to a layer that several are concatenated to.
+
+    Attributes:
+        layer: The layer.
+        channels: MLP channels (rows of gate and up, columns of down) that it gives; may be none.
+        kv_groups: Key/value heads that it gives, each with the query heads that read it.
+        norm_share: Its share in the mean of the layers' norms.
+        bias_share: Its share in the sum of the biases of o_proj and down_proj.
+    """
+
+    layer: Index
+    channels: Annotated[tuple[Index, ...], FailFast()]
+    kv_groups: Annotated[tuple[Index, ...], FailFast()]
+    norm_share: Share = 1
+    bias_share: Share = 1
+
+
+class ConcatLayers(_Data):
+    """Consecutive layers become one of the same shape, made of channels and heads of each.
+
+    The channels and the KV groups of the parts add up to those of one layer, and stand in it part
+    after part. It stands at the place of the lowest layer.
+    """
+
+    op: Literal["concat_layers"] = "concat_layers"
+    parts: Annotated[tuple[LayerPart, ...], Field(min_length=2), FailFast()]
+
+    @property
+    def first(self) -> int:
+        """Lowest layer that takes part."""
+        return self.parts[0].layer
+
+    @property
+    def last(self) -> int:
+        """Highest layer that takes part."""
+        return self.parts[-1].layer
+
+    @property
+    def layers_removed(self) -> int:
+        """Layers that go."""
+        return len(self.parts) - 1
+
+    @model_validator(mode="after")
+    def _consecutive(self) -> Self:
+        layers = [part.layer for part in self.parts]
+        if layers != [self.first + number for number in range(len(layers))]:
+            raise ValueError("the parts must come from consecutive layers, lowest first")
+        return self
+
+
+class DropSublayers(_Data):
+    """Attention blocks and as many MLP blocks go, each with the norm in front of it.
+
+    Of what is left, each attention makes a layer with the MLP that follows it; a plan whose blocks
+    do not alternate then cannot be carried out.
+    """
+
+    op: Literal["drop_sublayers"] = "drop_sublayers"
+    attention: Indices
+    mlp: Indices
+
+    @property
+    def layers_removed(self) -> int:
+        """Layers that go."""
+        return len(self.attention)
+
+    @model_validator(mode="after")
+    def _as_many(self) -> Self:
+        if len(self.attention) != len(self.mlp):
+            raise ValueError(
+                f"{len(self.attention)} attention and {len(self.mlp)} mlp blocks: as many of both "
+                "must go"
+            )
+        return self
+
+
+class KeepChannels(_Data):
+    """MLP channels (rows of gate and up, columns of down) that stay in one layer."""
+
+    op: Literal["keep_channels"] = "keep_channels"
+    layer: Index
+    indices: Indices
+
+
+class KeepHeads(_Data):
+    """Key/value heads that stay in one layer, each with the query heads that read it."""
+
+    op: Literal["keep_heads"] = "keep_heads"
+    layer: Index
+    kv_groups: Indices
+
+
+LayerOperation = MergeLayers | DropLayers | ConcatLayers
+DepthOperation = LayerOperation | DropSublayers
+Operation = Annotated[DepthOperation | KeepChannels | KeepHeads, Field(discriminator="op")]
+
+
+class Trial(_Data):
+    """One candidate that a depth strategy evaluated: layers merged into one, or dropped.
+
+    ``committed`` holds the windows that were merged already when the trial was made. The
+    similarity is the criterion's mean over the calibration samples; ``samples`` says how many of
+    them were seen where fewer than all decided that the trial fails; ``layers_removed`` how many
+    layers the tried model lacks, where some windows were merged and others dropped.
+    """
+
+    first: Index
+    last: Index
+    rule: str | None = None
+    committed: Annotated[tuple[tuple[Index, Index], ...], FailFast()] = ()
+    similarity: float
+    samples: int | None = None
+    layers_removed: int | None = None
+    accepted: bool
+
+
+class UnitScores(_Data):
+    """Importance of every prunable unit of one layer; the lowest go first."""
+
+    layer: Index
+    unit: Literal["mlp_channel", "kv_group"]
+    scores: Annotated[tuple[float, ...], FailFast()]
+
+
+class LayerScores(_Data):
+    """What a depth strategy says of every layer, or of every block by its lowest layer.
+
+    The lowest go first, among those that the strategy may take.
+    """
+
+    meaning: str
+    scores: Annotated[tuple[float, ...], FailFast()]
+
+
+class PruningPlan(_Data):
+    """What a strategy decided for one model, with the scores that led to it.
+
+    Indices are those of the model that the plan was made for, which ``fingerprint`` names.
+    ``after`` is a promise: surgery fails when the pruned model does not measure exactly so.
+    ``trials`` are those of the decision in their order; ``explored`` are the further ones that a
+    search made on its way there.
+    """
+
+    format: Literal[1] = 1
+    pruner: str
+    kind: Literal["depth", "width"]
+    options: dict[str, Any] = Field(default_factory=dict)
+    target: Target
+    fingerprint: Fingerprint
+    before: Dimensions
+    after: Dimensions
+    operations: Annotated[tuple[Operation, ...], FailFast()]
+    threshold: float | None = None
+    trials: Annotated[tuple[Trial, ...], FailFast()] = ()
+    explored: Annotated[tuple[Trial, ...], FailFast()] = ()
+    scores: Annotated[tuple[UnitScores, ...], FailFast()] = ()
+    layer_scores: LayerScores | None = None
+    notes: Annotated[tuple[str, ...], FailFast()] = ()
+    warnings: Annotated[tuple[str, ...], FailFast()] = ()
+
+    @property
+    def layers_removed(self) -> int:
+        """Decoder layers that the plan takes away."""
+        return self.before.layers - self.after.layers
+
+    @property
+    def parameters_removed(self) -> int:
+        """Scalars that the plan takes away."""
+        return self.before.parameters - self.after.parameters
+
+    def upto(self, count: int) -> PruningPlan:
+        """The plan cut to its first operations, in the order in which they were decided.
+
+        Raises:
+            PlanError: The plan has fewer operations, or is about width, where every layer's
+                operation is needed.
+        """
+        if self.kind != "depth":
+            raise PlanError(
+                f"a plan by {self.pruner} cannot be cut: all layers have one width",
+                hint="plan anew with a smaller target",
+            )
+        if count > len(self.operations):
+            raise PlanError(
+                f"the plan has {len(self.operations)} operations, not {count}",
+                hint="`slm-plugin explain` shows them",
+            )
+        kept = self.operations[:count]
+        gone = sum(op.layers_removed for op in kept if isinstance(op, DepthOperation))
+        note = f"cut to the first {count} of {len(self.operations)} operations"
+        return self.model_copy(
+            update={
+                "operations": kept,
+                "after": self.before.without_layers(gone),
+                "notes": (*self.notes, note),
+            }
+        )
+
+    def to_json(self) -> str:
+        """The plan as JSON with one operation, trial or score list a line, so that diffs read."""
+        fields = self.model_dump(mode="json", exclude_none=True)
+        lines = []
+        for name, value in fields.items():
+            if isinstance(value, list) and value:
+                items = ",\n".join(f"    {json.dumps(item)}" for item in value)
+                lines.append(f"  {json.dumps(name)}: [\n{items}\n  ]")
+            else:
+                lines.append(f"  {json.dumps(name)}: {json.dumps(value)}")
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    def write(self, path: Path) -> None:
+        """Write the plan; the file appears whole or not at all."""
+        write_text(path, self.to_json())
+
+    @classmethod
+    def read(cls, path: Path) -> PruningPlan:
+        """Read a plan.
+
+        Raises:
+            PlanError: The file is missing, is not JSON, does not fit the schema, or contradicts
+                itself.
+        """
+        return cls.parse(read_text(path, "the plan", PlanError, LARGEST), origin=shown_path(path))
+
+    @classmethod
+    def parse(cls, text: str, *, origin: str = "the plan") -> PruningPlan:
+        """Read a plan that is given as JSON text.
+
+        Args:
+            text: The JSON text.
+            origin: What messages call it.
+
+        Raises:
+            PlanError: It is not JSON, does not fit the schema, or contradicts itself.
+        """
+        from slm_plugin.plans.check import parsed
+
+        return parsed(text, origin)

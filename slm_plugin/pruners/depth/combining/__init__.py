@@ -1,1 +1,0 @@
-"""How several layers become one."""

@@ -1,0 +1,1 @@
+"""Repairs in closed form: least squares and rescaling, without training."""

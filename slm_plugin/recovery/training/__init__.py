@@ -1,0 +1,1 @@
+"""Recoveries that train by gradient descent."""

@@ -1,0 +1,141 @@
+"""How a run of layers becomes one: the merge rules, each a formula over one projection.
+
+A rule merges what attention and MLP hold: projections with their biases, and the norms of queries
+and keys. The gains of the layer's own norms stay the lowest layer's, except under ``keep_high``,
+which takes the top layer whole. The released SLM code merges the weights of the seven projections
+and nothing else (``weights_only``): a bias or a query norm then meets another layer's projection.
+
+A recipe may also leave the choice to the data: ``activation`` weighs every layer of the run by what
+it changes, and ``best`` takes for every run the rule that serves it best. A plan names what came of
+it, so that carrying the plan out needs no data.
+
+Source: SLM (arXiv 2502.19159) and its released code; RDSC is LaCo (arXiv 2402.11187), equation 1.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from slm_plugin.models.streaming import derived, values
+from slm_plugin.models.view import projections
+from slm_plugin.plans.rules import factors
+
+
+def candidates(
+    rule: str, first: int, last: int, influence: Callable[[], Sequence[float]]
+) -> Iterator[str]:
+    """The rules that a plan may hold, of those that a recipe's rule allows for one run.
+
+    Args:
+        rule: A name that `check_rule` accepts.
+        first: Lowest layer of the run.
+        last: Highest layer of the run.
+        influence: Gives the block influence of every layer.
+    """
+    if rule == "best":
+        yield from ("telescoped", "keep_high", "keep_low", "mean", "rdsc")
+    if rule in ("best", "activation"):
+        run = influence()[first : last + 1]
+        yield f"weighted({','.join(f'{part / sum(run):.6f}' for part in run)})"
+    else:
+        yield rule
+
+
+def merge_weights(rule: str, weights: Sequence[Tensor]) -> Tensor:
+    """Merge one parameter of a run of layers.
+
+    Args:
+        rule: A name that `candidates` gives.
+        weights: The parameter in every layer of the run, lowest first, all of one shape.
+
+    Returns:
+        The merged parameter, in that shape: one of the given tensors where the rule only chooses;
+        streamed if they are.
+
+    Raises:
+        PlanError: The rule is for another number of layers, or there is no such rule.
+    """
+    if rule in ("telescoped", "keep_high"):
+        # low + (low+1 - low) + … telescopes to the top layer; copying it is exact.
+        return weights[-1]
+    if rule == "keep_low":
+        return weights[0]
+    factors(rule, len(weights))
+    return derived(Merged(rule, tuple(weights)), weights)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Merged:
+    """A source of streamed values: a rule over other weights, worked out at every reading."""
+
+    rule: str
+    weights: tuple[Tensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the merged weight."""
+        return tuple(self.weights[0].shape)
+
+    def read(self) -> Tensor:
+        """Merge, with two of the weights in memory at a time."""
+        return computed(self.rule, self.weights)
+
+
+@torch.no_grad()
+def computed(rule: str, weights: Sequence[Tensor]) -> Tensor:
+    """Work out a rule that does more than choose, taking one weight after the other.
+
+    The sum runs in float32 at least, lowest layer first, so that streamed weights and weights in
+    memory give the same bits; the result has the weights' own number format.
+    """
+    wide = torch.promote_types(weights[0].dtype, torch.float32)
+    parts, whole = factors(rule, len(weights))
+    merged = values(weights[0]).to(wide, copy=True).mul_(parts[0])
+    for weight, part in zip(weights[1:], parts[1:], strict=True):
+        merged.add_(values(weight).to(wide), alpha=part)
+    return merged.div_(whole).to(weights[0].dtype)
+
+
+def merged_layer(
+    rule: str, layers: Sequence[nn.Module], *, weights_only: bool = False
+) -> nn.Module:
+    """One layer made of a run of layers, lowest first; the layers themselves stay as they are.
+
+    Parameters that the rule only chooses are shared with the layer they come from, so that a
+    trial of ``telescoped`` costs no memory.
+
+    Raises:
+        PlanError: The rule is for another number of layers, or there is no such rule.
+    """
+    if rule == "keep_high":
+        return share_parameters(layers[-1])
+    merged = share_parameters(layers[0])
+    for name in _merged_names(merged, weights_only):
+        owner, _, leaf = name.rpartition(".")
+        given = [layer.get_parameter(name) for layer in layers]
+        made = merge_weights(rule, given)
+        if not isinstance(made, nn.Parameter):
+            made = nn.Parameter(made, requires_grad=given[0].requires_grad)
+        setattr(merged.get_submodule(owner), leaf, made)
+    return merged
+
+
+def _merged_names(layer: nn.Module, weights_only: bool) -> Iterator[str]:
+    weights = {id(linear.weight) for linear in projections(layer).values()}
+    for name, parameter in layer.named_parameters():
+        if name.startswith(("self_attn.", "mlp.")) and (
+            not weights_only or id(parameter) in weights
+        ):
+            yield name
+
+
+def share_parameters(layer: nn.Module) -> nn.Module:
+    """A second module tree over the same parameters, buffers and config."""
+    shared: list[object] = [*layer.parameters(), *layer.buffers()]
+    shared += [module.config for module in layer.modules() if hasattr(module, "config")]
+    return copy.deepcopy(layer, {id(thing): thing for thing in shared})

@@ -1,0 +1,98 @@
+"""Pareto pictures."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+
+from slm_plugin.comparison.plot import Point, Scale, fronts
+from tests.report.pictures.drawing import SVG, by_id, parse, points, words
+
+pytest.importorskip("matplotlib")
+
+SIZE = Scale("parameters", "lower", counts=True)
+LOSS = Scale("perplexity", "lower", log=True)
+SPEED = Scale("decode speed", "higher")
+ACCURACY = Scale("zero-shot mean", "higher")
+
+
+def cloud(*places: tuple[float, float]) -> list[Point]:
+    """Points with labels of their own."""
+    return [Point(n, f"method {n}", "as pruned", x, y) for n, (x, y) in enumerate(places)]
+
+
+def test_every_point_is_drawn_where_it_belongs() -> None:
+    """Larger is further right; on a logarithmic axis equal ratios are equally far apart."""
+    svg = fronts(cloud((1e8, 10.0), (2e8, 50.0), (3e8, 250.0)), SIZE, LOSS)
+    drawn = by_id(svg, r"front-point-\d+")
+    assert list(drawn) == ["front-point-0", "front-point-1", "front-point-2"]
+    places = [
+        (float(use.get("x", "nan")), float(use.get("y", "nan")))
+        for one in drawn.values()
+        for use in one.iter(f"{SVG}use")
+    ]
+    (x0, y0), (x1, y1), (x2, y2) = places
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.01) and x1 > x0
+    assert y0 - y1 == pytest.approx(y1 - y2, abs=0.01) and y0 > y1
+    assert "200.0 M" in words(svg)
+
+
+@pytest.mark.parametrize(
+    ("scale", "corners"), [(SIZE, [(1, 40), (2, 30), (3, 20)]), (SPEED, [(2, 30), (3, 20)])]
+)
+def test_the_front_is_stairs_through_the_best(
+    scale: Scale, corners: list[tuple[float, float]]
+) -> None:
+    """A corner at each that nothing beats and one between two of them; what is beaten is off it."""
+    places = [(1.0, 40.0), (2.0, 30.0), (2.0, 35.0), (3.0, 20.0), (2.5, 33.0)]
+    if scale is SPEED:
+        # Fast and good is best: only the rightmost lowest point is unbeaten, so raise it.
+        places = [(1.0, 40.0), (2.0, 20.0), (2.0, 35.0), (3.0, 30.0), (2.5, 33.0)]
+    (line,) = by_id(fronts(cloud(*places), scale, LOSS), "front-line").values()
+    assert len(set(points(line))) == 2 * len(corners) - 1
+
+
+@pytest.mark.parametrize("judge", [LOSS, ACCURACY])
+def test_labels_cover_neither_one_another_nor_points(judge: Scale) -> None:
+    """Twenty methods of one size: every label has a line of its own, and all are written."""
+    places = [(1e8, 30 + n / 10) for n in range(10)] + [(2e8, 20 + n / 10) for n in range(10)]
+    svg = fronts(cloud(*places), SIZE, judge)
+    placed = []
+    for text in parse(svg).iter(f"{SVG}text"):
+        name = "".join(text.itertext())
+        if not name.startswith("method"):
+            continue
+        spot = re.search(r"(?:translate\(|rotate\(-?0 )([\d.]+)[ ,]([\d.]+)", str(text.attrib))
+        assert spot is not None, text.attrib
+        width = 4.3 * len(name)
+        x, y = float(spot[1]), float(spot[2])
+        left = x - width if "text-anchor: end" in text.get("style", "") else x
+        placed.append((left, y, left + width))
+    assert len(placed) == 20
+    for n, (left, y, right) in enumerate(placed):
+        for other_left, other_y, other_right in placed[:n]:
+            beside = right <= other_left + 0.1 or other_right <= left + 0.1
+            assert beside or abs(y - other_y) >= 9.5
+
+
+def test_what_cannot_be_drawn_is_left_out() -> None:
+    """Infinite perplexities have no place; fewer than two points are no picture."""
+    svg = fronts(cloud((1.0, math.inf), (1.0, 3.0), (2.0, 2.0)), SIZE, LOSS)
+    assert list(by_id(svg, r"front-point-\d+")) == ["front-point-1", "front-point-2"]
+    assert fronts(cloud((1.0, math.inf), (1.0, 3.0)), SIZE, LOSS) == ""
+
+
+def test_a_ruined_model_does_not_squeeze_the_others() -> None:
+    """Thirty times the best perplexity is left out; on an axis that is not logarithmic nothing."""
+    ruined = cloud((1.0, 20.0), (2.0, 599.0), (3.0, 601.0), (4.0, 3e8))
+    drawn = list(by_id(fronts(ruined, SIZE, LOSS), r"front-point-\d+"))
+    assert drawn == ["front-point-0", "front-point-1"]
+    assert len(by_id(fronts(ruined, SIZE, SPEED), r"front-point-\d+")) == 4
+
+
+def test_a_narrow_logarithmic_axis_has_numbers() -> None:
+    """Between 41 and 48 lies no 1, 2 or 5 of a decade."""
+    said = words(fronts(cloud((1.0, 41.0), (2.0, 48.0)), SIZE, LOSS))
+    assert sum(bool(re.fullmatch(r"4\d(\.\d)?", word)) for word in said) >= 3
