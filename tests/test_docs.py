@@ -46,8 +46,7 @@ def blocks(page: Path) -> Iterator[Block]:
     text = page.read_text(encoding="utf-8")
     for match in FENCED.finditer(text):
         before = text[: match.start()]
-        runs = not MARK.search(before)
-        yield Block(page, before.count("\n") + 2, match["language"], match["text"], runs)
+        yield Block(page, before.count("\n") + 2, *match.groups(), not MARK.search(before))
 
 
 def of_language(language: str) -> list[Any]:
@@ -88,8 +87,8 @@ def check_names(words: list[str]) -> None:
 
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
-    titles = HEADING.findall(prose(page))
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    found = HEADING.findall(prose(page))
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in found}
 
 
 @pytest.mark.parametrize("block", of_language("python"))
@@ -131,8 +130,7 @@ def test_commands_exist(block: Block) -> None:
             COMMANDS.commands[words[1]].make_context(words[1], words[2:])
         elif words[0] == "python" and words[1] != "-m":
             source = (ROOT / words[1]).read_text(encoding="utf-8")
-            options = [word for word in words if word.startswith("--")]
-            assert [option for option in options if f'"{option}"' not in source] == []
+            assert [w for w in words if w.startswith("--") and f'"{w}"' not in source] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
