@@ -164,25 +164,6 @@ def tiny() -> ModelFactory:
     return make_model
 
 
-@pytest.fixture(scope="session")
-def report() -> RunReport:
-    """The sample run."""
-    return samples.make_report()
-
-
-@pytest.fixture(scope="session")
-def plans() -> dict[str, PruningPlan]:
-    """The plans of the sample run."""
-    return sample_plans.plans()
-
-
-@pytest.fixture(scope="session")
-def page(report: RunReport, plans: dict[str, PruningPlan]) -> str:
-    """The page of the sample run, with pictures."""
-    pytest.importorskip("matplotlib")
-    return render_page(report, plans)
-
-
 @pytest.fixture
 def no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     """An installation without the extra `report`."""

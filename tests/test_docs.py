@@ -13,8 +13,8 @@ import pytest
 import typer
 
 from slm_plugin.cli.commands import app
+from slm_plugin.comparison.configuration import Comparison
 from slm_plugin.recipe import Recipe
-from slm_plugin.recipe.comparison import Comparison
 from slm_plugin.registry import pruners
 from tests.conftest import VOCABULARY, make_model, make_tokenizer
 
