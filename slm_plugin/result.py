@@ -13,6 +13,7 @@ from slm_plugin.export.checkpoint import save_checkpoint, verify_checkpoint
 from slm_plugin.outputs.claim import claim
 from slm_plugin.outputs.place import located
 from slm_plugin.plans import PruningPlan
+from slm_plugin.report.before_after import summary
 from slm_plugin.report.record import RunReport
 from slm_plugin.report.terminal import as_text, summary_table
 from slm_plugin.session import Session
@@ -63,7 +64,10 @@ class RunResult:
 
     def summary(self) -> str:
         """A table of sizes and measurements before and after, as text."""
-        return as_text(summary_table(self.report))
+        table = summary_table(self.report)
+        # As a caption it would be wrapped to the width of the table.
+        table.caption = None
+        return f"{as_text(table)}{summary(self.report)}"
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the model so that ``from_pretrained(folder)`` loads it, and prove that it does.

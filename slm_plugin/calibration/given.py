@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,9 +57,6 @@ def _listed(
         raise CalibrationError(f"{GIVEN} is empty", hint=HINT)
     if all(isinstance(one, str) for one in given):
         return _from_texts(given, model, tokenizer)
-    if all(isinstance(one, Sequence) and not isinstance(one, str) for one in given):
-        # Lists of ids, or batches that are lists of lists.
-        given = [given] if all(isinstance(i, int) for i in given[0]) else given
     batches = [_batch(one, number) for number, one in enumerate(given)]
     length = batches[0].shape[-1]
     for number, batch in enumerate(batches):
@@ -103,6 +100,8 @@ def _batch(one: Any, number: int) -> Tensor:
         padded = mask is not None and not bool(torch.as_tensor(mask).all())
     except (TypeError, ValueError, RuntimeError) as error:
         raise CalibrationError(f"{where} is {_kind(one)}", hint=HINT) from error
+    if ids.dim() not in (1, 2):
+        raise CalibrationError(f"{where} is {_kind(one)} of shape {tuple(ids.shape)}", hint=HINT)
     if padded:
         raise CalibrationError(
             f"{where} is padded, and padding would count as text",

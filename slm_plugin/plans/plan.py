@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html import escape
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,8 @@ from slm_plugin.texts import read_text, shown_path
 
 # Bytes of a plan's file.
 LARGEST = 1 << 29
+# Operations that a notebook shows.
+MOST_SHOWN = 40
 # Beyond any model; larger numbers would not fit a tensor of indices.
 MOST = 2**31 - 1
 Index = Annotated[int, Field(ge=0, le=MOST)]
@@ -265,6 +268,20 @@ class PruningPlan(_Data):
             }
         )
 
+    def __str__(self) -> str:
+        sizes = (
+            f"{self.before.layers} to {self.after.layers} layers",
+            f"{self.before.parameters:,} to {self.after.parameters:,} parameters",
+        )
+        shown = [f"  {one.model_dump_json()}" for one in self.operations[:MOST_SHOWN]]
+        if more := len(self.operations) - len(shown):
+            shown.append(f"  and {more} more operations")
+        return "\n".join([f"plan by {self.pruner}: {', '.join(sizes)}", *shown])
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        return f"<pre>{escape(str(self))}</pre>"
+
     def to_json(self) -> str:
         """The plan as JSON with one operation, trial or score list a line, so that diffs read."""
         fields = self.model_dump(mode="json", exclude_none=True)
@@ -277,19 +294,20 @@ class PruningPlan(_Data):
                 lines.append(f"  {json.dumps(name)}: {json.dumps(value)}")
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
-    def write(self, path: Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Write the plan; the file appears whole or not at all."""
-        write_text(path, self.to_json())
+        write_text(Path(path), self.to_json())
 
     @classmethod
-    def read(cls, path: Path) -> PruningPlan:
+    def read(cls, path: str | Path) -> PruningPlan:
         """Read a plan.
 
         Raises:
             PlanError: The file is missing, is not JSON, does not fit the schema, or contradicts
                 itself.
         """
-        return cls.parse(read_text(path, "the plan", PlanError, LARGEST), origin=shown_path(path))
+        file = Path(path)
+        return cls.parse(read_text(file, "the plan", PlanError, LARGEST), origin=shown_path(file))
 
     @classmethod
     def parse(cls, text: str, *, origin: str = "the plan") -> PruningPlan:
