@@ -1,0 +1,151 @@
+"""What pruning takes and gives on one GPU, beside the CPU of the same machine; see `gpu.sh`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from slm_plugin import prune  # noqa: E402 - run from a checkout
+from slm_plugin.models.loading import ModelSource, load  # noqa: E402
+from slm_plugin.result import RunResult  # noqa: E402
+
+# Shapes of SmolLM2-135M and of Llama 3.2 1B.
+SMALL = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+}
+LARGE = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
+TINY = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 512}
+Row = tuple[str, str, str, str]
+
+
+def random_model(shape: dict[str, int], device: str, dtype: torch.dtype) -> PreTrainedModel:
+    """Random weights, the same for one shape on every device."""
+    torch.manual_seed(0)
+    config = LlamaConfig(**shape, tie_word_embeddings=True, max_position_embeddings=4096)
+    return LlamaForCausalLM(config).to(device=device, dtype=dtype)  # type: ignore[arg-type]
+
+
+def token_ids(vocabulary: int, samples: int, length: int) -> torch.Tensor:
+    """Random token ids; what is timed does not depend on their meaning."""
+    return torch.randint(vocabulary, (samples, length), generator=torch.Generator().manual_seed(1))
+
+
+def seconds(result: RunResult) -> Iterator[tuple[str, float]]:
+    """Every stage of a run with its time."""
+    for stage in result.report.stages:
+        yield stage.name, stage.seconds
+
+
+def decode_ratio(result: RunResult) -> str:
+    """Time of a greedy step after over before."""
+    states = [
+        next(m.value for m in state.measurements if "decode" in m.name)
+        for state in result.report.states
+    ]
+    return f"{states[0]:.1f} to {states[-1]:.1f}"
+
+
+def hybrid(arguments: argparse.Namespace, device: str) -> RunResult:
+    """The stages of the hybrid recipe, its latencies measured before and after."""
+    recipe = yaml.safe_load((ROOT / "recipes" / "hybrid.yaml").read_text(encoding="utf-8"))
+    latency = {"prompt_tokens": 128, "new_tokens": 32, "repeats": 5}
+    named: dict[str, Any] = {"evaluate": [{"latency": latency}], "seed": recipe["seed"]}
+    if arguments.random:
+        model = random_model(arguments.small, device, torch.float32)
+        ids = token_ids(arguments.small["vocab_size"], 10, 128)
+        return prune(model, None, recipe["stages"], calibration=ids, **named)
+    model, tokenizer = load(ModelSource(id=recipe["model"]["id"], dtype="float32", device=device))
+    return prune(model, tokenizer, recipe["stages"], calibration=recipe["calibration"], **named)
+
+
+def search(arguments: argparse.Namespace, device: str) -> float:
+    """Seconds of a greedy search by loss for two layers."""
+    model = random_model(arguments.small, device, torch.float32)
+    ids = token_ids(arguments.small["vocab_size"], 16, 128)
+    started = time.perf_counter()
+    # Another seed than any run before: no trial is read from a journal.
+    prune(model, None, "sleb", layers_removed=2, calibration=ids, seed=time.time_ns() % 2**31)
+    return time.perf_counter() - started
+
+
+def large(arguments: argparse.Namespace, device: str) -> RunResult:
+    """Depth, its repair and width on a model of 1.2 billion parameters in bfloat16."""
+    model = random_model(arguments.large, device, torch.bfloat16)
+    stages = [
+        {"prune": "block_influence", "target": {"layers_removed": 2}},
+        {"recover": "refit"},
+        {"prune": "torch_pruning", "target": {"ratio": 0.1}, "kv_groups": 0},
+    ]
+    ids = token_ids(arguments.large["vocab_size"], 32, 512 if device != "cpu" else 64)
+    latency = {"prompt_tokens": 128, "new_tokens": 32, "repeats": 5}
+    return prune(model, None, stages, calibration=ids, evaluate=[{"latency": latency}])
+
+
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
+    """All rows of the table, each when it is done."""
+    device = arguments.device
+    here, cpu = hybrid(arguments, device), hybrid(arguments, "cpu")
+    for (name, took), (_, reference) in zip(seconds(here), seconds(cpu), strict=True):
+        yield f"hybrid: {name}", f"{took:.2f} s", f"{reference:.2f} s", f"{reference / took:.1f}"
+    yield "hybrid: decode, before to after", decode_ratio(here), decode_ratio(cpu), ""
+    took, reference = search(arguments, device), search(arguments, "cpu")
+    yield "search: sleb, 2 layers", f"{took:.2f} s", f"{reference:.2f} s", f"{reference / took:.1f}"
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    result = large(arguments, device)
+    for name, took in seconds(result):
+        yield f"1.2 billion, bfloat16: {name}", f"{took:.2f} s", "", ""
+    yield "1.2 billion: decode, before to after", decode_ratio(result), "", ""
+    if device.startswith("cuda"):
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        yield "1.2 billion: peak memory", f"{peak:.1f} GiB", "", ""
+
+
+def main() -> None:
+    """Print the card and the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--random", action="store_true", help="random weights, nothing fetched")
+    parser.add_argument("--tiny", action="store_true", help="small shapes: a trial of the script")
+    arguments = parser.parse_args()
+    arguments.small = {**SMALL, **TINY, "num_attention_heads": 4, "num_key_value_heads": 2}
+    arguments.large = {**LARGE, **TINY, "num_attention_heads": 4, "num_key_value_heads": 2}
+    if not arguments.tiny:
+        arguments.small, arguments.large = SMALL, LARGE
+    card = "no card"
+    if arguments.device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise SystemExit(
+                "this machine has no CUDA device: --device cpu tries the script itself"
+            )
+        card = torch.cuda.get_device_name()
+    print(f"{card}, torch {torch.__version__}\n")
+    print(f"| what | {arguments.device} | cpu | ratio |\n|---|---|---|---|")
+    for row in rows(arguments):
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
