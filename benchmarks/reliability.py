@@ -183,7 +183,9 @@ def digest(folder: Path, *, timed: bool = True) -> str:
 def leavings(bench: Bench) -> list[str]:
     """What lies beside the output folder or in the temporary folder, and should not."""
     beside = [path.name for path in bench.output.parent.iterdir() if path != bench.output]
-    return beside + [f"tmp/{path.name}" for path in bench.scratch.iterdir()]
+    # PyTorch keeps an empty folder of its own there.
+    ours = (p.name for p in bench.scratch.iterdir() if not p.name.startswith("torchinductor"))
+    return beside + [f"tmp/{name}" for name in ours]
 
 
 def reference(bench: Bench, row: Row) -> tuple[str, str, float]:
