@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from slm_plugin.calibration.given import token_ids
 from slm_plugin.calibration.samples import CalibrationRecord, CalibrationSource, digest, draw
 from slm_plugin.errors import CalibrationError, ModelSourceError, UserError
 from slm_plugin.evaluation.base import Evaluator
 from slm_plugin.export.base import Exporter
+from slm_plugin.lazy import torch
 from slm_plugin.models.bundled import cache_folder, trials_folder
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.streaming import is_streamed

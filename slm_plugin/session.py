@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from slm_plugin.calibration.captures import Batch, capture, split
 from slm_plugin.errors import (
     TELL_ITS_AUTHOR,
@@ -42,6 +40,7 @@ from slm_plugin.returned import answered, returned, several
 from slm_plugin.surgery import carry_out, refuse_other_model, verify
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 

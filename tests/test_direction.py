@@ -12,6 +12,7 @@ import slm_plugin
 
 PACKAGE = Path(slm_plugin.__file__).parent
 ORDER = [
+    "lazy",
     "errors",
     "control_characters",
     "texts",

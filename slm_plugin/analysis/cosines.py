@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from slm_plugin.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Tokens of all layers taken to float64 at a time.
 _CHUNK = 128

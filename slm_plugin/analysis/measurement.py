@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from slm_plugin.analysis.cosines import CosineSums
 from slm_plugin.analysis.observation import observe, token_norms
 from slm_plugin.analysis.record import (
@@ -22,10 +19,13 @@ from slm_plugin.analysis.record import (
 )
 from slm_plugin.calibration.captures import Batch
 from slm_plugin.errors import CalibrationError
+from slm_plugin.lazy import torch
 from slm_plugin.progress import track
 from slm_plugin.pruners.depth.measures.cka import chance_matrix, cka_matrix, gram
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from slm_plugin.session import Session
 
 # Their 28 pairs tell how far one estimate scatters.

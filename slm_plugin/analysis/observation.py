@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from slm_plugin.calibration.captures import Batch, run_layers
+from slm_plugin.lazy import inference_mode, torch
 from slm_plugin.models.view import DecoderView
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _BLOCKS = ("self_attn", "mlp")
 
@@ -33,7 +34,7 @@ class Observation:
     mlp: Tensor
 
 
-@torch.inference_mode()
+@inference_mode
 def observe(view: DecoderView, batch: Batch) -> Observation:
     """Send every layer's captured input through it again, and watch its two blocks.
 

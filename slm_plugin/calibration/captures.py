@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from slm_plugin.calibration.spool import Spool
 from slm_plugin.errors import NumericalError
+from slm_plugin.lazy import inference_mode, nn, torch
 from slm_plugin.models.streaming import held
 from slm_plugin.models.view import DecoderView
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ def split(tokens: Tensor, batch_tokens: int) -> Iterator[Tensor]:
     yield from torch.split(tokens, max(1, batch_tokens // tokens.shape[1]))
 
 
-@torch.inference_mode()
+@inference_mode
 def capture(view: DecoderView, batches: Iterable[Tensor]) -> list[Batch]:
     """Run the decoder once over every batch and keep what its layers see.
 
@@ -99,22 +100,6 @@ def run_batches(
     return states
 
 
-class _Listener(nn.Module):
-    """Stands in for a layer: notes what the decoder hands to it and passes its input through."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        # transformers 4.57 chooses the mask by this.
-        self.attention_type = getattr(layer, "attention_type", "full_attention")
-        self.hidden = torch.empty(0)
-        self.arguments: dict[str, Any] = {}
-
-    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
-        self.hidden = hidden_states
-        self.arguments = {**arguments, "past_key_values": None, "use_cache": False}
-        return hidden_states
-
-
 def enter(view: DecoderView, tokens: Tensor) -> tuple[Tensor, tuple[dict[str, Any], ...]]:
     """What the decoder hands to its layers, without running one.
 
@@ -126,8 +111,10 @@ def enter(view: DecoderView, tokens: Tensor) -> tuple[Tensor, tuple[dict[str, An
         The input of the first layer, ``(samples, length, hidden)``, and the keyword arguments of
         every layer: mask, positions.
     """
+    from slm_plugin.models.torch_subclasses import Listener
+
     layers = view.layers
-    listeners = [_Listener(layer) for layer in layers]
+    listeners = [Listener(layer) for layer in layers]
     view.decoder.layers = nn.ModuleList(listeners)
     try:
         view.decoder(input_ids=tokens, use_cache=False)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from slm_plugin.calibration.samples import DEFAULT_LENGTH, check_ids
 from slm_plugin.errors import CalibrationError
+from slm_plugin.lazy import torch
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 GIVEN = "the calibration data"
@@ -37,7 +36,7 @@ def token_ids(
     Raises:
         CalibrationError: It is something else, empty, padded, or does not fit the model.
     """
-    if isinstance(given, Tensor):
+    if isinstance(given, torch.Tensor):
         tokens = given
     elif hasattr(given, "__array__"):
         tokens = torch.as_tensor(given)

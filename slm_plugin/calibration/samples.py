@@ -7,17 +7,17 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from slm_plugin.calibration.sources import TextSource, check_source, is_file, read_documents
 from slm_plugin.calibration.token_files import refuse_ids, stored_ids
 from slm_plugin.counts import MOST, Count, Seed
 from slm_plugin.errors import CalibrationError
+from slm_plugin.lazy import inference_mode, torch
 from slm_plugin.texts import expanded, shown_path
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_SAMPLES = 10
@@ -197,7 +197,7 @@ def _take(source: CalibrationSource, pieces: Iterator[list[int]]) -> list[list[i
     return taken
 
 
-@torch.inference_mode()
+@inference_mode
 def _written_by(model: PreTrainedModel, source: CalibrationSource, seed: int) -> Tensor:
     """Text that the model itself writes, sampled at temperature 1 from a random first token.
 

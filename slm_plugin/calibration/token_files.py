@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from slm_plugin.errors import CalibrationError
+from slm_plugin.lazy import torch
 from slm_plugin.texts import read_text, shown, shown_path
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 LARGEST_JSON = 1 << 32
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+INTEGERS = ("torch.uint8", "torch.int8", "torch.int16", "torch.int32", "torch.int64")
 # PyTorch holds these, and computes nothing with them.
-UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+UNSIGNED = ("torch.uint16", "torch.uint32", "torch.uint64")
 _WANTED = "token ids are whole numbers of shape (samples, length)"
 
 
@@ -70,7 +72,7 @@ def _only_tensor(path: Path) -> Tensor:
             f"{shown_path(path)} holds {len(tensors)} tensors and none is called 'input_ids'"
         )
     found = tensors.get("input_ids", next(iter(tensors.values())))
-    return _signed(found, path) if found.dtype in UNSIGNED else found
+    return _signed(found, path) if str(found.dtype) in UNSIGNED else found
 
 
 def _signed(tokens: Tensor, path: Path) -> Tensor:
@@ -88,7 +90,7 @@ def refuse_ids(tokens: Tensor, source: str) -> None:
     Raises:
         CalibrationError: They are of another shape, or no whole numbers from 0 on.
     """
-    if tokens.dim() != 2 or tokens.dtype not in INTEGERS:
+    if tokens.dim() != 2 or str(tokens.dtype) not in INTEGERS:
         raise CalibrationError(
             f"{source} holds {tokens.dtype} of shape {tuple(tokens.shape)}", hint=_WANTED
         )

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import TypeVar
 
-import torch
-
 from slm_plugin.comparison.record import Effort
 from slm_plugin.evaluation.footprint import added_memory
+from slm_plugin.lazy import torch
 from slm_plugin.session import Session
 
 T = TypeVar("T")

@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from slm_plugin.calibration.samples import digest
 from slm_plugin.comparison.cache import Kept, is_cell, is_plan
 from slm_plugin.comparison.configuration import Comparison, Method, named
@@ -22,6 +20,7 @@ from slm_plugin.comparison.page import write_comparison
 from slm_plugin.comparison.record import Cell, ComparisonReport, Effort, Planned
 from slm_plugin.errors import OutputError, SlmError, TargetError, UserError
 from slm_plugin.evaluation.base import Evaluator, Measurement
+from slm_plugin.lazy import torch
 from slm_plugin.models.bundled import cache_folder
 from slm_plugin.models.loading import ModelSource
 from slm_plugin.outputs.claim import claim

@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import torch
 from pydantic import Field
 
 from slm_plugin.counts import Count
 from slm_plugin.evaluation.base import Evaluator, EvaluatorOptions, Measurement
 from slm_plugin.evaluation.prefill import check_room, prefill, random_prompt
-from slm_plugin.models.streaming import StreamedParameter
+from slm_plugin.lazy import inference_mode, torch
+from slm_plugin.models.streaming import is_stub
 from slm_plugin.models.view import Dimensions
 from slm_plugin.registry import register_evaluator
 
@@ -99,7 +99,7 @@ def weight_bytes(model: PreTrainedModel) -> int:
 
 def held_bytes(model: PreTrainedModel) -> int:
     """Bytes of the parameters that are in memory: all but those that are read at every forward."""
-    held = (p for p in model.parameters() if not isinstance(p, StreamedParameter))
+    held = (p for p in model.parameters() if not is_stub(p))
     return sum(p.numel() * p.element_size() for p in held)
 
 
@@ -154,7 +154,7 @@ def _resident(line: str) -> int:
     return 1024 * int(found[1]) if found else 0
 
 
-@torch.inference_mode()
+@inference_mode
 def _run(model: PreTrainedModel, prompt: torch.Tensor) -> None:
     prefill(model, prompt)
 

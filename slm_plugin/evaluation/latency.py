@@ -8,17 +8,17 @@ from statistics import median, stdev
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from slm_plugin.counts import Count, Natural
 from slm_plugin.evaluation.base import Evaluator, EvaluatorOptions, Measurement
 from slm_plugin.evaluation.prefill import check_room, prefill, random_prompt
+from slm_plugin.lazy import inference_mode, torch
 from slm_plugin.progress import track
 from slm_plugin.registry import register_evaluator
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from slm_plugin.session import Session
@@ -116,7 +116,7 @@ def _spread(seconds: Sequence[float]) -> float | None:
     return stdev(seconds) / math.sqrt(len(seconds)) / median(seconds)
 
 
-@torch.inference_mode()
+@inference_mode
 def time_run(model: PreTrainedModel, prompt: Tensor, steps: int) -> tuple[float, float]:
     """Seconds of one prefill and of the greedy steps that follow it."""
     reading, first = _timed(model.device, lambda: prefill(model, prompt))
@@ -125,7 +125,7 @@ def time_run(model: PreTrainedModel, prompt: Tensor, steps: int) -> tuple[float,
     return reading, writing
 
 
-@torch.inference_mode()
+@inference_mode
 def decode(model: PreTrainedModel, token: Tensor, cache: object, steps: int) -> Tensor:
     """Feed tokens ``(rows, 1)`` and what follows greedily; return the ``(rows, steps)`` that do."""
     found = []

@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import logging
 import random
+from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-import torch
 from pydantic import Field
 
 from slm_plugin.counts import Count, Natural, Seed
@@ -22,10 +21,12 @@ from slm_plugin.evaluation.lm_eval_tasks import (
     LoadedTasks,
     find_tasks,
     load_tasks,
+    needs_lm_eval,
 )
 from slm_plugin.evaluation.quiet import guest
 from slm_plugin.extras import found_version, require
 from slm_plugin.foreign import contained
+from slm_plugin.lazy import np, torch
 from slm_plugin.registry import register_evaluator
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class LmEval(Evaluator):
     def found(self) -> FoundTasks:
         """The tasks, none of whose code has run."""
         require("eval", "the lm_eval evaluator")
-        with guest("lm_eval", logging.ERROR):
+        asked = needs_lm_eval(self.options.tasks)
+        with guest("lm_eval", logging.ERROR) if asked else nullcontext():
             return find_tasks(self.options.tasks, self.options.include_path)
 
     @cached_property

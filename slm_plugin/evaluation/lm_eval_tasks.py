@@ -21,7 +21,7 @@ class FoundTasks:
     """Tasks that exist and were checked, none of whose code has run.
 
     Attributes:
-        manager: lm-eval's task manager, whose index knows them.
+        manager: lm-eval's task manager, whose index knows them; None where all are built in.
         names: What the recipe names, each once.
         code: Python files and installed modules that loading them runs, beside lm-eval's own.
     """
@@ -59,6 +59,11 @@ class LoadedTasks:
             task.set_fewshot_seed(seed=seed)
 
 
+def needs_lm_eval(names: Sequence[str]) -> bool:
+    """Whether lm-eval itself is asked to find tasks, and not only the built-in one is named."""
+    return any(name != builtin_task.NAME for name in names)
+
+
 def find_tasks(names: Sequence[str], include_path: str | None) -> FoundTasks:
     """Find tasks, groups and tags by name, and check the files of the user's own.
 
@@ -71,7 +76,8 @@ def find_tasks(names: Sequence[str], include_path: str | None) -> FoundTasks:
             hint="name the folder that holds the task YAML files",
             option="include_path",
         )
-    manager = _manager(names, include_path)
+    # To import lm-eval takes seconds, and the built-in task is in none of its indices.
+    manager = _manager(names, include_path) if needs_lm_eval(names) else None
     code: dict[str, None] = {}
     for entry in _entries(manager, names):
         if entry.yaml_path is None or Path(entry.yaml_path).resolve().is_relative_to(stock_tasks()):
@@ -93,11 +99,12 @@ def load_tasks(wanted: FoundTasks) -> LoadedTasks:
     """
     for place in wanted.code:
         say(f"lm_eval: the task code of {place} is run")
+    manager = wanted.manager or _manager(wanted.names, None)
     roots: list[Any] = []
     for name in wanted.names:
-        roots += _load(wanted.manager, name)
+        roots += _load(manager, name)
     try:
-        found = wanted.manager.load(roots)
+        found = manager.load(roots)
     except ValueError as error:
         raise UserError(
             f"lm_eval cannot run these tasks together: {_first_line(error)}",

@@ -9,9 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 from typing_extensions import Self
 
 from slm_plugin.calibration.captures import split
@@ -26,12 +24,14 @@ from slm_plugin.counts import MOST, Count
 from slm_plugin.errors import CalibrationError, NumericalError
 from slm_plugin.evaluation.base import Evaluator, EvaluatorOptions, Measurement
 from slm_plugin.evaluation.prefill import check_room
+from slm_plugin.lazy import inference_mode, torch
 from slm_plugin.models.head import next_token_losses
 from slm_plugin.models.view import DecoderView
 from slm_plugin.progress import track
 from slm_plugin.registry import register_evaluator
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from slm_plugin.session import Session
@@ -190,7 +190,7 @@ def cut(tokens: Tensor, length: int, limit: int | None) -> Tensor:
     return tokens[: count * length].view(count, length)[:limit]
 
 
-@torch.inference_mode()
+@inference_mode
 def negative_log_likelihood(view: DecoderView, pieces: Tensor) -> float:
     """Cross entropy of ``(pieces, length)`` token ids, in nats, summed over shifted positions.
 

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any
 
-import numpy as np
-import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from slm_plugin.lazy import np, torch
 from slm_plugin.progress import console
 
 

@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-import torch
 from pydantic import AfterValidator, Field
-from safetensors import SafetensorError
 
 from slm_plugin.child import run_module
 from slm_plugin.errors import (
@@ -36,6 +34,7 @@ from slm_plugin.export.parity import (
     size_bytes,
 )
 from slm_plugin.export.portable_json import mend_config, mend_tokenizer_config
+from slm_plugin.lazy import safetensors
 from slm_plugin.models.border import reason
 from slm_plugin.models.generation import without_generation
 from slm_plugin.models.operators import operators
@@ -151,7 +150,7 @@ def save_checkpoint(session: Session, folder: Path, *, max_shard_size: str = "5G
         # save_pretrained refuses settings that from_pretrained took, such as a temperature
         # without sampling; to_json_file writes what is there.
         generation.to_json_file(folder / "generation_config.json")
-    except (OSError, SafetensorError) as error:
+    except (OSError, safetensors.SafetensorError) as error:
         raise OutputError(
             f"cannot write the checkpoint {folder}: {error}",
             hint="check the free disk space and the permissions",
@@ -221,7 +220,9 @@ def write_reference(session: Session, file: Path) -> float:
     """
     streamed = is_streamed(session.model)
     expected = streamed_reference(session) if streamed else reference(session)
-    tolerance = TOLERANCES.get(session.model.dtype, TOLERANCES[torch.float32]) * expected.scale
+    tolerance = (
+        TOLERANCES.get(str(session.model.dtype), TOLERANCES["torch.float32"]) * expected.scale
+    )
     facts = {
         "tolerance": repr(tolerance),
         "parameters": str(sum(p.numel() for p in session.model.parameters())),

@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from slm_plugin.calibration.captures import capture
 from slm_plugin.export.parity import Reference, prompts
+from slm_plugin.lazy import inference_mode, torch
 from slm_plugin.models.checkpoint import read_checkpoint
 from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.models.layerwise import build
@@ -20,6 +18,7 @@ from slm_plugin.models.view import DecoderView
 from slm_plugin.models.weight_files import INDEX
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from slm_plugin.session import Session
@@ -84,7 +83,7 @@ def measure_streamed(folder: Path, expected: Reference, facts: dict[str, str]) -
     }
 
 
-@torch.inference_mode()
+@inference_mode
 def logits(view: DecoderView, asked: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Logits, each ``(1, tokens, vocabulary)`` in float32 on the CPU; every layer is read once."""
     captured = capture(view, [ids.to(view.model.device) for ids in asked])

@@ -9,9 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-import torch
 from pydantic import Field
-from torch import nn
 
 from slm_plugin.errors import SlmError
 from slm_plugin.evaluation.quiet import guest
@@ -28,12 +26,15 @@ from slm_plugin.export.parity import (
     size_bytes,
 )
 from slm_plugin.export.rehearsal import refuse_length_dependent, rehearse, unproved_windows
+from slm_plugin.lazy import torch
 from slm_plugin.models.operators import operators, put_operator, without_operators
 from slm_plugin.outputs.scratch import temporary_folder, whole_folder
 from slm_plugin.progress import say
 from slm_plugin.registry import register_exporter
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from slm_plugin.session import Session
 
 # What the exporter that Optimum calls can write (TorchScript's, in PyTorch).

@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
 from slm_plugin.errors import VerificationError
 from slm_plugin.export.base import Check
 from slm_plugin.export.lengths import depends_on_length, probe_length
+from slm_plugin.lazy import inference_mode, safetensors, torch
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from slm_plugin.session import Session
 
 SENTENCES = (
@@ -32,7 +30,7 @@ RANDOM_LENGTHS = (1, 24)
 NEW_TOKENS = 8
 # Reading the same bytes back on the same machine gives the same logits; these shares of the
 # largest logit leave room for another device and another order of summation.
-TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+TOLERANCES = {"torch.float32": 1e-4, "torch.float16": 1e-2, "torch.bfloat16": 5e-2}
 # Names of the checks that every exporter makes.
 DIFFERENCE = "largest logit difference"
 GENERATION = "greedy continuations that differ"
@@ -61,6 +59,8 @@ class Reference:
 
     def write(self, file: Path, facts: dict[str, str]) -> None:
         """Write as safetensors, with facts about the model beside the tensors."""
+        from safetensors.torch import save_file
+
         tensors = {
             f"{name}.{index}": tensor.contiguous()
             for name in self.__slots__
@@ -71,7 +71,7 @@ class Reference:
     @classmethod
     def read(cls, file: Path) -> tuple[Reference, dict[str, str]]:
         """Read what `write` wrote."""
-        with safe_open(file, framework="pt") as stored:
+        with safetensors.safe_open(file, framework="pt") as stored:
             count = len(stored.keys()) // len(cls.__slots__)
             fields = {
                 name: tuple(stored.get_tensor(f"{name}.{index}") for index in range(count))
@@ -134,7 +134,7 @@ def reference(session: Session, *, full_precision: bool = False) -> Reference:
     return Reference(asked, continuations, tuple(logits_of(model, ids) for ids in whole))
 
 
-@torch.inference_mode()
+@inference_mode
 def logits_of(model: Any, ids: Tensor) -> Tensor:
     """Logits ``(1, tokens, vocabulary)`` of ids ``(1, tokens)`` in one pass, float32 on the CPU."""
     _forget_length(model)
@@ -225,7 +225,7 @@ def _goes_elsewhere(found: Tensor, expected: Tensor, logits: Tensor, tie: float)
     return not abs(float(preference)) <= tie
 
 
-@torch.inference_mode()
+@inference_mode
 def _forget_length(model: Any) -> None:
     """Take the frequencies of short texts again: dynamic scaling keeps those of the longest."""
     if depends_on_length(model.config):

@@ -6,10 +6,9 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from slm_plugin.errors import SlmError, UnsupportedModelError
 from slm_plugin.export.lengths import STATIC_ROPE, affordable, rope_types, windows
+from slm_plugin.lazy import torch
 from slm_plugin.progress import say
 
 if TYPE_CHECKING:

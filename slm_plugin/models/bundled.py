@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
-from safetensors import SafetensorError
 
 from slm_plugin.child import run_module
 from slm_plugin.errors import ModelSourceError, OutputError
 from slm_plugin.extras import require
+from slm_plugin.lazy import safetensors
 from slm_plugin.models.gguf import read_gguf
 from slm_plugin.outputs.scratch import temporary_folder, whole_folder
 from slm_plugin.progress import say
@@ -184,7 +184,7 @@ def _build(alias: str, folder: Path) -> None:
                 network.save_pretrained(unfinished, safe_serialization=True)
                 if tokenizer is not None:
                     tokenizer.save_pretrained(unfinished)
-        except SafetensorError as error:
+        except safetensors.SafetensorError as error:
             raise OutputError(
                 f"cannot keep the model '{alias}' in {folder.parent}: {error}",
                 hint="free about 600 MB there or set SLM_PLUGIN_CACHE to another folder",

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from slm_plugin.errors import ModelSourceError
+from slm_plugin.lazy import torch
 from slm_plugin.models.border import reading
 from slm_plugin.models.completeness import check_complete
 from slm_plugin.models.configuration import Configuration, read_configuration
@@ -19,6 +17,7 @@ from slm_plugin.models.stored import StoredTensor
 from slm_plugin.models.weight_files import check_companions, stored_tensors
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import transformers
-
 from slm_plugin.errors import ModelSourceError, UnsupportedModelError
+from slm_plugin.lazy import transformers
 from slm_plugin.models.border import reading
 from slm_plugin.models.config_fields import check_fields, head_dim
 from slm_plugin.models.config_values import Where, problem

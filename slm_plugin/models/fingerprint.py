@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
+from slm_plugin.lazy import torch
 from slm_plugin.models.streaming import values
 
 if TYPE_CHECKING:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
+from slm_plugin.lazy import F, torch
 from slm_plugin.models.streaming import held
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 # A quarter of a thousand positions times a vocabulary of 50,000 is 50 MB of float32 logits.
 POSITIONS = 256

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
+from slm_plugin.lazy import nn, torch
 from slm_plugin.models.border import reading
 from slm_plugin.models.checkpoint import (
     HEAD,
@@ -23,7 +21,7 @@ from slm_plugin.models.checkpoint import (
     check_parameters,
 )
 from slm_plugin.models.generation import read_generation
-from slm_plugin.models.streaming import StreamedParameter, run_streamed, values
+from slm_plugin.models.streaming import run_streamed, stub_for, values
 from slm_plugin.models.view import DecoderView
 
 if TYPE_CHECKING:
@@ -106,6 +104,6 @@ def _fill(
             full = f"{prefix}.{name}".lstrip(".")
             if full == tied:
                 continue
-            stub = StreamedParameter(checkpoint.stored[full], parameter.dtype, device)
+            stub = stub_for(checkpoint.stored[full], parameter.dtype, device)
             in_memory = id(parameter) not in streamed
             setattr(module, name, nn.Parameter(values(stub)) if in_memory else stub)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 from unicodedata import category
 
-import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from slm_plugin.errors import ModelSourceError
+from slm_plugin.lazy import torch
 from slm_plugin.models.bundled import BUNDLED, bundled_folder
 from slm_plugin.models.checkpoint import read_checkpoint
 from slm_plugin.models.gguf import is_gguf, read_gguf

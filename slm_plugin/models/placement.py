@@ -11,15 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
 from slm_plugin.extras import require
+from slm_plugin.lazy import nn, torch
 from slm_plugin.models.stored import total_bytes
-from slm_plugin.models.streaming import StreamedParameter, values
+from slm_plugin.models.streaming import is_stub, stub_for, values
 from slm_plugin.models.view import DecoderView
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from slm_plugin.models.checkpoint import Checkpoint
@@ -87,7 +86,7 @@ def settle(model: PreTrainedModel, where: Mapping[str, Any]) -> None:
     home = DecoderView.of(model).embedding.weight.device
     for full, parameter in list(model.named_parameters()):
         place = _place(full, where)
-        if place == "disk" or not isinstance(parameter, StreamedParameter):
+        if place == "disk" or not is_stub(parameter):
             continue
         device = torch.device(place)
         loaded = values(parameter).to(device)
@@ -95,7 +94,7 @@ def settle(model: PreTrainedModel, where: Mapping[str, Any]) -> None:
         put = (
             nn.Parameter(loaded, requires_grad=False)
             if device == home
-            else StreamedParameter(Kept(loaded), loaded.dtype, home)
+            else stub_for(Kept(loaded), loaded.dtype, home)
         )
         setattr(model.get_submodule(path), name, put)
 

@@ -7,14 +7,25 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
-import torch
+from slm_plugin.lazy import np, torch
 
 # What a setting is called, how it is read and how it is set.
 _SETTINGS: tuple[tuple[str, Callable[[], Any], Callable[[Any], Any]], ...] = (
-    ("gradients on or off", torch.is_grad_enabled, torch.set_grad_enabled),
-    ("default dtype", torch.get_default_dtype, torch.set_default_dtype),
-    ("number of threads", torch.get_num_threads, torch.set_num_threads),
+    (
+        "gradients on or off",
+        lambda: torch.is_grad_enabled(),
+        lambda found: torch.set_grad_enabled(found),
+    ),
+    (
+        "default dtype",
+        lambda: torch.get_default_dtype(),
+        lambda found: torch.set_default_dtype(found),
+    ),
+    (
+        "number of threads",
+        lambda: torch.get_num_threads(),
+        lambda found: torch.set_num_threads(found),
+    ),
     (
         "deterministic algorithms",
         lambda: (
@@ -25,8 +36,8 @@ _SETTINGS: tuple[tuple[str, Callable[[], Any], Callable[[Any], Any]], ...] = (
     ),
     (
         "matrix product precision",
-        torch.get_float32_matmul_precision,
-        torch.set_float32_matmul_precision,
+        lambda: torch.get_float32_matmul_precision(),
+        lambda found: torch.set_float32_matmul_precision(found),
     ),
     (
         "cuDNN benchmark mode",

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
+from slm_plugin.lazy import no_grad, torch
 from slm_plugin.models.operators import NAME, is_operator_hook
-from slm_plugin.models.streaming import StreamedParameter
+from slm_plugin.models.streaming import is_stub
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 # What kind of fact, and whose: ("weight", "model.norm.weight").
@@ -42,7 +41,7 @@ _CHUNK, _WIDTH = 2**18, 2**10
 _ODD = 0x1E3779B97F4A7C15
 
 
-@torch.no_grad()
+@no_grad
 def checksum(tensor: Tensor) -> int:
     """64 bits that change with the words of a tensor and with their places.
 
@@ -88,7 +87,7 @@ def weights_of(model: nn.Module) -> State:
 
 
 def _value(parameter: Tensor) -> object:
-    if isinstance(parameter, StreamedParameter):
+    if is_stub(parameter):
         return parameter.source
     return None if parameter.is_meta else checksum(parameter)
 

@@ -12,17 +12,18 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from slm_plugin.errors import ModelSourceError
+from slm_plugin.lazy import torch
 from slm_plugin.models.border import reason
 from slm_plugin.models.json_file import parse_object
 
-FORMATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_NAMES = {dtype: name for name, dtype in FORMATS.items()}
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_NAMES = {f"torch.{dtype}": name for name, dtype in FORMATS.items()}
 # The limit of the safetensors library.
 LONGEST_HEADER = 100_000_000
 _DAMAGED = "the file is damaged or was not copied whole"
@@ -98,7 +99,7 @@ def write_tensors(
         stub = tensors[name]
         begin, end = end, end + stub.numel() * stub.dtype.itemsize
         header[name] = {
-            "dtype": _NAMES[stub.dtype],
+            "dtype": _NAMES[str(stub.dtype)],
             "shape": list(stub.shape),
             "data_offsets": [begin, end],
         }
@@ -156,7 +157,7 @@ def _entry(file: Path, start: int, size: int, entry: dict[str, Any]) -> StoredTe
     shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
     if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
         raise ValueError("a shape or an offset is no count")
-    dtype = FORMATS[entry["dtype"]]
+    dtype = getattr(torch, FORMATS[entry["dtype"]])
     if end - begin != math.prod(shape) * dtype.itemsize or start + end > size:
         raise ModelSourceError(f"{file} is shorter than its header says", hint=_DAMAGED)
     return StoredTensor(file, start + begin, shape, dtype)

@@ -9,10 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import torch
-from torch import Tensor, nn
+from typing_extensions import TypeIs
+
+from slm_plugin.lazy import nn, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from slm_plugin.models.torch_subclasses import StreamedParameter
 
 
 class Source(Protocol):
@@ -28,40 +34,26 @@ class Source(Protocol):
         ...
 
 
-class StreamedParameter(nn.Parameter):
-    """A parameter without memory, which knows how to get its values.
+def is_stub(parameter: Tensor) -> TypeIs[StreamedParameter]:
+    """Whether a parameter is one without memory."""
+    from slm_plugin.models.torch_subclasses import StreamedParameter
 
-    Args:
-        source: Where they come from.
-        dtype: Number format that they take in memory.
-        home: Device that they are read to.
-    """
+    return isinstance(parameter, StreamedParameter)
 
-    source: Source
-    home: torch.device
 
-    def __new__(cls, source: Source, dtype: torch.dtype, home: torch.device) -> StreamedParameter:
-        """Make the parameter; ``nn.Parameter`` makes its instances here too."""
-        stub = torch.empty(source.shape, dtype=dtype, device="meta")
-        made: StreamedParameter = super().__new__(cls, stub, requires_grad=False)
-        made.source = source
-        made.home = home
-        return made
+def stub_for(source: Source, dtype: torch.dtype, home: torch.device) -> StreamedParameter:
+    """A parameter without memory, whose values come from a source."""
+    from slm_plugin.models.torch_subclasses import StreamedParameter
 
-    def __init__(self, source: Source, dtype: torch.dtype, home: torch.device) -> None:
-        super().__init__()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> StreamedParameter:
-        """A reference to values that never change needs no copy."""
-        return self
+    return StreamedParameter(source, dtype, home)
 
 
 def derived(source: Source, weights: Iterable[Tensor]) -> Tensor:
     """What a formula makes of weights: read now, or streamed if one of them is."""
-    streamed = next((w for w in weights if isinstance(w, StreamedParameter)), None)
+    streamed = next((w for w in weights if is_stub(w)), None)
     if streamed is None:
         return source.read()
-    return StreamedParameter(source, streamed.dtype, streamed.home)
+    return stub_for(source, streamed.dtype, streamed.home)
 
 
 def values(parameter: Tensor) -> Tensor:
@@ -70,14 +62,14 @@ def values(parameter: Tensor) -> Tensor:
     Raises:
         ModelSourceError: The file that holds them cannot be read.
     """
-    if isinstance(parameter, StreamedParameter):
+    if is_stub(parameter):
         return parameter.source.read().to(parameter.home, parameter.dtype)
     return parameter.detach()
 
 
 def is_streamed(module: nn.Module) -> bool:
     """Whether any parameter of a module is not in memory."""
-    return any(isinstance(parameter, StreamedParameter) for parameter in module.parameters())
+    return any(is_stub(parameter) for parameter in module.parameters())
 
 
 @contextmanager
@@ -99,7 +91,7 @@ def run_streamed(module: nn.Module) -> None:
     module.register_forward_hook(_after, always_call=True)
 
 
-_Taken = list[tuple[nn.Module, str, StreamedParameter]]
+_Taken: TypeAlias = "list[tuple[nn.Module, str, StreamedParameter]]"
 
 
 def _take(module: nn.Module) -> _Taken:
@@ -107,7 +99,7 @@ def _take(module: nn.Module) -> _Taken:
         (part, name, parameter)
         for part in module.modules()
         for name, parameter in part.named_parameters(recurse=False)
-        if isinstance(parameter, StreamedParameter)
+        if is_stub(parameter)
     ]
     taken: _Taken = []
     try:

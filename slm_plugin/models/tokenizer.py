@@ -6,9 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import transformers
-
 from slm_plugin.errors import ModelSourceError
+from slm_plugin.lazy import transformers
 from slm_plugin.models.border import reading
 from slm_plugin.models.json_file import read_object
 from slm_plugin.progress import say

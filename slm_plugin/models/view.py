@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
 
 from slm_plugin.errors import UnsupportedModelError
+from slm_plugin.lazy import nn
 from slm_plugin.models.operators import own_parameters
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")

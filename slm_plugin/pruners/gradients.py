@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from slm_plugin.calibration.captures import split
 from slm_plugin.errors import NumericalError
+from slm_plugin.lazy import torch
 from slm_plugin.models.view import DecoderView, projection_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 # A backward pass holds every layer's activations; a forward pass holds one layer's at a time.
 BACKWARD_TOKENS = 512

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from slm_plugin.errors import TELL_ITS_AUTHOR, ContractError, NumericalError
+from slm_plugin.lazy import torch
 from slm_plugin.models.state import WEIGHT, State, changes, in_words, without_operators
-from slm_plugin.models.streaming import StreamedParameter
+from slm_plugin.models.streaming import is_stub
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from slm_plugin.recovery.base import Recovery
@@ -56,7 +55,7 @@ def check_repaired(
         )
     written = {weight for kind, weight in found if kind == WEIGHT}
     for weight, parameter in repaired.named_parameters():
-        if weight in written and not isinstance(parameter, StreamedParameter):
+        if weight in written and not is_stub(parameter):
             _refuse_non_finite(parameter, weight, name)
 
 

@@ -6,17 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
 from slm_plugin.errors import PlanError
 from slm_plugin.extras import require
+from slm_plugin.lazy import torch
 from slm_plugin.models.view import DecoderView, Dimensions, projections
 from slm_plugin.plans import KeepChannels, KeepHeads, Operation
 from slm_plugin.surgery.groups import Members, axis, channel_members, kv_group_members
 from slm_plugin.surgery.portability import refuse_unloadable
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
 Removed = list[tuple[int, ...]]

@@ -10,12 +10,14 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from slm_plugin.errors import PlanError
 from slm_plugin.plans import DropSublayers
 from slm_plugin.surgery.merge_rules import share_parameters
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # What belongs to the MLP of a layer, by its name in all supported architectures; the rest belongs
 # to the attention.

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from slm_plugin.errors import PlanError
+from slm_plugin.lazy import nn, torch
 from slm_plugin.models.streaming import derived, values
 from slm_plugin.models.view import Dimensions, projections
 from slm_plugin.plans import LayerPart
 from slm_plugin.surgery.groups import READERS, axis, channel_members, kv_group_members
 from slm_plugin.surgery.merge_rules import merge_weights, share_parameters
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def concatenated_layer(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from slm_plugin.errors import PlanError
+from slm_plugin.lazy import nn
 from slm_plugin.models.view import DecoderView, layer_lists
 from slm_plugin.plans import (
     ConcatLayers,

@@ -17,13 +17,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
+from slm_plugin.lazy import nn, no_grad, torch
 from slm_plugin.models.streaming import derived, values
 from slm_plugin.models.view import projections
 from slm_plugin.plans.rules import factors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def candidates(
@@ -86,7 +88,7 @@ class Merged:
         return computed(self.rule, self.weights)
 
 
-@torch.no_grad()
+@no_grad
 def computed(rule: str, weights: Sequence[Tensor]) -> Tensor:
     """Work out a rule that does more than choose, taking one weight after the other.
 

@@ -18,7 +18,8 @@ from slm_plugin.errors import ModelSourceError
 from slm_plugin.models import stored
 from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.models.loading import ModelSource, load
-from slm_plugin.models.streaming import StreamedParameter, held, is_streamed
+from slm_plugin.models.streaming import held, is_streamed
+from slm_plugin.models.torch_subclasses import StreamedParameter
 from slm_plugin.plans import DropLayers, MergeLayers
 from slm_plugin.pruners.depth.search.runs import Run
 from slm_plugin.pruners.depth.search.trials import Trials

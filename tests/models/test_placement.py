@@ -14,7 +14,8 @@ from slm_plugin.models.layerwise import build
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.placement import Kept, outgrows, places, settle
 from slm_plugin.models.stored import total_bytes
-from slm_plugin.models.streaming import StreamedParameter, is_streamed
+from slm_plugin.models.streaming import is_streamed
+from slm_plugin.models.torch_subclasses import StreamedParameter
 from slm_plugin.pruners.depth.slm import SlidingLayerMerging, SlmOptions
 from slm_plugin.recipe import Recipe
 from slm_plugin.session import Session, apply

@@ -17,9 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-
 from slm_plugin.errors import ModelSourceError
+from slm_plugin.lazy import np
 
 DAMAGED = "the file is damaged or was not copied whole"
 _OTHER_FORMAT = "convert the model again to a common format such as F16, Q8_0 or Q4_K"

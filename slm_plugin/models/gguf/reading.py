@@ -9,11 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-import transformers
-from torch import nn
-
 from slm_plugin.extras import require
+from slm_plugin.lazy import nn, torch, transformers
 from slm_plugin.models.completeness import check_complete
 from slm_plugin.models.gguf.metadata import ARCHITECTURES, Network, read_network
 from slm_plugin.models.gguf.parts import GgufModel, read_parts

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from slm_plugin.lazy import np
 from slm_plugin.models.gguf.metadata import Network, refusal
 from slm_plugin.models.gguf.parts import GgufModel
 from slm_plugin.models.gguf.weights import dequantised
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 FREQUENCIES = "rope_freqs.weight"
 TOLERANCE = 1e-5

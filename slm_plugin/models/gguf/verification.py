@@ -12,10 +12,8 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from torch import Tensor
-
 from slm_plugin.errors import ModelSourceError
+from slm_plugin.lazy import np
 from slm_plugin.models.gguf.metadata import Network
 from slm_plugin.models.gguf.parts import GgufModel
 from slm_plugin.models.gguf.pretokenizers import pre_tokenizer
@@ -25,6 +23,7 @@ from slm_plugin.models.gguf.vocabulary import BYTE_LEVEL, NORMAL, Vocabulary
 from slm_plugin.models.gguf.weights import dequantised, parameter_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 REPORT = "the file is unusual: please report it, and give a checkpoint folder meanwhile"

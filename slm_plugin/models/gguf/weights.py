@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
 from slm_plugin.errors import ModelSourceError
+from slm_plugin.lazy import np, torch
 from slm_plugin.models.gguf.header import DAMAGED, TensorPlace
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
     from slm_plugin.models.gguf.metadata import Network
 
 _TOP = {
@@ -74,7 +73,7 @@ def dequantised(place: TensorPlace) -> NDArray[np.float32]:
         raise ModelSourceError(f"{place.file} ends in the middle of a tensor", hint=DAMAGED)
     rows = raw.reshape(-1, place.size // (np.prod(place.shape[:-1], dtype=int) or 1))
     values = dequantize(rows, GGMLQuantizationType(place.kind))
-    return cast(NDArray[np.float32], values.reshape(place.shape))
+    return cast("NDArray[np.float32]", values.reshape(place.shape))
 
 
 def parameter_values(tensor: str, place: TensorPlace, network: Network) -> Tensor:

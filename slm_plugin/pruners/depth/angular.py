@@ -9,16 +9,16 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
 from slm_plugin.calibration.captures import Batch
+from slm_plugin.lazy import inference_mode, torch
 from slm_plugin.plans import DropLayers, LayerScores, PruningPlan
 from slm_plugin.pruners.depth.decision import depth_plan
 from slm_plugin.pruners.depth.dropping import BetweenEnds, lowest
 from slm_plugin.registry import register_pruner
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from slm_plugin.session import Session
 
 
@@ -56,7 +56,7 @@ class AngularDistance(BetweenEnds):
         )
 
 
-@torch.inference_mode()
+@inference_mode
 def last_token_states(captured: Sequence[Batch]) -> Tensor:
     """Hidden state of every sample's last token between the layers.
 

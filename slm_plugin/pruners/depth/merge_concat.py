@@ -9,14 +9,12 @@ import itertools
 import math
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from slm_plugin.calibration.captures import Batch, run_batches
 from slm_plugin.calibration.spool import Spool
 from slm_plugin.errors import NumericalError
+from slm_plugin.lazy import inference_mode, torch
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import ConcatLayers, LayerPart, LayerScores, PruningPlan
 from slm_plugin.progress import counting
@@ -30,10 +28,12 @@ from slm_plugin.registry import register_pruner
 from slm_plugin.surgery.concatenation import concatenated_layer
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from slm_plugin.session import Session
 
 # Hidden states between two layers, ``(samples, length, hidden)``, by the number of the batch.
-States = Callable[[int], Tensor]
+States: TypeAlias = "Callable[[int], Tensor]"
 
 
 @register_pruner("merge_concat")
@@ -146,7 +146,7 @@ class Current:
         pairs = itertools.pairwise(self.slots)
         return [at for at, (a, b) in enumerate(pairs) if kinds[a.first] == kinds[b.first]]
 
-    @torch.inference_mode()
+    @inference_mode
     def distances(self) -> list[float]:
         """Mean angular distance of the last token over every layer and the next one."""
         parts = []
@@ -164,7 +164,7 @@ class Current:
         # Two layers that do nothing are alike.
         return low / (low + high) if low + high > 0 else 0.5
 
-    @torch.inference_mode()
+    @inference_mode
     def _influence(self, at: int) -> float:
         total, samples = 0.0, 0
         for number, batch in enumerate(self._captured):
@@ -204,7 +204,7 @@ class Current:
         self._run_from(at)
         return made
 
-    @torch.inference_mode()
+    @inference_mode
     def _run_from(self, at: int) -> None:
         """Compute the states above a position anew."""
         self._states = self._states[: at + 1]

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
-import torch
 from pydantic import Field
 
 from slm_plugin.counts import Count
+from slm_plugin.lazy import torch
 from slm_plugin.plans import LayerScores, PruningPlan
 from slm_plugin.pruners.depth.decision import depth_plan
 from slm_plugin.pruners.depth.dropping import BetweenEnds, EndsOptions, lowest, one_by_one

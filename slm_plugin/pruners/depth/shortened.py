@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from slm_plugin.models.view import DecoderView, layer_weights
 from slm_plugin.plans import LayerScores, PruningPlan
@@ -22,6 +21,8 @@ from slm_plugin.pruners.gradients import loss_gradients
 from slm_plugin.registry import register_pruner
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from slm_plugin.session import Session
 
 # Layers of the published keep-list, from the bottom and from the top.

@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
 from slm_plugin.errors import UnsupportedModelError
+from slm_plugin.lazy import nn, torch
 from slm_plugin.models.view import DecoderView, Dimensions, projections
 from slm_plugin.pruners.gradients import only_trainable
 from slm_plugin.surgery.groups import Members, channel_members, kv_group_members

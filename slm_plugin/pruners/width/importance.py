@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from slm_plugin.errors import NumericalError
+from slm_plugin.lazy import torch
 from slm_plugin.models.view import (
     ATTENTION_PROJECTIONS,
     MLP_PROJECTIONS,
@@ -19,6 +17,9 @@ from slm_plugin.models.view import (
 from slm_plugin.plans import UnitScores
 from slm_plugin.pruners.gradients import loss_gradients
 from slm_plugin.surgery.groups import axis, kv_group_members
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Norm = Literal[1, 2]
 SIGNIFICANT_DIGITS = 6

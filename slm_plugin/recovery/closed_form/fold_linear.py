@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
+from slm_plugin.lazy import F, no_grad
 from slm_plugin.models.view import projections
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.closed_form.boundaries import boundaries
@@ -20,6 +17,8 @@ from slm_plugin.recovery.closed_form.rewriting import Write
 from slm_plugin.registry import register_recovery
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from slm_plugin.session import Session
 
 
@@ -36,7 +35,7 @@ class FoldLinear(Recovery):
     reference: ClassVar[bool] = True
     fewest_samples: ClassVar[int] = 2
 
-    @torch.no_grad()
+    @no_grad
     def recover(self, session: Session) -> RecoveryRecord:
         """Repair every boundary from the bottom up, each on what the repaired model makes of it.
 

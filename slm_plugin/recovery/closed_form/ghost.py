@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
+from slm_plugin.lazy import no_grad, torch
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.closed_form.layer_walk import Sight
 from slm_plugin.recovery.closed_form.least_squares import Regression
@@ -18,6 +16,8 @@ from slm_plugin.recovery.closed_form.operators import put_operators
 from slm_plugin.registry import register_recovery
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from slm_plugin.session import Session
 
 
@@ -34,7 +34,7 @@ class Ghost(Recovery):
     fewest_samples: ClassVar[int] = 2
     operators: ClassVar[bool] = True
 
-    @torch.no_grad()
+    @no_grad
     def recover(self, session: Session) -> RecoveryRecord:
         """Put the operators there.
 

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
-
 from slm_plugin.calibration.captures import Batch, enter, run_layers
 from slm_plugin.calibration.spool import Spool
 from slm_plugin.progress import track
@@ -23,6 +21,8 @@ from slm_plugin.recovery.closed_form.least_squares import in_float64
 from slm_plugin.recovery.closed_form.rewriting import Write, rewriting
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from slm_plugin.session import Session
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from slm_plugin.errors import CalibrationError, NumericalError
+from slm_plugin.lazy import torch
 from slm_plugin.recovery.closed_form.held_out import is_held_out
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Relative to the mean of the Gram matrix's diagonal; beside them stands the infinite one, which
 # changes nothing.

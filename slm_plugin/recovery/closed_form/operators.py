@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeAlias
 
 from slm_plugin.errors import NumericalError
+from slm_plugin.lazy import torch
 from slm_plugin.models.operators import put_operator
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.closed_form.boundaries import (
@@ -21,11 +19,13 @@ from slm_plugin.recovery.closed_form.boundaries import (
 from slm_plugin.recovery.closed_form.layer_walk import Ascent, Sight
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from slm_plugin.session import Session
 
 # Given what is seen at a gap, as often as it is asked for, and the gap's name: the matrix, float64
 # (states are rows to the left of it), or None where the stream is best left alone, and a note.
-Find = Callable[[Callable[[], Iterable[Sight]], str], tuple[Tensor | None, str]]
+Find: TypeAlias = "Callable[[Callable[[], Iterable[Sight]], str], tuple[Tensor | None, str]]"
 
 
 def put_operators(recovery: Recovery, session: Session, find: Find) -> RecoveryRecord:

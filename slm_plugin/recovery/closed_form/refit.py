@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
+from slm_plugin.lazy import no_grad, torch
 from slm_plugin.models.view import projections
 from slm_plugin.recovery.base import Recovery, RecoveryOptions, RecoveryRecord
 from slm_plugin.recovery.closed_form.boundaries import boundaries, missing_below
@@ -22,6 +21,8 @@ from slm_plugin.recovery.closed_form.rewriting import Write
 from slm_plugin.registry import register_recovery
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from slm_plugin.session import Session
 
 
@@ -54,7 +55,7 @@ class Refit(Recovery):
         super().__init__(options)
         self.options: RefitOptions = options
 
-    @torch.no_grad()
+    @no_grad
     def recover(self, session: Session) -> RecoveryRecord:
         """Refit from the bottom up, each layer on what the refitted ones below it compute.
 

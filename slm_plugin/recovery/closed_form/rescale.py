@@ -12,10 +12,8 @@ from functools import partial
 from operator import mul
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
 from slm_plugin.errors import NumericalError
+from slm_plugin.lazy import no_grad, torch
 from slm_plugin.models.view import DecoderView, projections
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.closed_form.boundaries import (
@@ -29,6 +27,8 @@ from slm_plugin.recovery.closed_form.rewriting import rewriting
 from slm_plugin.registry import register_recovery
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from slm_plugin.session import Session
 
 
@@ -42,7 +42,7 @@ class Rescale(Recovery):
 
     reference: ClassVar[bool] = True
 
-    @torch.no_grad()
+    @no_grad
     def recover(self, session: Session) -> RecoveryRecord:
         """Measure from the bottom up, each gap behind the rescaled lower ones, then scale.
 

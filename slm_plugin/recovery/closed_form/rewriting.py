@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeAlias
 
 from slm_plugin.calibration.spool import Spool
 from slm_plugin.errors import NumericalError
+from slm_plugin.lazy import torch
 
-Write = Callable[[Tensor, Tensor], None]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Write: TypeAlias = "Callable[[Tensor, Tensor], None]"
 
 
 @contextmanager

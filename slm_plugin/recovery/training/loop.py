@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from slm_plugin.errors import NumericalError
+from slm_plugin.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def shuffled(items: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from slm_plugin.counts import Count
 from slm_plugin.errors import CalibrationError
 from slm_plugin.extras import require
+from slm_plugin.lazy import torch
 from slm_plugin.models.view import ATTENTION_PROJECTIONS, MLP_PROJECTIONS
 from slm_plugin.progress import track
 from slm_plugin.recovery.base import Recovery, RecoveryOptions, RecoveryRecord
@@ -22,6 +21,7 @@ from slm_plugin.recovery.training.loop import refuse_non_finite, rise_and_fall, 
 from slm_plugin.registry import register_recovery
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from slm_plugin.session import Session

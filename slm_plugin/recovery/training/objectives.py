@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeAlias
 
 from slm_plugin.calibration.captures import enter, run_layers
 from slm_plugin.calibration.spool import Spool
+from slm_plugin.lazy import F, torch
 from slm_plugin.models.head import next_token_losses
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from slm_plugin.session import Session
 
 # The mean loss of some samples, given by their numbers.
-Loss = Callable[[Tensor], Tensor]
+Loss: TypeAlias = "Callable[[Tensor], Tensor]"
 
 
 def imitation_loss(session: Session, place: int, last: int) -> Loss:

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from slm_plugin.counts import Count
 from slm_plugin.errors import CalibrationError, UserError
+from slm_plugin.lazy import no_grad, torch
 from slm_plugin.progress import track
 from slm_plugin.pruners.gradients import only_trainable
 from slm_plugin.recovery.base import Recovery, RecoveryOptions, RecoveryRecord
@@ -25,6 +24,8 @@ from slm_plugin.recovery.training.objectives import Loss, imitation_loss, langua
 from slm_plugin.registry import register_recovery
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from slm_plugin.session import Session
 
 # The rate falls to this share of its peak: 2e-4 to 5e-5 in the released code.
@@ -177,7 +178,7 @@ class StreamlineRecovery(Recovery):
         _write(parameters, kept)
         return Trained(tuple(losses), before, after, best)
 
-    @torch.no_grad()
+    @no_grad
     def _judge(self, loss: Loss, samples: Tensor) -> float:
         """The mean loss of the held-out samples; NaN must not lose a comparison unnoticed."""
         parts = torch.split(samples, self.options.batch_size)
@@ -213,7 +214,7 @@ def split_samples(session: Session) -> tuple[Tensor, Tensor]:
     return numbers[~judges], numbers[judges]
 
 
-@torch.no_grad()
+@no_grad
 def _write(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for tensor, value in zip(tensors, values, strict=True):
         tensor.copy_(value)

@@ -7,12 +7,13 @@ times needs its Gram once.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from slm_plugin.errors import CalibrationError, NumericalError
+from slm_plugin.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Estimator = Literal["biased", "unbiased"]
 # With three samples the unbiased estimator divides by zero.

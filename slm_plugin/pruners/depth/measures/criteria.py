@@ -10,19 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from slm_plugin.errors import TargetError
+from slm_plugin.lazy import torch
 from slm_plugin.models.head import logits_of, next_token_losses
 from slm_plugin.models.streaming import values
 from slm_plugin.pruners.depth.measures.cka import Estimator, gram, gram_cka
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 # No language model is a thousand nats a token off.
 MOST_NATS = 1000.0
-Prepared = tuple[Tensor, ...]
+Prepared: TypeAlias = "tuple[Tensor, ...]"
 CriterionName = Literal["flat_cosine", "token_cosine", "cka", "cka_unbiased", "logit_kl", "loss"]
 
 

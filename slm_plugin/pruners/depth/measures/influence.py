@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from slm_plugin.calibration.captures import Batch
 from slm_plugin.errors import NumericalError
+from slm_plugin.lazy import inference_mode, torch
 from slm_plugin.models.view import DecoderView
 from slm_plugin.pruners.depth.measures.criteria import token_cosine
 
 
-@torch.inference_mode()
+@inference_mode
 def block_influence(view: DecoderView, captured: Sequence[Batch], span: int = 1) -> list[float]:
     """One minus the mean cosine, over all tokens, of the input and the output of some layers.
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
+from slm_plugin.lazy import inference_mode, torch
 from slm_plugin.models.streaming import values
 from slm_plugin.models.view import Dimensions, projections
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-@torch.inference_mode()
+
+@inference_mode
 def sensitivities(
     layer: nn.Module, run: Callable[[], object], dimensions: Dimensions
 ) -> tuple[Tensor, Tensor]:

@@ -22,12 +22,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 import slm_plugin
 from slm_plugin.cache import checksum, set_aside
 from slm_plugin.calibration.samples import digest
 from slm_plugin.errors import OutputError
+from slm_plugin.lazy import torch
 from slm_plugin.progress import say
 from slm_plugin.pruners.depth.search.runs import Run, Runs
 

@@ -11,14 +11,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from slm_plugin.calibration.captures import run_batches
 from slm_plugin.calibration.spool import Spool
 from slm_plugin.errors import NumericalError
+from slm_plugin.lazy import inference_mode, nn, torch
 from slm_plugin.models.streaming import is_streamed
 from slm_plugin.plans import Trial
 from slm_plugin.progress import counting, say
@@ -30,6 +28,8 @@ from slm_plugin.surgery.composition import composed_layer
 from slm_plugin.surgery.merge_rules import candidates, merged_layer
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from slm_plugin.session import Session
 
 
@@ -57,13 +57,6 @@ def trials_of(
         yield Trials(
             session, criterion, rule, weights_only=weights_only, count=count, journal=journal
         )
-
-
-class _Gone(nn.Module):
-    """Stands in for layers that are dropped: what reaches it passes through."""
-
-    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
-        return hidden_states
 
 
 class Trials:
@@ -153,7 +146,7 @@ class Trials:
     def _influences(self) -> list[float]:
         return block_influence(self._view, self._captured)
 
-    @torch.inference_mode()
+    @inference_mode
     def _references(self) -> list[Prepared]:
         """What the criterion needs of the original: for every batch, or once for all samples."""
         pairs = [(batch.final, batch.tokens) for batch in self._captured]
@@ -185,7 +178,7 @@ class Trials:
         # Sums of the same numbers in another order differ in their last digits.
         return (sum(seen) + to_come * self.greatest) / self._samples < bar - 1e-9
 
-    @torch.inference_mode()
+    @inference_mode
     def _measure(self, runs: Runs, base: Runs, parts: Sequence[int]) -> Iterator[list[float]]:
         """The criterion's values of some parts of the samples."""
         if base != self._base:
@@ -227,7 +220,9 @@ class Trials:
 
     def _merge(self, run: Run) -> nn.Module:
         if run.rule == DROP:
-            return _Gone()
+            from slm_plugin.models.torch_subclasses import Gone
+
+            return Gone()
         layers = list(self._view.layers)[run.first : run.last + 1]
         if run.rule == JOIN:
             return composed_layer(layers[0], layers[-1])

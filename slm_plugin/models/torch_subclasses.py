@@ -1,0 +1,65 @@
+"""Subclasses of PyTorch's classes, which only functions import: defining them imports PyTorch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from slm_plugin.lazy import nn, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from slm_plugin.models.streaming import Source
+
+
+class StreamedParameter(nn.Parameter):
+    """A parameter without memory, which knows how to get its values.
+
+    Args:
+        source: Where they come from.
+        dtype: Number format that they take in memory.
+        home: Device that they are read to.
+    """
+
+    source: Source
+    home: torch.device
+
+    def __new__(cls, source: Source, dtype: torch.dtype, home: torch.device) -> StreamedParameter:
+        """Make the parameter; ``nn.Parameter`` makes its instances here too."""
+        stub = torch.empty(source.shape, dtype=dtype, device="meta")
+        made: StreamedParameter = super().__new__(cls, stub, requires_grad=False)
+        made.source = source
+        made.home = home
+        return made
+
+    def __init__(self, source: Source, dtype: torch.dtype, home: torch.device) -> None:
+        super().__init__()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StreamedParameter:
+        """A reference to values that never change needs no copy."""
+        return self
+
+
+class Listener(nn.Module):
+    """Stands in for a layer: notes what the decoder hands to it and passes its input through."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        # transformers 4.57 chooses the mask by this.
+        self.attention_type = getattr(layer, "attention_type", "full_attention")
+        self.hidden = torch.empty(0)
+        self.arguments: dict[str, Any] = {}
+
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        """Note the input and the arguments."""
+        self.hidden = hidden_states
+        self.arguments = {**arguments, "past_key_values": None, "use_cache": False}
+        return hidden_states
+
+
+class Gone(nn.Module):
+    """Stands in for layers that are dropped: what reaches it passes through."""
+
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        """Give the input back."""
+        return hidden_states
