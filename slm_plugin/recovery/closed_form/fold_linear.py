@@ -28,7 +28,7 @@ class FoldLinear(Recovery):
     """Fold the best linear approximation of the missing layers into the preceding MLP.
 
     With M the output of the layer's MLP, X the residual stream after the layer and X* the stream
-    of the dense model at that place, the map is T = I + (M'M + aI)^-1 M'(X* - X), and the weights of
+    of the dense model there, the map is T = I + (M'M + aI)^-1 M'(X* - X), and the weights of
     ``down_proj`` become T'W, its bias T'b. The ridge pulls T toward the identity, which is
     removal without repair.
     """

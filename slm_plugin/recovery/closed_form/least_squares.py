@@ -143,7 +143,7 @@ class _Sums:
 
 
 def in_float64(tensor: Tensor) -> Tensor:
-    """The tensor in float64, on its device, or on the CPU where the device is MPS, which lacks it."""
+    """The tensor in float64, on its device, or on the CPU for MPS, which has no float64."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 

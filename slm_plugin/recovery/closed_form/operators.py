@@ -62,7 +62,7 @@ def put_operators(recovery: Recovery, session: Session, find: Find) -> RecoveryR
     if found:
         width = session.view.embedding.embedding_dim
         notes.append(
-            f"operators added: {len(found)} of {width} x {width}; only the onnx export can store them"
+            f"operators added: {len(found)} of {width} x {width}; only the onnx export stores them"
         )
     return RecoveryRecord(
         recovery=recovery.name, options=recovery.options.model_dump(), notes=tuple(notes)

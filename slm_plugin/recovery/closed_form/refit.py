@@ -1,8 +1,8 @@
 """Refit of output projections, layer by layer from the bottom up, toward the dense model's states.
 
 Source: least-squares output matching as in SparseGPT (arXiv 2301.00774, section 3) and ReplaceMe
-(arXiv 2505.02819), here with the pruned model's activations as features and the dense model's states
-as target.
+(arXiv 2505.02819), here with the pruned model's activations as features and the dense model's
+states as target.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ class RefitOptions(RecoveryOptions):
 
     layers: Annotated[
         Literal["all", "boundaries"],
-        Field(
-            description="every layer whose input changed, or only those after which layers are missing"
-        ),
+        Field(description="every layer whose input changed, or only those before missing layers"),
     ] = "all"
     o_proj: Annotated[bool, Field(description="refit the attention's output before down_proj")] = (
         False

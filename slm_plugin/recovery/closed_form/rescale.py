@@ -44,7 +44,7 @@ class Rescale(Recovery):
 
     @torch.no_grad()
     def recover(self, session: Session) -> RecoveryRecord:
-        """Measure every gap from the bottom up, with the lower ones rescaled, then scale the weights.
+        """Measure all gaps from the bottom up, each with the lower ones rescaled, then rescale.
 
         Raises:
             CalibrationError: The session has no reference.

@@ -81,11 +81,11 @@ class StreamlineRecovery(Recovery):
         self.options: StreamlineOptions = options
 
     def recover(self, session: Session) -> RecoveryRecord:
-        """Train the replacement layers, lowest first, each on the outputs of the trained ones below.
+        """Train the replacement layers, lowest first, each on outputs of the trained ones below.
 
         Raises:
             UserError: The model has no replacement layer.
-            CalibrationError: The session has no reference, or the calibration set is a single sample.
+            CalibrationError: The session has no reference, or fewer than 2 calibration samples.
             UnsupportedModelError: The residual stream and the reference differ in width, or the
                 model has operators already.
             NumericalError: A loss is NaN or infinite; the model keeps its former weights.

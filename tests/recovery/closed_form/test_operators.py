@@ -128,7 +128,7 @@ def test_ghost_by_hand_in_a_model(family: str, operation: object, target: int) -
     session = pruned(model, operation)  # type: ignore[arg-type]
     plain = layer_outputs(model, TOKENS)[2]
     note, added = recover("ghost", session).notes
-    assert added == "operators added: 1 of 32 x 32; only the onnx export can store them"
+    assert added == "operators added: 1 of 32 x 32; only the onnx export stores them"
     x, y = (s.flatten(0, 1).double() for s in (plain, wanted))
     change = ridge_oracle(x[FITTED], (y - x)[FITTED], chosen_ridge(note))
     by_hand = (x + x @ change).float().view_as(plain)
