@@ -329,7 +329,7 @@ def test_a_full_disk_is_no_row(file: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """What no method is at fault for ends the comparison."""
 
     def full(_self: Pruner, _session: Session) -> PruningPlan:
-        raise OutputError("cannot keep the journal")
+        raise OutputError("cannot write the journal")
 
     monkeypatch.setattr(Deepest, "plan", full)
     with pytest.raises(OutputError):

@@ -204,8 +204,8 @@ class Journals(Kind):
         journal = Journal(file, "about")
         for number in range(6):
             runs = (Run(number, number + 1, "mean"), Run(9, 9, "drop"))
-            journal.keep(runs, [0.5, number / 7])
-            journal.keep(runs, [0.25])
+            journal.store(runs, [0.5, number / 7])
+            journal.store(runs, [0.25])
         self.lines = [json.loads(line) for line in file.read_text().splitlines()]
         self.truth = {json.dumps(line) for line in self.lines}
 
@@ -232,10 +232,10 @@ class Journals(Kind):
         journal = Journal(file, "about")
         for number in range(6):
             runs = (Run(number, number + 1, "mean"), Run(9, 9, "drop"))
-            parts = journal.known(runs)
+            parts = journal.cached(runs)
             assert parts in ([], [[0.5, number / 7]], [[0.5, number / 7], [0.25]]), parts
             if not parts:
-                journal.keep(runs, [0.5, number / 7])
+                journal.store(runs, [0.5, number / 7])
         assert journal.read_from_disk <= 6
         aside = list(self.folder.glob("journal.jsonl.damaged-*"))
         for one in aside:

@@ -365,7 +365,7 @@ def test_parts_that_do_not_make_a_layer_are_refused(
 def test_nan_and_too_much_are_refused() -> None:
     """NaN neither wins nor loses, and one layer stays."""
     model = grouped()
-    with pytest.raises(TargetError, match="at most 5 can go"):
+    with pytest.raises(TargetError, match="at most 5 can be removed"):
         planned("merge_concat", model, 6)
     with torch.no_grad():
         model.model.layers[2].mlp.down_proj.weight.fill_(float("nan"))

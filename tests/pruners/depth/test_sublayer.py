@@ -223,9 +223,9 @@ def test_more_of_one_kind_or_mixed_operations_are_refused() -> None:
 def test_every_neighbouring_pair_is_a_step_and_leaves_layers() -> None:
     """2n - 1 of them, and what each leaves is what surgery makes of its operation."""
     found = list(steps(tuple((i, i) for i in range(5)), range(5)))
-    assert len({step.gone for step in found}) == 9
+    assert len({step.dropped for step in found}) == 9
     for step in found:
-        assert pairs_left([step.gone], 5) == list(step.left)
+        assert pairs_left([step.dropped], 5) == list(step.left)
     joined = ((0, 1), (3, 3), (4, 4))
     assert [(s.first, s.last) for s in steps(joined, range(5))] == [
         (0, 1),
@@ -247,7 +247,7 @@ def test_protected_layers_keep_both_blocks() -> None:
         assert {index for pair in dropped(plan) for _, index in pair} <= {2, 3, 4, 5}
     with pytest.raises(TargetError, match="protect_first 2 and protect_last 1 at most 4 of 7"):
         planned("sublayer", model, 5, **ends)
-    with pytest.raises(TargetError, match="at most 6 can go"):
+    with pytest.raises(TargetError, match="at most 6 can be removed"):
         planned("sublayer", model, 7)
 
 
