@@ -91,9 +91,7 @@ def prepare(
     if check_targets is not None:
         check_targets(session)
     for component in components:
-        if isinstance(component, Evaluator):
-            component.fit(session)
-        elif isinstance(component, Exporter):
+        if isinstance(component, Evaluator | Exporter):
             component.check_model(session)
     if isinstance(source, InMemory) and source.has_data:
         session.calibration = token_ids(source.calibration, model, tokenizer)

@@ -352,7 +352,7 @@ def test_options_that_raise_are_a_problem_of_the_recipe(install: Install, tmp_pa
 EVALUATOR = "class Thing(Evaluator):\n    'Doc.'\n    def {name}(self, *a): {code}\n"
 
 
-@pytest.mark.parametrize("name", ["check", "load", "fit", "measure"])
+@pytest.mark.parametrize("name", ["check", "load", "check_model", "measure"])
 def test_every_call_of_an_evaluator_is_guarded(install: Install, tmp_path: Path, name: str) -> None:
     """From reading the recipe to measuring."""
     code = EVALUATOR.format(name=name, code="raise SystemExit(0)")

@@ -1,7 +1,7 @@
 """ShortGPT: drop the layers that change the hidden state least.
 
-Source: ShortGPT (arXiv 2403.03853). The layers are scored once, on the original model; a dropped layer
-does not change the other scores.
+Source: ShortGPT (arXiv 2403.03853). All layers are scored once, on the original model; dropping a
+layer does not change the other scores.
 """
 
 from __future__ import annotations

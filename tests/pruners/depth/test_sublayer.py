@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from slm_plugin.errors import NumericalError, PlanError, TargetError
 from slm_plugin.plans import DropLayers, DropSublayers, PruningPlan
 from slm_plugin.pruners.depth.sublayer import Sublayer, SublayerOptions, steps
-from slm_plugin.report.consequences import destinations, final_trials, layers_left
 from slm_plugin.report.explain import explain
+from slm_plugin.report.plan_effects import final_trials, layer_mapping, layers_left
 from slm_plugin.session import apply
 from slm_plugin.surgery.composition import MLP_BLOCK, pairs_left
 from slm_plugin.surgery.layers import apply_layers
@@ -272,7 +272,7 @@ def test_reports_know_where_blocks_went() -> None:
         DropSublayers(attention=(4,), mlp=(4,)),
     )
     edited = plan.model_copy(update={"operations": operations})
-    assert destinations(edited) == [0, 1, 1, 2, None, 3]
+    assert layer_mapping(edited) == [0, 1, 1, 2, None, 3]
     rows = [str(cell) for cell in explain(edited).tables[0].columns[0]._cells]
     assert rows == ["drop attention 2, MLP 1", "drop attention 4, MLP 4"]
     cut = plan.upto(2)
