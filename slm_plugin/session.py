@@ -39,7 +39,7 @@ from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.checking import check_repaired
 from slm_plugin.registry.contract import tell_put_back
 from slm_plugin.returned import answered, returned, several
-from slm_plugin.surgery import carry_out, refuse_other_model, verify
+from slm_plugin.surgery import apply_operations, refuse_other_model, verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -147,7 +147,7 @@ class Session:
         model, before = self.model, self._state()
         try:
             with kept_trainability(lambda: model):
-                runs = carry_out(self.model, plan.operations)
+                runs = apply_operations(self.model, plan.operations)
             verify(plan, self.view.dimensions())
         except BaseException:
             self._spoil_if(model, before, f"the plan by '{plan.pruner}' was carried out in part")

@@ -21,11 +21,11 @@ def main() -> None:
         interruption.install(outcome.interrupted_line)
         _forget_relative_paths()
         code = _run()
-        interruption.settle()
+        interruption.finish()
         # A library may have swallowed the exception and gone on to its end.
         code = code if interruption.received() is None else _interrupted()
     except interruption.Interrupted:
-        interruption.settle()
+        interruption.finish()
         code = _interrupted()
     sys.exit(code)
 

@@ -52,7 +52,7 @@ def schema(
 @app.command("list")
 def list_components(as_json: AsJson = False) -> None:
     """List pruners, recoveries, evaluators and exporters with their options."""
-    from slm_plugin.listing import component_table, components
+    from slm_plugin.inspection import component_table, components
 
     found = components()
     if as_json:
@@ -84,7 +84,7 @@ def inspect(
 ) -> None:
     """Show a model's dimensions, its parameters by part, and what can be pruned."""
     quiet_libraries()
-    from slm_plugin.listing import inspection, inspection_table
+    from slm_plugin.inspection import inspection, inspection_table
     from slm_plugin.models.gguf import is_gguf
     from slm_plugin.models.loading import ModelSource, load
     from slm_plugin.models.view import DecoderView
@@ -103,7 +103,7 @@ def inspect(
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Show the versions found and wanted, and what each extra needs."""
-    from slm_plugin.listing import doctor_report, doctor_table
+    from slm_plugin.inspection import doctor_report, doctor_table
 
     found = doctor_report()
     if as_json:

@@ -1,8 +1,8 @@
-"""Weights that are not in memory: read before a module runs, given back after it.
+"""Streamed weights: read before a module runs, freed after it.
 
 A streamed module is an ordinary one whose parameters are `StreamedParameter`: they have a shape
-and a number format, lie on PyTorch's meta device, and know where their values come from. Whoever
-shares such a parameter with another module shares its source, so merged layers need no memory.
+and a number format, are on PyTorch's meta device, and have a source of values. Modules that share
+such a parameter share its source, so merged layers need no memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class Source(Protocol):
-    """Where values come from: a place in a file, or a formula over such places."""
+    """A source of values: a position in a file, or a formula over other sources."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -29,12 +29,12 @@ class Source(Protocol):
 
 
 class StreamedParameter(nn.Parameter):
-    """A parameter without memory, which knows how to get its values.
+    """A parameter without memory that reads its values from a source.
 
     Args:
-        source: Where they come from.
-        dtype: Number format that they take in memory.
-        home: Device that they are read to.
+        source: The source of its values.
+        dtype: Number format in memory.
+        home: Device for the values.
     """
 
     source: Source
@@ -57,7 +57,7 @@ class StreamedParameter(nn.Parameter):
 
 
 def derived(source: Source, weights: Iterable[Tensor]) -> Tensor:
-    """What a formula makes of weights: read now, or streamed if one of them is."""
+    """The result of a formula over weights; streamed if one of them is."""
     streamed = next((w for w in weights if isinstance(w, StreamedParameter)), None)
     if streamed is None:
         return source.read()
@@ -82,7 +82,7 @@ def is_streamed(module: nn.Module) -> bool:
 
 @contextmanager
 def held(module: nn.Module) -> Iterator[None]:
-    """Keep a module's weights in memory for a while; nothing to do for an ordinary module."""
+    """Hold a module's weights in memory during a block; no effect on an ordinary module."""
     taken = _take(module)
     try:
         yield
@@ -91,7 +91,7 @@ def held(module: nn.Module) -> Iterator[None]:
 
 
 def run_streamed(module: nn.Module) -> None:
-    """Make a module read its weights before each forward and give them back after it.
+    """Make a module read its weights before each forward pass and free them after it.
 
     The hooks are plain functions, so a copy of the module keeps them and uses its own weights.
     """
@@ -126,7 +126,7 @@ def _give_back(taken: _Taken) -> None:
 
 
 def _before(module: nn.Module, _args: tuple[Any, ...]) -> None:
-    # Weights that are held already are the holder's to give back.
+    # Weights that an outer block holds are freed by that block.
     taken = _take(module)
     if taken:
         module.__dict__["_slm_taken"] = taken

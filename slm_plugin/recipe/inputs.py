@@ -11,7 +11,7 @@ from typing import Any
 from slm_plugin.errors import SlmError
 from slm_plugin.export.base import Exporter
 from slm_plugin.models.bundled import BUNDLED, default_cache
-from slm_plugin.outputs.place import Input, local, located, settle
+from slm_plugin.outputs.place import Input, local, located, resolve_output
 from slm_plugin.recipe.checking import Placed
 from slm_plugin.recipe.document import Place, Problem
 
@@ -47,7 +47,7 @@ def output_of(text: str, inputs: tuple[Input, ...], problems: list[Problem]) -> 
     """The output folder, or a problem that says why it cannot be one."""
     try:
         folder = located(text)
-        settle(folder, inputs)
+        resolve_output(folder, inputs)
     except SlmError as error:
         problems.append(Problem(("output",), str(error)))
         return None

@@ -303,7 +303,7 @@ def test_a_search_says_which_targets_it_knows(
 
 
 def test_a_plan_can_be_cut_to_its_first_windows() -> None:
-    """Cut plans nest, apply without a search, and keep their promise."""
+    """Cut plans nest, apply without a search, and give the stated sizes."""
     model = make_model(num_hidden_layers=9)
     make_identity(model, [1, 2, 4, 6, 7])
     whole = plan(model, Target(layers_removed=4), search="budgeted", criterion="token_cosine")

@@ -214,7 +214,7 @@ def test_more_of_one_kind_or_mixed_operations_are_refused() -> None:
     """As many of both go, and whole layers in a plan of their own."""
     with pytest.raises(ValueError, match="as many of both"):
         DropSublayers(attention=(1, 2), mlp=(1,))
-    with pytest.raises(PlanError, match="single blocks and whole layers"):
+    with pytest.raises(PlanError, match="operations on blocks and on whole layers"):
         apply_layers(
             make_model(), [DropSublayers(attention=(1,), mlp=(1,)), DropLayers(indices=(3,))]
         )
