@@ -125,7 +125,7 @@ BAD = [
     Bad("no tasks", "perplexity: {source: builtin, length: 64}", "lm_eval: {tasks: []}", "{file}:11:15: evaluate.0.lm_eval.tasks: should not be an empty list"),
     Bad("no include_path at all", "perplexity: {source: builtin, length: 64}", "lm_eval: {tasks: [builtin_continuation], include_path: /nowhere}", "{file}:11:46: evaluate.0.lm_eval.include_path: the lm_eval include_path /nowhere is not a folder"),
     Bad("no such task", "perplexity: {source: builtin, length: 64}", "lm_eval: {limit: 3, tasks: [hellaswog]}", "{file}:11:25: evaluate.0.lm_eval.tasks: lm-eval knows no task"),
-    Bad("decimal comma", "{ratio: 0.1}", "{ratio: 0,1}", "{file}:9:23: stages.1.target: a comma parts keys; write 0.1"),
+    Bad("decimal comma", "{ratio: 0.1}", "{ratio: 0,1}", "{file}:9:23: stages.1.target: a comma separates keys; write 0.1"),
     Bad("decimal comma of a line", "{ratio: 0.1}", "\n      ratio: 0,125", "{file}:10:7: stages.1.target.ratio: should be a valid number, not '0,125'; write 0.125"),
     Bad("zeros", "{ratio: 0.1}", "{parameters: '010'}", "{file}:9:14: stages.1.target.parameters: should be a valid integer, not '010'"),
     Bad("own alias", "calibration: {", "calibration: &a {source: *a, ", "{file}:"),

@@ -224,8 +224,8 @@ def test_a_recipe_tells_before_anything_is_loaded(name: str, tmp_path: Path, tok
     with pytest.raises(RecipeError) as caught:
         Recipe.parse(_recipe(tmp_path, tokens, stages, "checkpoint: {}"))
     lines = str(caught.value).splitlines()
-    assert "'deepest' cannot come behind" in lines[-3]
-    assert "'rescale' cannot come behind" in lines[-2]
+    assert "'deepest' cannot follow" in lines[-3]
+    assert "'rescale' cannot follow" in lines[-2]
     assert f"'checkpoint' cannot hold the operators that '{name}' puts" in lines[-1]
 
 
