@@ -112,7 +112,7 @@ def search(layers: int, removed: int | None) -> tuple[int, int, int]:
     made: dict[tuple[int, int, Runs], int] = {}
 
     def measure(
-        first: int, last: int, rest: Runs, *, base: Runs = (), hopeless_at: float | None = None
+        first: int, last: int, rest: Runs, *, base: Runs = (), bound: float | None = None
     ) -> Measured:
         made[first, last, rest] = trial_layers(layers, last, rest)
         run = Run(first, last, "telescoped")

@@ -70,13 +70,13 @@ def evaluators(chosen: argparse.Namespace) -> Iterator[Evaluator]:
         )
 
 
-def cell(chosen: argparse.Namespace, pristine: Session, options: SlmOptions, removed: int) -> Any:
+def cell(chosen: argparse.Namespace, dense: Session, options: SlmOptions, removed: int) -> Any:
     """Plan, merge a copy and measure it."""
     session = Session(
-        copy.deepcopy(pristine.model),
-        pristine.tokenizer,
-        pristine.calibration,
-        source=pristine.source,
+        copy.deepcopy(dense.model),
+        dense.tokenizer,
+        dense.calibration,
+        source=dense.source,
         journals=chosen.output / "journals",
     )
     started = time.perf_counter()
@@ -107,7 +107,7 @@ def main() -> None:
         source=chosen.calibration, samples=chosen.samples, length=chosen.length
     )
     tokens = draw(source, model, tokenizer, SEED)
-    pristine = Session(model, tokenizer, tokens, source=chosen.model)
+    dense = Session(model, tokenizer, tokens, source=chosen.model)
     grid = itertools.product(chosen.criteria, chosen.searches, chosen.rules, chosen.removed)
     cells = [("flat_cosine", "sliding", "telescoped", 0), *grid]
     rows = []
@@ -115,7 +115,7 @@ def main() -> None:
         file = chosen.output / f"{criterion}-{search}-{rule}-{removed}.json"
         if not file.is_file():
             options = SlmOptions(criterion=criterion, search=search, merge_rule=rule)
-            made = cell(chosen, pristine, options, removed)
+            made = cell(chosen, dense, options, removed)
             write_text(file, json.dumps(made, indent=1))
             print(line(made), flush=True)
         rows.append(json.loads(file.read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""What the stages of a recipe ask of a model, checked before the first of them runs."""
+"""Check the targets of all stages before the first one runs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from slm_plugin.recipe import Stage
 
 
 def refuse_targets(stages: Sequence[Stage], original: Dimensions) -> None:
-    """Refuse targets that are out of reach, each of the model that the stages before it leave.
+    """Check that every target can be reached after the earlier stages.
 
-    How much a threshold or a cut in width takes is known when it is planned; here they take
-    nothing.
+    The effect of thresholds and of width pruning is unknown before planning; here they count as
+    removing nothing.
 
     Raises:
         TargetError: A stage cannot reach its target.
@@ -26,7 +26,7 @@ def refuse_targets(stages: Sequence[Stage], original: Dimensions) -> None:
         try:
             stage.check_target(original, current)
         except TargetError as error:
-            found = "" if current == original else ", as the stages before it leave it"
+            found = "" if current == original else ", after the earlier stages"
             raise TargetError(
                 f"stages.{index} ({stage.name}): {error.message}{found}", hint=error.hint
             ) from error
@@ -34,11 +34,11 @@ def refuse_targets(stages: Sequence[Stage], original: Dimensions) -> None:
 
 
 def _left(stage: Pruner, original: Dimensions, current: Dimensions) -> Dimensions:
-    """What a stage leaves of a model, where its target says so."""
+    """The dimensions after a stage, if its target determines them."""
     if stage.kind != "depth" or stage.target.kind == "threshold":
         return current
     try:
         return current.without_layers(layers_to_remove(stage.target, original, current))
     except TargetError:
-        # A strategy from elsewhere may count in another way.
+        # A third-party strategy may count differently.
         return current

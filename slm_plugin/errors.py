@@ -1,10 +1,10 @@
-"""Every error that a user can meet: what is wrong and where, and what to do about it."""
+"""All errors of the package: each says what is wrong and where, and the remedy."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-# What a user can do about a plugin that breaks its contract.
+# Hint about a plugin that broke its contract.
 TELL_ITS_AUTHOR = "tell its author; nothing that comes after it can be trusted"
 
 
@@ -14,7 +14,7 @@ class SlmError(Exception):
     Args:
         message: One sentence that says what is wrong and where.
         hint: One sentence that says what to do about it.
-        option: The option of a component that it is about, where it is about one.
+        option: The option of a component that caused it, if any.
     """
 
     exit_code = 1
@@ -30,7 +30,7 @@ class SlmError(Exception):
 
 
 class UserError(SlmError):
-    """Something that the user can mend: exit code 2."""
+    """An error that the user can fix: exit code 2."""
 
     exit_code = 2
 
@@ -44,7 +44,7 @@ class TargetError(UserError):
 
 
 class UnsupportedModelError(UserError):
-    """A model whose architecture or layout the surgery does not know."""
+    """A model whose architecture or layout is not supported."""
 
 
 class ModelSourceError(UserError):
@@ -74,10 +74,10 @@ class WriteError(OutputError):
 
 
 class IncompleteError(SlmError):
-    """A run that failed and left what is whole.
+    """A run that failed and kept its complete files.
 
     Attributes:
-        kept: The folder where it lies.
+        kept: The folder with them.
     """
 
     def __init__(self, message: str, *, kept: Path, hint: str = "") -> None:
@@ -90,7 +90,7 @@ class NumericalError(SlmError):
 
 
 class ContractError(SlmError):
-    """A strategy, recovery, evaluator or exporter that changed what it must leave as it is."""
+    """A strategy, recovery, evaluator or exporter that broke its contract."""
 
 
 class VerificationError(SlmError):

@@ -1,4 +1,4 @@
-"""Optional packages: which extra brings them, whether they are there, what to say when not."""
+"""Optional packages: their extras, whether they are installed, and the error if not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXTRAS: dict[str, Extra] = {
         Extra("onnx", "the onnx exporter", ("optimum", "optimum-onnx", "onnx", "onnxruntime")),
         Extra("train", "recovery by LoRA", ("peft",)),
         Extra("big", "models larger than one GPU", ("accelerate",)),
-        Extra("report", "the pictures of the HTML report", ("matplotlib",)),
+        Extra("report", "the plots of the HTML report", ("matplotlib",)),
     )
 }
 

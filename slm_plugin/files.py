@@ -1,4 +1,4 @@
-"""Text files that appear whole or not at all."""
+"""Atomic writing of text files."""
 
 from __future__ import annotations
 

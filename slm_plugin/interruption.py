@@ -48,7 +48,7 @@ class _State:
     """What is known of the first signal, and whether an exception may be raised now."""
 
     installed: bool = False
-    settled: bool = False
+    finished: bool = False
     signum: int | None = None
     since: float = 0.0
     told: Callable[[], str] = str
@@ -103,9 +103,9 @@ def raise_if_received(error: BaseException) -> None:
         raise Interrupted(_state.signum) from error
 
 
-def settle() -> None:
+def finish() -> None:
     """The command is over and its exit code is decided: no signal changes anything any more."""
-    _state.settled = True
+    _state.finished = True
     if _state.installed:
         for signum in SIGNALS:
             if signal.getsignal(signum) is _handle:
@@ -113,7 +113,7 @@ def settle() -> None:
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:
-    if _state.settled:
+    if _state.finished:
         return
     if _state.signum is None:
         _state.signum, _state.since = signum, time.monotonic()
@@ -177,10 +177,10 @@ def _end_at_once() -> None:
 def _insist(state: _State, main_thread: int) -> None:
     """Send the signal again and again until the command is over, each time a little later."""
     pause = 0.05
-    while not state.settled and state.signum is not None:
+    while not state.finished and state.signum is not None:
         time.sleep(pause)
         pause = min(1.0, pause * 1.5)
-        if not state.settled:
+        if not state.finished:
             if hasattr(signal, "pthread_kill"):
                 signal.pthread_kill(main_thread, state.signum)
             else:
@@ -196,7 +196,7 @@ def _unraisable(unraisable: Any) -> None:
 def _forked() -> None:
     """A forked worker is its parent's to end, and ends without a word."""
     if _state.installed:
-        _state.settled = True
+        _state.finished = True
         for signum in SIGNALS:
             if signal.getsignal(signum) in (_handle, signal.SIG_IGN):
                 signal.signal(signum, signal.SIG_DFL)

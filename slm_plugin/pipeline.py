@@ -1,4 +1,4 @@
-"""Follow a recipe from the model to the report: one loaded model, stage after stage."""
+"""Run a recipe from the model to the report: one loaded model, all stages in order."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Log:
-    """What a run notes down on its way to the report."""
+    """The data that a run collects for the report."""
 
     source: ModelSource | InMemory
     started: float = field(default_factory=time.perf_counter)
@@ -53,14 +53,14 @@ def run(
     tokenizer: PreTrainedTokenizerBase | None = None,
     calibration: object = None,
 ) -> RunResult:
-    """Carry a recipe out, from loading to the report.
+    """Run a recipe, from loading to the report.
 
-    The output folder appears when everything in it is written and verified, or not at all. When
-    something fails on the way, finished plans and exports are kept in ``OUTPUT.incomplete``.
+    The output folder appears only when everything in it is written and verified. After a failure,
+    finished plans and exports are kept in ``OUTPUT.incomplete``.
 
     Args:
         recipe: A recipe, or the path of its YAML file.
-        overwrite: Replace a former result; it stays until the new one is whole.
+        overwrite: Replace a former result once the new one is complete.
         model: A model in memory, in place of the recipe's; it is changed in place.
         tokenizer: The tokenizer of that model.
         calibration: Texts, token ids or batches for that model, in place of the recipe's source
@@ -70,8 +70,8 @@ def run(
         RecipeError: The recipe has mistakes.
         UserError: The recipe names no model and none is passed.
         OutputError: The output folder exists or cannot be written.
-        IncompleteError: A stage, an exporter or the report failed, and there was something to keep.
-        SlmError: Anything else that goes wrong, said in one sentence.
+        IncompleteError: A stage, an exporter or the report failed, and complete files were kept.
+        SlmError: Any other failure.
     """
     recipe = _checked(recipe)
     source = model_source(recipe.model, model, tokenizer, calibration)
@@ -101,14 +101,14 @@ def run(
 
 
 def _loaded(recipe: Recipe, source: ModelSource | InMemory) -> Session:
-    """The session of a run, everything checked that its model tells."""
+    """The session of a run, after all checks that depend on the model."""
     for evaluator in recipe.evaluators:
         evaluator.load()
     return _prepared(recipe, source)
 
 
 def _compute(recipe: Recipe, session: Session, log: _Log, folder: Path | None) -> None:
-    """Go through all stages and measurements."""
+    """Run all stages and measurements."""
     _measure(recipe, session, log, 0, "before")
     _keep_reference(recipe.stages, session)
     for number, stage in enumerate(recipe.stages, start=1):
@@ -120,7 +120,7 @@ def _compute(recipe: Recipe, session: Session, log: _Log, folder: Path | None) -
 
 
 def _export(recipe: Recipe, session: Session, output: Output, exports: list[ExportRecord]) -> None:
-    """Write all exports; the failure of one does not keep back the others."""
+    """Write all exports; a failed one does not stop the others."""
     for exporter in recipe.exporters:
         with output.part(f"export {exporter.name}"), timed(f"export {exporter.name}"):
             exports.append(session.export(exporter, output.folder))
@@ -129,12 +129,12 @@ def _export(recipe: Recipe, session: Session, output: Output, exports: list[Expo
 def plan(recipe: Recipe | str | Path) -> dict[str, PruningPlan]:
     """Make the plans of a recipe, by file name, and write nothing.
 
-    Plans of later stages are for the model that the earlier ones leave, so those are carried out in
-    memory, recoveries too, up to the last plan.
+    Plans of later stages depend on the model after the earlier ones, so all stages up to the last
+    plan are applied in memory, including recoveries.
 
     Raises:
         RecipeError: The recipe has mistakes.
-        SlmError: Anything else that goes wrong, said in one sentence.
+        SlmError: Any other failure.
     """
     return dict(_plans(_checked(recipe)))
 
@@ -142,7 +142,7 @@ def plan(recipe: Recipe | str | Path) -> dict[str, PruningPlan]:
 def write_plans(
     recipe: Recipe | str | Path, folder: Path | None = None, *, overwrite: bool = False
 ) -> dict[Path, PruningPlan]:
-    """Make the plans of a recipe and write them, each as soon as it is made.
+    """Make the plans of a recipe and write each when it is made.
 
     Args:
         recipe: A recipe, or the path of its YAML file.
@@ -154,9 +154,9 @@ def write_plans(
 
     Raises:
         RecipeError: The recipe has mistakes.
-        OutputError: The folder exists or cannot be written, or has to do with the recipe's output.
+        OutputError: The folder exists, cannot be written, or overlaps the recipe's output.
         IncompleteError: A stage failed when plans of earlier ones were finished.
-        SlmError: Anything else that goes wrong, said in one sentence.
+        SlmError: Any other failure.
     """
     recipe = _checked(recipe)
     folder = folder or plans_folder(recipe)
@@ -171,18 +171,18 @@ def write_plans(
 
 
 def plans_folder(recipe: Recipe) -> Path:
-    """Where the plans of a recipe go when nothing else is said.
+    """The default folder for the plans of a recipe.
 
     Raises:
         UserError: The recipe names no output.
     """
     if recipe.output is None:
-        raise UserError("the recipe names no output", hint="say where the plans go")
+        raise UserError("the recipe names no output", hint="name a folder for the plans")
     return recipe.output.with_name(f"{recipe.output.name}.plans")
 
 
 def _plans(recipe: Recipe) -> Iterator[tuple[str, PruningPlan]]:
-    """Plan stage after stage; a plan is carried out when the next one is asked for."""
+    """Plan all stages in order; a plan is applied when the next one is requested."""
     session = _prepared(recipe, model_source(recipe.model, None, None, None))
     last = max(
         (n for n, s in enumerate(recipe.stages, start=1) if isinstance(s, Pruner)), default=0
@@ -208,14 +208,14 @@ def apply_plan(
     overwrite: bool = False,
     inputs: Iterable[Input] = (),
 ) -> Path:
-    """Carry a plan out on the model that it was made for, and write the checkpoint.
+    """Apply a plan to the model that it was made for, and write the checkpoint.
 
     Args:
         plan: The plan.
         source: The model.
         output: Folder that appears when everything in it is written and verified.
         overwrite: Replace a former result.
-        inputs: What the output must leave alone.
+        inputs: Files that the output must not overwrite.
 
     Returns:
         The folder of the checkpoint.
@@ -223,7 +223,7 @@ def apply_plan(
     Raises:
         PlanError: The plan was made for another model.
         OutputError: The folder exists or cannot be written.
-        SlmError: Anything else that goes wrong, said in one sentence.
+        SlmError: Any other failure.
     """
     with claim(output, "apply", overwrite=overwrite, inputs=inputs) as written:
         session = prepare(source, trials=False)
@@ -310,12 +310,12 @@ def _summary(made: PruningPlan) -> str:
 
 
 def _measure(recipe: Recipe, session: Session, log: _Log, stage: int, label: str) -> None:
-    """Measure one state; in the middle of the recipe only what asks for every stage."""
+    """Measure one state; between stages only with evaluators of ``every_stage``."""
     middle = 0 < stage < len(recipe.stages)
     chosen = [e for e in recipe.evaluators if e.options.every_stage or not middle]
     if not chosen:
         return
-    # A held capture would count as the model's memory, and the next stage needs a fresh one.
+    # A capture would count as the model's memory, and the next stage needs a new one.
     session.release()
     measured = []
     for evaluator in chosen:

@@ -1,4 +1,4 @@
-"""What every command does before its work: load, check against the model, draw calibration data."""
+"""Preparation of every command: load the model, check it, draw calibration data."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class InMemory:
 
     @property
     def name(self) -> str:
-        """What reports call the model."""
+        """Name of the model in reports."""
         return str(getattr(self.model.config, "_name_or_path", "")) or type(self.model).__name__
 
 
@@ -58,25 +58,25 @@ def prepare(
     check_targets: Callable[[Session], None] | None = None,
     trials: bool = True,
 ) -> Session:
-    """Load the model, refuse what it cannot do, and draw the calibration set.
+    """Load the model, check it against components and targets, and draw the calibration set.
 
     Args:
         source: What to load, or a model in memory.
         calibration: What to draw from; None for no calibration set, or for the caller's data.
         seed: Seed of everything random.
         components: Pruners, recoveries, evaluators and exporters that will be used.
-        check_targets: Refuses targets that the model cannot reach.
-        trials: Keep the trials of searches over the end of the process.
+        check_targets: Raises for targets that the model cannot reach.
+        trials: Store the trials of searches in the cache folder.
 
     Raises:
         SlmError: The model or the calibration set cannot be had, or a component or a target does
-            not go with the model.
+            not suit the model.
     """
     random.seed(seed)
     torch.manual_seed(seed)
     journals = None
     if trials:
-        # Where a search would fail to write its journal later, nothing is loaded.
+        # Fail before loading if a search could not write its journal later.
         wanted = any(getattr(component, "keeps_trials", False) for component in components)
         journals = trials_folder() if wanted else cache_folder() / "trials"
     if isinstance(source, InMemory):
@@ -90,9 +90,7 @@ def prepare(
     if check_targets is not None:
         check_targets(session)
     for component in components:
-        if isinstance(component, Evaluator):
-            component.fit(session)
-        elif isinstance(component, Exporter):
+        if isinstance(component, Evaluator | Exporter):
             component.check_model(session)
     if isinstance(source, InMemory) and source.has_data:
         session.calibration = token_ids(source.calibration, model, tokenizer)
@@ -112,12 +110,12 @@ def model_source(
     """The caller's model, or the one that a file names.
 
     Raises:
-        UserError: There is neither, or something is passed that goes with no model.
+        UserError: There is neither, or a tokenizer or data are passed without a model.
     """
     if model is not None:
         return InMemory(model, tokenizer, calibration)
     if tokenizer is not None or calibration is not None:
-        raise UserError("a tokenizer or calibration data go with a model", hint="pass `model=`")
+        raise UserError("a tokenizer or calibration data need a model", hint="pass `model=`")
     if named is None:
         raise UserError("no model is named", hint="add `model`, or pass `model=`")
     return named
@@ -126,7 +124,7 @@ def model_source(
 def calibration_record(
     source: ModelSource | InMemory, drawn_from: CalibrationSource | None, session: Session
 ) -> CalibrationRecord | None:
-    """What a session calibrates on, for reports; None where it does not."""
+    """The calibration data of a session, for reports; None where there is none."""
     tokens = session.calibration
     if tokens is None:
         return None
@@ -143,7 +141,7 @@ def calibration_record(
 
 
 def _refuse_unstreamable(components: Iterable[Any], session: Session) -> None:
-    """A model that turned out larger than the GPU is streamed, though no recipe asked for it.
+    """Check that all components support streaming if the model exceeds the GPU.
 
     Raises:
         ModelSourceError: A component needs the whole model.
@@ -154,12 +152,12 @@ def _refuse_unstreamable(components: Iterable[Any], session: Session) -> None:
         if not component.streams:
             raise ModelSourceError(
                 f"{session.source} is larger than the GPU, and '{component.name}' needs it whole",
-                hint=f"set `device: cpu`, or leave '{component.name}' out",
+                hint=f"set `device: cpu`, or remove '{component.name}'",
             )
 
 
 def _refuse_missing_samples(components: Iterable[Any], session: Session) -> None:
-    """A calibration set that is missing or too small is told before anything is done.
+    """Check that the calibration set exists and is large enough.
 
     Raises:
         CalibrationError: It is.

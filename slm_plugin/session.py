@@ -1,4 +1,4 @@
-"""The one loaded model of a run, and the only ways in which it changes or is looked at."""
+"""The loaded model of a run, and the only interface that changes or evaluates it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.checking import check_repaired
 from slm_plugin.registry.contract import tell_put_back
 from slm_plugin.returned import answered, returned, several
-from slm_plugin.surgery import carry_out, refuse_other_model, verify
+from slm_plugin.surgery import apply_operations, refuse_other_model, verify
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,33 +48,29 @@ if TYPE_CHECKING:
 class Session:
     """State that the stages of a recipe share.
 
-    The model is loaded once and changed in place, by `apply` and `recover` alone. `plan`,
-    `measure` and `export` call a component and make sure that it leaves the model as it is. Every
-    component finds the model in evaluation mode, which it is set to here, and random generators
-    that start from the session's seed. Modes, gradients and settings of the process that a
-    component leaves behind are put back and told; any other change is an error, and the session
-    is of no more use.
+    The model is loaded once and changed in place, only by `apply` and `recover`. `plan`, `measure`
+    and `export` call a component and check that it does not change the model. Every component gets
+    the model in evaluation mode, with random generators seeded by the session. Modes, gradients and
+    process settings that a component changed are restored and reported. Any other change is an
+    error, after which the session is unusable.
 
-    Weights may change between two calls (a training of the user's own): what was derived from the
-    former ones is then derived anew, and plans for them are refused. Layers may not: make a new
-    session.
+    Weights may change between two calls, for example by the user's own training: cached values are
+    then recomputed, and plans for the former weights are rejected. Layers may not change: create a
+    new session instead.
 
     Attributes:
         model: The model, in evaluation mode.
         tokenizer: Its tokenizer; None when only token ids are used.
         calibration: Token ids, ``(samples, length)``; None when no stage needs them.
-        original: Dimensions of the model as it was loaded: what ratios are a share of.
-        sources: For every layer of the model the lowest and the highest layer that it is made of,
-            of those that were loaded.
-        reference: What the layers saw when `keep_reference` was called; None before that.
+        original: Dimensions of the model as loaded; ratios refer to them.
+        sources: For every layer, the lowest and the highest original layer in it.
+        reference: The layer inputs when `keep_reference` was called; None before that.
         source: The recipe's model id, for reports.
         seed: Seed of everything random in a run.
-        batch_tokens: Tokens that one calibration batch holds at most; 0 takes what suits the
-            model's device.
-        journals: Folder where searches keep their trials over the end of the process; None keeps
-            them in memory.
-        spoiled: Why the session is of no more use; empty as long as it is of use.
-        known_trials: Trials that searches have found in those journals: they took no time here.
+        batch_tokens: Largest number of tokens in a calibration batch; 0 depends on the device.
+        journals: Folder for the journals of searches; None keeps trials in memory.
+        spoiled: Why the session is unusable; empty while it is usable.
+        known_trials: Trials that searches have read from journals and that took no time here.
     """
 
     model: PreTrainedModel
@@ -107,19 +103,19 @@ class Session:
 
     @property
     def view(self) -> DecoderView:
-        """The model seen as a decoder."""
+        """The model as a decoder view."""
         return DecoderView.of(self.model)
 
     def plan(self, pruner: Pruner) -> PruningPlan:
-        """What a strategy decides for the model in its present state.
+        """The plan of a strategy for the model in its present state.
 
         Raises:
             TargetError: The target cannot be reached.
-            ContractError: The strategy changed the model, or gave back something else, or a plan
-                that is not for this model or not what was asked for.
+            ContractError: The strategy changed the model, or did not return a plan for this model
+                and target.
             UserError: Layers changed outside the session.
         """
-        # Noted now: a strategy may change it. Classes that no recipe names may have none.
+        # Recorded now, because a strategy may change it. Unregistered classes may have none.
         asked = {"target": pruner.target} if hasattr(pruner, "target") else {}
         with self._untouched(_name(pruner), "planning"):
             made = returned(pruner.plan(self), PruningPlan, pruner)
@@ -127,18 +123,18 @@ class Session:
             return answered(made, pruner, {**asked, **model}, self.original)
 
     def apply(self, plan: PruningPlan) -> None:
-        """Carry a plan out on the model, in place.
+        """Apply a plan to the model, in place.
 
-        The fingerprint that must agree is that of the weights as they are now, whoever changed
-        them. So a plan is refused after any recovery that changed a bit, and when it was carried
-        out already; it fits a copy of its model as well as the model itself.
+        The plan's fingerprint must match the present weights. A plan is therefore rejected after a
+        recovery that changed weights, and when it was applied already. It also applies to a copy
+        of its model.
 
         Raises:
             PlanError: The plan was made for another model, or its operations contradict one
                 another.
-            MissingExtraError: The plan cuts width and torch-pruning is not installed.
-            VerificationError: The result does not measure what the plan promises.
-            ContractError: The session is of no more use.
+            MissingExtraError: The plan prunes width and torch-pruning is not installed.
+            VerificationError: The result does not have the dimensions in the plan.
+            ContractError: The session is unusable.
             UserError: Layers changed outside the session.
         """
         self._refuse_unusable()
@@ -146,10 +142,10 @@ class Session:
         model, before = self.model, self._state()
         try:
             with kept_trainability(lambda: model):
-                runs = carry_out(self.model, plan.operations)
+                runs = apply_operations(self.model, plan.operations)
             verify(plan, self.view.dimensions())
         except BaseException:
-            self._spoil_if(model, before, f"the plan by '{plan.pruner}' was carried out in part")
+            self._spoil_if(model, before, f"the plan by '{plan.pruner}' was applied only in part")
             raise
         finally:
             self.model_changed()
@@ -160,14 +156,14 @@ class Session:
     def recover(self, recovery: Recovery) -> RecoveryRecord:
         """Repair the model in place: weights change, and nothing else.
 
-        A recovery that fails must leave the model as it was; otherwise the session is of no more
-        use.
+        A recovery that fails must leave the model unchanged; otherwise the session becomes
+        unusable.
 
         Raises:
-            ContractError: The recovery changed more than weights, or gave back something else.
+            ContractError: The recovery changed more than weights, or returned another type.
             NumericalError: It left NaN or infinity in a weight.
             UserError: Layers changed outside the session.
-            SlmError: What the recovery itself refuses.
+            SlmError: The recovery's own errors.
         """
         name = _name(recovery)
         self._refuse_unusable()
@@ -188,20 +184,20 @@ class Session:
         """Measure the model in its present state.
 
         Raises:
-            ContractError: The evaluator changed the model, or gave back something else.
+            ContractError: The evaluator changed the model, or returned another type.
             UserError: Layers changed outside the session.
-            SlmError: What the evaluator itself refuses.
+            SlmError: The evaluator's own errors.
         """
         with self._untouched(_name(evaluator), "measuring"):
             return several(evaluator.measure(self), Measurement, evaluator)
 
     def export(self, exporter: Exporter, output: Path) -> ExportRecord:
-        """Write the model below a folder, and prove what was written.
+        """Write the model into a folder, and verify the files.
 
         Raises:
-            ContractError: The exporter changed the model, or gave back something else.
+            ContractError: The exporter changed the model, or returned another type.
             UserError: Layers changed outside the session.
-            SlmError: What the exporter itself refuses.
+            SlmError: The exporter's own errors.
         """
         with self._untouched(_name(exporter), "exporting"):
             return returned(exporter.export(self, output), ExportRecord, exporter)
@@ -221,7 +217,7 @@ class Session:
             yield tokens.to(self.model.device)
 
     def captured(self) -> list[Batch]:
-        """Layer inputs of the model in its present state, captured at the first request.
+        """Layer inputs of the model in its present state, captured on first use.
 
         Raises:
             CalibrationError: The session has no calibration set.
@@ -229,7 +225,7 @@ class Session:
         """
         state = {**weights_of(self.model), **self._facts()}
         if self._captured is None or changes(self._captured_from, state):
-            # Given up first: two captures need not lie on disk at once.
+            # Released first, so that only one capture is on disk at a time.
             self._captured = None
             self.model.eval()
             self._captured = capture(self.view, self.batches())
@@ -237,9 +233,9 @@ class Session:
         return self._captured
 
     def keep_reference(self) -> None:
-        """Keep what the layers see now, for recoveries that lead a pruned model back to it.
+        """Record the present layer inputs as the reference of recoveries.
 
-        The states lie on disk, beside the final one of every batch, and outlive `release`.
+        They are stored on disk, with the final state of every batch, and `release` keeps them.
 
         Raises:
             CalibrationError: The session has no calibration set.
@@ -256,20 +252,20 @@ class Session:
         return self._fingerprint
 
     def release(self) -> None:
-        """Give up captured activations; the next request captures anew."""
+        """Delete captured activations; the next use captures them again."""
         self._captured = None
 
     def model_changed(self) -> None:
-        """Forget everything that was derived from the model's former state."""
+        """Clear all values that depend on the model's former state."""
         self._captured = None
         self._fingerprint = None
 
     def _state(self) -> State:
-        """Everything that a component must leave as it is."""
+        """All state that a component must not change."""
         return {**state_of(self.model), **self._facts()}
 
     def _facts(self) -> State:
-        """The same of the session itself."""
+        """The same for the session itself."""
         facts: State = {
             ("session's", name): getattr(self, name) for name in ("sources", "batch_tokens", "seed")
         }
@@ -287,11 +283,10 @@ class Session:
 
     @contextmanager
     def _untouched(self, name: str, doing: str) -> Iterator[None]:
-        """Let a component work that may change nothing.
+        """Run a component that must not change anything.
 
         Raises:
-            ContractError: It did. An error of the component's own gives way: what it says is of a
-                model that is no more.
+            ContractError: It did. This replaces an exception of the component.
         """
         self._refuse_unusable()
         model, before = self.model, self._state()
@@ -310,7 +305,7 @@ class Session:
     def _broken(
         self, model: PreTrainedModel, before: State, name: str, doing: str
     ) -> ContractError | None:
-        """What a component did that it may not, once the session knows of it."""
+        """The error about a component that broke its contract."""
         if self.model is not model:
             self.model, what = model, "put another model in place of the session's"
         else:
@@ -323,7 +318,7 @@ class Session:
 
     @contextmanager
     def _same_start(self, name: str) -> Iterator[None]:
-        """Evaluation mode and seeded generators for a component; what it leaves is put back."""
+        """Set evaluation mode and seeds for a component, and restore settings afterwards."""
         model = self.model
 
         def present() -> PreTrainedModel:
@@ -338,36 +333,36 @@ class Session:
         tell_put_back(f"'{name}'", [*modes, *settings, *process])
 
     def _refuse_unusable(self) -> None:
-        """Refuse to go on with a model of which nobody knows what it is.
+        """Check that the model is in a known state.
 
         Raises:
-            ContractError: A component or a failure left it so.
+            ContractError: A component or a failure made the session unusable.
             UserError: Layers changed outside the session.
         """
         if self.spoiled:
             raise ContractError(
-                f"the session is of no more use: {self.spoiled}",
-                hint="load the model anew and make a new session",
+                f"the session is unusable: {self.spoiled}",
+                hint="load the model again and create a new session",
             )
         now = shapes_of(self.model)
         if now != self._shapes:
             name = min(n for n, _ in now.items() ^ self._shapes.items())
             raise UserError(
                 f"the model's layers changed outside the session, first {name}",
-                hint="make a new session for the model as it is now",
+                hint="create a new session for the present model",
             )
 
     def _spoil_if(self, model: PreTrainedModel, before: State, why: str) -> None:
-        """Nothing more is done with a model that a failure left changed."""
+        """Make the session unusable after a failure that changed the model."""
         if self.model is not model or changes(before, self._state()):
             self.model, self.spoiled = model, why
 
 
 def apply(plan: PruningPlan, session: Session) -> None:
-    """Carry a plan out on a session's model, in place: `Session.apply`."""
+    """Apply a plan to a session's model, in place: `Session.apply`."""
     session.apply(plan)
 
 
 def _name(component: object) -> str:
-    """What a component is called; a class that was never registered has no name."""
+    """The name of a component; an unregistered class has none."""
     return str(getattr(component, "name", type(component).__name__))

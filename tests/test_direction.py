@@ -1,4 +1,4 @@
-"""The package imports in one direction: a module knows only what stands to its left."""
+"""The package imports in one direction: a module imports only from its left in ORDER."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ORDER = [
     "comparison",
     "analysis",
     "api",
-    "listing",
+    "inspection",
     "cli",
     "__main__",
 ]
@@ -69,7 +69,7 @@ def imports(node: ast.AST) -> Iterator[str]:
 
 
 def part(module: str) -> str:
-    """The part of the house that a module belongs to."""
+    """The top-level part that a module belongs to."""
     return module.split(".")[1]
 
 

@@ -177,7 +177,7 @@ def test_a_broken_promise_is_a_failure(recipe_file: Path, checkpoint: Path) -> N
     plan = next(iter(slm_plugin.plan(recipe_file).values()))
     edited = plan.model_copy(update={"operations": plan.operations[:0]})
     model, _ = load(ModelSource(id=str(checkpoint), dtype="float32", device="cpu"))
-    with pytest.raises(VerificationError, match="layers is 8, promised 5"):
+    with pytest.raises(VerificationError, match="layers is 8, the plan states 5"):
         apply(edited, Session(model))
 
 

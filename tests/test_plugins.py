@@ -18,7 +18,7 @@ from slm_plugin import registry
 from slm_plugin.errors import SlmError, UserError
 from slm_plugin.evaluation.base import Measurement
 from slm_plugin.foreign import is_ours
-from slm_plugin.listing import components, doctor_report
+from slm_plugin.inspection import components, doctor_report
 from slm_plugin.pipeline import run
 from slm_plugin.recipe import Recipe
 from slm_plugin.recipe.schema import schema
@@ -352,7 +352,7 @@ def test_options_that_raise_are_a_problem_of_the_recipe(install: Install, tmp_pa
 EVALUATOR = "class Thing(Evaluator):\n    'Doc.'\n    def {name}(self, *a): {code}\n"
 
 
-@pytest.mark.parametrize("name", ["check", "load", "fit", "measure"])
+@pytest.mark.parametrize("name", ["check", "load", "check_model", "measure"])
 def test_every_call_of_an_evaluator_is_guarded(install: Install, tmp_path: Path, name: str) -> None:
     """From reading the recipe to measuring."""
     code = EVALUATOR.format(name=name, code="raise SystemExit(0)")
@@ -361,6 +361,19 @@ def test_every_call_of_an_evaluator_is_guarded(install: Install, tmp_path: Path,
     with pytest.raises(SlmError, match=rf"evaluator plugin .* failed in {name}: SystemExit: 0"):
         run(recipe(tmp_path, evaluate="[thing]"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_former_name_of_a_method_is_reported(install: Install, own: bool) -> None:
+    """An evaluator that checks models in `fit` is told the new name; one with both is fine."""
+    code = EVALUATOR.format(name="measure", code="return []") + "    def fit(self, session): pass\n"
+    code += "    def check_model(self, session): pass\n" * own
+    install(code, group="evaluators")
+    if own:
+        assert evaluators.get("thing").name == "thing"
+        return
+    with pytest.raises(UserError, match=r"Thing\.fit is not called any more; name it check_model"):
+        evaluators.get("thing")
 
 
 @pytest.mark.parametrize("code", ["None", "3", "[3]", "'ab'", "[None]", "{}"])

@@ -349,13 +349,13 @@ def test_layers_changed_by_another_session_are_told() -> None:
 @pytest.mark.parametrize("doing", ["planning", "measuring", "exporting"])
 @pytest.mark.parametrize("deed", [*WEIGHTS, *BEYOND, another])
 def test_who_may_change_nothing_is_caught(doing: str, deed: Deed) -> None:
-    """The error names the component, and the session is of no more use."""
+    """The error names the component, and the session is unusable."""
     session = session_of()
     with pytest.raises(ContractError, match=rf"^'doing' .* while {doing}") as caught:
         CALLS[doing](session, Doing(deed))
     assert caught.value.exit_code == 1
     for call in CALLS.values():
-        with pytest.raises(ContractError, match="of no more use: 'doing' "):
+        with pytest.raises(ContractError, match="unusable: 'doing' "):
             call(session, Doing(lambda _: None))
 
 
@@ -365,7 +365,7 @@ def test_a_recovery_that_changes_more_than_weights_is_caught(deed: Deed) -> None
     session = session_of()
     with pytest.raises(ContractError, match=r"'doing' (changed more|left a Sequential)"):
         session.recover(Doing(deed))
-    with pytest.raises(ContractError, match="of no more use"):
+    with pytest.raises(ContractError, match="unusable"):
         session.plan(deepest())
 
 
@@ -379,7 +379,7 @@ def test_a_weight_that_is_no_number_is_told_with_its_name(value: float) -> None:
 
     with pytest.raises(NumericalError, match=r"'doing' left NaN .* in model\.norm\.weight"):
         session.recover(Doing(spoil))
-    with pytest.raises(ContractError, match="of no more use"):
+    with pytest.raises(ContractError, match="unusable"):
         session.plan(deepest())
     Session(make_model()).recover(Doing(lambda s: s.model.lm_head.weight.data.fill_(3e38)))
 
@@ -403,7 +403,7 @@ def test_what_fails_half_way_makes_the_session_useless(error: BaseException) -> 
                 call(session, Doing(fail))
             assert not any(module.training for module in session.model.modules())
             if spoilt:
-                with pytest.raises(ContractError, match="of no more use"):
+                with pytest.raises(ContractError, match="unusable"):
                     session.plan(deepest())
             else:
                 session.apply(session.plan(deepest()))
@@ -416,7 +416,7 @@ def test_a_plan_that_promises_too_much_leaves_no_half_pruned_session() -> None:
     false = plan.model_copy(update={"after": plan.before.without_layers(2)})
     with pytest.raises(VerificationError):
         session.apply(false)
-    with pytest.raises(ContractError, match="plan by 'deepest' was carried out in part"):
+    with pytest.raises(ContractError, match="plan by 'deepest' was applied only in part"):
         session.apply(plan)
 
 

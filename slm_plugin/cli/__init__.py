@@ -1,6 +1,6 @@
 """The command line: results on standard output, progress and messages on standard error.
 
-This module imports nothing that takes time, so that a signal finds its handler in place.
+This module imports nothing slow, so that the signal handlers are installed early.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def main() -> None:
         interruption.install(outcome.interrupted_line)
         _forget_relative_paths()
         code = _run()
-        interruption.settle()
-        # A library may have swallowed the exception and gone on to its end.
+        interruption.finish()
+        # A library may have swallowed the exception and continued.
         code = code if interruption.received() is None else _interrupted()
     except interruption.Interrupted:
-        interruption.settle()
+        interruption.finish()
         code = _interrupted()
     sys.exit(code)
 
@@ -44,7 +44,7 @@ def _run() -> int:
 
 
 def _forget_relative_paths() -> None:
-    """Import nothing from where relative entries of PYTHONPATH lead: to the working directory."""
+    """Remove relative entries from sys.path, which would import from the working directory."""
     for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep):
         if "PYTHONPATH" in os.environ and not os.path.isabs(entry):  # noqa: PTH117
             folder = os.path.abspath(entry)  # noqa: PTH100
@@ -52,19 +52,19 @@ def _forget_relative_paths() -> None:
 
 
 def _has_working_directory() -> bool:
-    """Say so when the working directory is gone: PyTorch ends the process without a word then."""
+    """Report a deleted working directory, because PyTorch would end the process silently."""
     try:
         Path.cwd()
     except OSError:
         from slm_plugin.progress import complain
 
-        complain("the working directory is gone", "change to a folder that exists")
+        complain("the working directory was deleted", "change to a folder that exists")
         return False
     return True
 
 
 def _printed(code: int, failure: str) -> int:
-    """The exit code, when standard output could not take everything for the reason given."""
+    """The exit code after standard output failed for a reason."""
     from slm_plugin.progress import complain, say
 
     if failure and outcome.has_folder():

@@ -1,4 +1,4 @@
-"""What all commands share: the application, its common arguments, and printing."""
+"""Shared by all commands: the application, common arguments, and printing."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ def print_line(text: str) -> None:
 
 
 def print_json(text: str) -> None:
-    """Print JSON on standard output, in ASCII and with nothing that a terminal would obey.
+    """Print JSON on standard output, in ASCII and without control characters.
 
     Args:
         text: JSON that holds no character beyond ASCII.
     """
-    # The one control character that JSON lets stand; outside of strings there is none.
+    # The only control character that JSON leaves unescaped, in strings.
     typer.echo(text.rstrip("\n").replace("\x7f", "\\u007f"))
 
 
 def quiet_libraries() -> None:
-    """Keep the progress bars and notices of the libraries underneath off the terminal."""
+    """Disable the progress bars and notices of libraries."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging

@@ -1,7 +1,7 @@
-"""The one place where exceptions become what a user reads and an exit code.
+"""Conversion of exceptions to messages and exit codes, in one place.
 
-Our own errors say what is wrong. What libraries raise is listed here by kind, with what it means
-to a user; an internal error is what is left.
+The package's own errors have messages. Exceptions of libraries are listed here by kind, with their
+meaning for a user. All others are internal errors.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from slm_plugin.interruption import Interrupted
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a user is told of an exception.
+    """The report of an exception to the user.
 
     Attributes:
-        message: What is wrong; several lines where several things are.
-        code: 1 for a failed run, 2 for what the user can mend, 128 and more for a signal.
-        hint: What to do about it.
-        usage: How the command is called, where it was called wrongly.
+        message: The error, one line per mistake.
+        code: 1 for a failed run, 2 for a user's error, 128 and more for a signal.
+        hint: The remedy.
+        usage: The usage line, after a wrong call.
     """
 
     message: str
@@ -39,15 +39,15 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of exception of the libraries underneath.
+    """A kind of library exception.
 
     Attributes:
-        names: Classes by name, so that no library is imported to tell that it failed.
-        message: What it means; ``{reason}`` is the first line of what the library says.
+        names: Classes by name, so that no library is imported for the check.
+        message: The message; ``{reason}`` is the first line of the exception's text.
         code: Exit code.
         hint: What to do about it.
-        words: Parts of the message, in lower case, of which one has to be there; any where empty.
-        numbers: Numbers of the system's errors that are of this kind, too.
+        words: Lower-case substrings, one of which the text must have; empty accepts any.
+        numbers: Error numbers of the system that are of this kind, too.
     """
 
     names: frozenset[str]
@@ -78,7 +78,7 @@ _MEMORY = Kind(
     1,
     "use `memory: layerwise`, bfloat16, or fewer or shorter calibration samples",
 )
-# The first that covers an exception counts.
+# The first match counts.
 KINDS = (
     _MEMORY,
     Kind(
@@ -122,7 +122,7 @@ KINDS = (
         _named("AcceleratorError", "RuntimeError", "NotImplementedError", "AssertionError"),
         "the device failed: {reason}",
         1,
-        "set `device: cpu`, or see whether PyTorch works there by itself",
+        "set `device: cpu`, or check whether PyTorch works on that device",
         (
             "cuda",
             "cudnn",
@@ -163,11 +163,11 @@ KINDS = (
         _named("SafetensorError", "BadZipFile", "UnpicklingError", "EOFError", "LZMAError"),
         "a file is damaged or cut short: {reason}",
         1,
-        "fetch or write the file anew",
+        "fetch or write the file again",
     ),
     Kind(
         _named("HfHubHTTPError", "HFValidationError", "EntryNotFoundError", "OfflineModeIsEnabled"),
-        "the Hub cannot be asked: {reason}",
+        "the Hub cannot be reached: {reason}",
         2,
         "check the name and the network, or use a local folder",
     ),
@@ -177,17 +177,17 @@ KINDS = (
         1,
         "check the network, or use local files",
     ),
-    Kind(_named("TimeoutError"), "waited in vain: {reason}", 1, "try again"),
+    Kind(_named("TimeoutError"), "timed out: {reason}", 1, "try again"),
     Kind(
         _named("ImportError"),
         "a package cannot be imported: {reason}",
         1,
-        "`slm-plugin doctor` shows what is installed and what is wanted",
+        "`slm-plugin doctor` shows installed and required versions",
     ),
     Kind(_named("SubprocessError"), "a child process failed: {reason}", 1),
     Kind(_named("BrokenExecutor"), "a child process failed: {reason}", 1),
 )
-# What a user can mend by another name or other permissions.
+# Errors that a user can fix by another name or other permissions.
 _MENDED_BY_USER = frozenset(
     {
         errno.EACCES,
@@ -207,13 +207,13 @@ _CTRL_C = 130
 
 
 def border(command: Callable[[], object]) -> int:
-    """Carry a command out and tell every failure as one message.
+    """Run a command and report every failure as one message.
 
     Args:
-        command: Gives an exit code, or anything else when all went well.
+        command: Returns an exit code, or anything else on success.
 
     Returns:
-        The exit code. Never 0 when an exception came, whoever raised it.
+        The exit code. Never 0 after an exception.
 
     Raises:
         Interrupted: A signal asked the process to end.
@@ -233,19 +233,19 @@ def border(command: Callable[[], object]) -> int:
         complain(told.message, told.hint)
         return told.code
     if code == _CTRL_C:
-        # Typer swallows a KeyboardInterrupt that somebody raised and gives its code.
+        # Typer swallows a KeyboardInterrupt and returns its code.
         complain(outcome.interrupted_line())
     return code if isinstance(code, int) else 0
 
 
 def tell(error: BaseException) -> Told:
-    """What a user is told of an exception, whichever it is."""
+    """The report of any exception."""
     if isinstance(error, SlmError):
         return Told(error.message or type(error).__name__, error.exit_code, error.hint)
     if isinstance(error, KeyboardInterrupt | Interrupted):
         return Told(outcome.interrupted_line(), getattr(error, "exit_code", _CTRL_C))
     if isinstance(error.__cause__, EOFError) and type(error).__name__ == "Abort":
-        # Typer's name for the end of a file that a library met.
+        # Typer's exception for an end of file in a library.
         return tell(error.__cause__)
     if isinstance(error, SystemExit | GeneratorExit):
         asked = f" with {error.code!r}" if isinstance(error, SystemExit) else ""
@@ -291,7 +291,7 @@ def _usage(error: BaseException) -> Told | None:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what an exception says, or its class when it says nothing."""
+    """The first line of an exception's text, or its class if it has none."""
     if isinstance(error, OSError) and error.strerror:
         named = "" if error.filename is None else f": {_name(error.filename)}"
         return f"{error.strerror}{named}"

@@ -1,4 +1,4 @@
-"""What a command is to leave behind, for the line that says what is there when it was stopped."""
+"""The output folder of the running command, for the message after an interruption."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ _awaited: list[tuple[Path, _Identity]] = []
 
 
 def await_folder(folder: Path) -> None:
-    """Note the folder that the command will write, and what is there now."""
+    """Record the folder that the command will write, and its present identity."""
     _awaited[:] = [(folder.absolute(), _identity(folder))]
 
 
 def await_nothing() -> None:
-    """A command begins; what it prints is all that it gives unless it names a folder."""
+    """Start a command; without a folder its output is what it prints."""
     _awaited.clear()
 
 
 def has_folder() -> bool:
-    """Whether the command's result lies in a folder, and what it prints is a summary."""
+    """Whether the command's result is in a folder, and what it prints is a summary."""
     return bool(_awaited)
 
 
 def interrupted_line() -> str:
-    """What is true of a command that was stopped: its folder appears whole or not at all."""
+    """The message after an interruption: the folder is complete or was not written."""
     for folder, before in _awaited:
         if _identity(folder) not in (None, before):
             return f"interrupted; {visible(folder)} was written before and is complete"
@@ -35,7 +35,7 @@ def interrupted_line() -> str:
 
 
 def _identity(folder: Path) -> _Identity:
-    """What tells a folder from the one that takes its place; None where there is none."""
+    """The identity of a folder; None where there is none."""
     try:
         with os.scandir(folder) as entries:
             held = frozenset((entry.name, entry.inode()) for entry in entries)

@@ -1,4 +1,4 @@
-"""Commands that only tell: validate, schema, list, explain, inspect, doctor."""
+"""Commands that only read: validate, schema, list, explain, inspect, doctor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from slm_plugin.cli.app import (
 
 @app.command()
 def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Check a recipe or a comparison whole and load nothing."""
+    """Check a recipe or a comparison completely, without loading anything."""
     from slm_plugin.comparison.configuration import Comparison, read_either
 
     read = read_either(recipe, overrides or ())
@@ -52,7 +52,7 @@ def schema(
 @app.command("list")
 def list_components(as_json: AsJson = False) -> None:
     """List pruners, recoveries, evaluators and exporters with their options."""
-    from slm_plugin.listing import component_table, components
+    from slm_plugin.inspection import component_table, components
 
     found = components()
     if as_json:
@@ -66,7 +66,7 @@ def explain(
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="Plan file (JSON).")],
     as_json: AsJson = False,
 ) -> None:
-    """Say in words and a table what a plan will do."""
+    """Explain a plan as text and tables."""
     from slm_plugin.plans import PruningPlan
     from slm_plugin.report.explain import explain as describe
 
@@ -84,12 +84,12 @@ def inspect(
 ) -> None:
     """Show a model's dimensions, its parameters by part, and what can be pruned."""
     quiet_libraries()
-    from slm_plugin.listing import inspection, inspection_table
+    from slm_plugin.inspection import inspection, inspection_table
     from slm_plugin.models.gguf import is_gguf
     from slm_plugin.models.loading import ModelSource, load
     from slm_plugin.models.view import DecoderView
 
-    # Only shapes are asked for, so the layers stay where they are: a GGUF file's cannot.
+    # Only shapes are needed, so layers are not loaded, except those of a GGUF file.
     memory: Literal["whole", "layerwise"] = "whole" if is_gguf(model) else "layerwise"
     source = ModelSource(id=model, device="cpu", memory=memory)
     network, _ = load(source)
@@ -102,8 +102,8 @@ def inspect(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Show the versions found and wanted, and what each extra needs."""
-    from slm_plugin.listing import doctor_report, doctor_table
+    """Show installed and required versions, and the packages of every extra."""
+    from slm_plugin.inspection import doctor_report, doctor_table
 
     found = doctor_report()
     if as_json:

@@ -1,4 +1,4 @@
-"""Standard streams that never raise: a terminal's limits are no reason for a run to fail."""
+"""Standard streams that never raise, so that a broken terminal does not end a run."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _VERTICAL = frozenset("│┃┆┇┊┋╎╏║╵╷╹╻╽╿")
 
 
 class ForgivingFile(io.RawIOBase):
-    """A file descriptor that notes the first error of writing and drops everything after it.
+    """A file descriptor that records the first write error and discards all later data.
 
     Attributes:
-        error: Why it was given up; None while it takes what it is given.
+        error: The first error; None while writing works.
 
     Args:
         descriptor: An open file descriptor.
@@ -49,7 +49,7 @@ class ForgivingFile(io.RawIOBase):
         self._terminal = os.isatty(descriptor)
 
     def write(self, data: Buffer, /) -> int:
-        """Write what the file takes; all of it counts as written once the file has failed."""
+        """Write data; after a failure all of it counts as written."""
         view = memoryview(data)
         while self.error is None:
             try:
@@ -58,7 +58,7 @@ class ForgivingFile(io.RawIOBase):
                 select.select([], [self._descriptor], [])
             except OSError as error:
                 self.error = error
-                # What C libraries and child processes write goes nowhere, too.
+                # Output of C libraries and child processes is discarded, too.
                 _to_null(self._descriptor)
         return view.nbytes
 
@@ -79,7 +79,7 @@ class ForgivingFile(io.RawIOBase):
 
     @property
     def reader_left(self) -> bool:
-        """Whether it failed because nobody reads: ``| head`` has seen enough."""
+        """Whether it failed because the reader closed the pipe, as ``| head`` does."""
         number = None if self.error is None else self.error.errno
         hung_up = self._terminal and number == errno.EIO
         return hung_up or number in (errno.EPIPE, errno.ECONNRESET)
@@ -94,27 +94,27 @@ class LastingBuffer(io.BufferedWriter):
 
 
 class LastingStream(io.TextIOWrapper):
-    """A standard stream that stays open: what a library closes, others still print to."""
+    """A standard stream that stays open even if a library closes it."""
 
     def close(self) -> None:
         """Write out what is held back."""
         self.flush()
 
     def detach(self) -> Any:
-        """The buffer, which another stream may use from now on; this one keeps it."""
+        """The buffer, which this stream keeps."""
         self.flush()
         return self.buffer
 
 
 def prepare_streams() -> None:
-    """Put forgiving streams in the place of standard output and standard error.
+    """Replace standard output and standard error by streams that do not raise.
 
-    A stream that the parent closed is ``/dev/null`` from now on: a file that is opened later must
-    not get its number, for C libraries write there.
+    A stream that the parent closed becomes ``/dev/null``, so that a file opened later does not get
+    its descriptor, to which C libraries write.
     """
     codecs.register_error(_READABLE, _readable)
     if os.environ.get("COLUMNS", "").isdecimal():
-        # Tables are padded to the width: a senseless one would fill the disk with blanks.
+        # Tables are padded to the width; an absurd one would fill the disk with blanks.
         os.environ["COLUMNS"] = str(min(int(os.environ["COLUMNS"][:9]), _WIDEST))
     for descriptor in (0, 1, 2):
         try:
@@ -123,7 +123,7 @@ def prepare_streams() -> None:
             _to_null(descriptor)
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
-    # Somebody who put a stream of their own there, as a test does, keeps it.
+    # A stream that the caller has replaced, as in tests, is kept.
     if sys.stdout is sys.__stdout__:
         sys.stdout = _forgiving(sys.stdout, 1)
     if sys.stderr is sys.__stderr__:
@@ -131,7 +131,7 @@ def prepare_streams() -> None:
 
 
 def failure_of(stream: TextIO) -> str:
-    """Why a stream could not take everything; empty when it did, or when its reader left."""
+    """The write error of a stream; empty without one, or when the reader closed the pipe."""
     try:
         stream.flush()
     except (OSError, ValueError):
@@ -169,7 +169,7 @@ def _to_null(descriptor: int) -> None:
 
 
 def _readable(error: UnicodeError) -> tuple[str, int]:
-    """What stands for characters that an encoding does not have."""
+    """Replacements for characters that an encoding lacks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(map(_in_ascii, error.object[error.start : error.end])), error.end

@@ -22,7 +22,7 @@ from slm_plugin.cli.outcome import await_folder
 
 @app.command()
 def run(recipe: RecipePath, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
-    """Carry a recipe out: load, prune, evaluate, export, report."""
+    """Run a recipe: load, prune, evaluate, export, report."""
     quiet_libraries()
     from slm_plugin import pipeline
     from slm_plugin.recipe import Recipe
@@ -33,7 +33,7 @@ def run(recipe: RecipePath, overrides: Overrides = None, overwrite: Overwrite = 
     await_folder(read.output)
     result = pipeline.run(read, overwrite=overwrite)
     print_out(summary_table(result.report))
-    print_line(f"Everything lies in {read.output}")
+    print_line(f"The output is in {read.output}")
     for path in sorted(p for p in read.output.iterdir() if not p.name.startswith(".")):
         print_line(f"  {path.name}{'/' if path.is_dir() else ''}")
 
@@ -72,7 +72,7 @@ def apply(
         str, typer.Option(help="auto, float32, bfloat16 or float16; as in the plan's recipe.")
     ] = "auto",
     upto: Annotated[
-        int | None, typer.Option(min=1, help="Carry out only the first so many operations.")
+        int | None, typer.Option(min=1, help="Apply only the first N operations.")
     ] = None,
     memory: Annotated[
         str, typer.Option(help="whole, or layerwise: write it without holding the model.")
@@ -147,13 +147,14 @@ def compare(
     overrides: Overrides = None,
     overwrite: Overwrite = False,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Take nothing from earlier comparisons or searches.")
+        bool,
+        typer.Option("--fresh", help="Ignore cached results of earlier runs and searches."),
     ] = False,
     known: Annotated[
-        bool, typer.Option("--known", help="Show the rows that are finished; measure nothing.")
+        bool, typer.Option("--known", help="Write the cached rows; measure nothing.")
     ] = False,
 ) -> None:
-    """Prune one model by many methods and compare what is left: a table, a page and JSON."""
+    """Prune one model by many methods and compare the results: a table, a page and JSON."""
     quiet_libraries()
     from slm_plugin.comparison.configuration import Comparison
     from slm_plugin.comparison.run import compare as compare_methods

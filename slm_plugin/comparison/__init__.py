@@ -1,1 +1,1 @@
-"""Comparing methods: the record of every cell, its cost, what is kept of it, and the best ones."""
+"""Comparison of methods: records, costs, the cache of finished cells, table and Pareto plots."""

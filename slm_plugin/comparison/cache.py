@@ -1,8 +1,8 @@
-"""What is kept of a comparison while it runs: a file for every plan made and every cell measured.
+"""Cache of a comparison's plans and measured cells, one file each.
 
-A file's name stands for everything that its contents depend on, so that a comparison that was
-killed goes on where it stopped, and one with more methods only adds to one with fewer. The file
-carries a checksum over its contents and over all that they depend on.
+A file's name is a hash of everything that its contents depend on. An interrupted comparison
+therefore resumes, and one with more methods computes only the new cells. Each file has a checksum
+over its contents and over the values that they depend on.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from slm_plugin.progress import say
 from slm_plugin.session import Session
 from slm_plugin.texts import read_text, shown
 
-# Bytes of a piece: the plan of a large model has some millions.
+# Largest size of an entry in bytes; the plan of a large model has some millions.
 LARGEST = 1 << 29
 
 M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """Finished pieces of comparisons.
+class CellCache:
+    """Cached plans and cells of comparisons.
 
     Attributes:
-        folder: Where they lie.
-        facts: What every piece of this comparison depends on.
-        fresh: Leave unread what lies there; it is written all the same.
+        folder: The cache folder.
+        facts: What every entry of this comparison depends on.
+        fresh: Ignore cached entries; new ones are still written.
     """
 
     folder: Path
@@ -51,49 +51,48 @@ class Kept:
         self,
         model: type[M],
         facts: Mapping[str, Any],
-        fits: Callable[[M], bool] = lambda _: True,
+        matches: Callable[[M], bool] = lambda _: True,
     ) -> M | None:
-        """The piece that depends on these facts; None where there is none.
+        """The cached entry for these facts; None where there is none.
 
-        A file that is damaged, that was moved from other facts or does not fit is told and set
-        aside.
+        A file that is damaged or does not match its facts is reported and set aside.
 
         Args:
-            model: What the piece is.
-            facts: What it depends on, beside the facts of all pieces.
-            fits: Whether what was read can belong to these facts.
+            model: Type of the entry.
+            facts: What the entry depends on, beside the facts of the whole comparison.
+            matches: Whether an entry matches these facts.
         """
         path = self._path(model, facts)
         if self.fresh or not os.path.lexists(path):
             return None
         try:
             if not path.is_file():
-                raise ValueError("it is no file")
-            piece = self._read(model, path, facts)
-            if not fits(piece):
-                raise ValueError("it belongs to something else")
+                raise ValueError("it is not a regular file")
+            entry = self._read(model, path, facts)
+            if not matches(entry):
+                raise ValueError("it belongs to another entry")
         except (OSError, ValueError, KeyError, TypeError, RecursionError, SlmError) as error:
             self._set_aside(path, error)
             return None
-        return piece
+        return entry
 
-    def keep(self, piece: BaseModel, facts: Mapping[str, Any]) -> None:
-        """Write a piece, whole or not at all.
+    def store(self, entry: BaseModel, facts: Mapping[str, Any]) -> None:
+        """Write an entry atomically.
 
         Raises:
             OutputError: The file cannot be written.
         """
-        content = piece.model_dump(mode="json")
+        content = entry.model_dump(mode="json")
         sealed = {"sum": self._sum(content, facts), "content": content}
-        write_text(self._path(type(piece), facts), json.dumps(sealed, ensure_ascii=False))
+        write_text(self._path(type(entry), facts), json.dumps(sealed, ensure_ascii=False))
 
     def _read(self, model: type[M], path: Path, facts: Mapping[str, Any]) -> M:
-        # Perplexities overflow: Python's JSON has words for infinity, the standard has not.
+        # Perplexities can be infinite; Python's JSON reads that, the standard does not define it.
         sealed = json.loads(read_text(path, "the cached result", UserError, LARGEST))
         if not isinstance(sealed, dict) or "sum" not in sealed:
             raise ValueError("it has no checksum")
         if sealed["sum"] != self._sum(sealed["content"], facts):
-            raise ValueError("its checksum is another")
+            raise ValueError("its checksum does not match")
         return model.model_validate(sealed["content"])
 
     def _set_aside(self, path: Path, error: Exception) -> None:
@@ -102,12 +101,12 @@ class Kept:
         try:
             aside = set_aside(path)
         except OSError:
-            say(f"  the cached result {path} is damaged ({reason}); it is computed anew")
+            say(f"  the cached result {path} is damaged ({reason}); it is computed again")
             return
         if aside is not None:
             say(
                 f"  the cached result {path} is damaged ({reason}) and was set aside as "
-                f"{aside.name}; it is computed anew"
+                f"{aside.name}; it is computed again"
             )
 
     def _sum(self, content: Any, facts: Mapping[str, Any]) -> str:
@@ -121,24 +120,24 @@ class Kept:
         return self.folder / f"{name}.{model.__name__.lower()}.json"
 
 
-def is_plan(planned: Planned, facts: Mapping[str, Any], pristine: Session) -> bool:
-    """Whether a plan is one of the method and the target of these facts, for this model.
+def is_plan(planned: Planned, facts: Mapping[str, Any], dense: Session) -> bool:
+    """Whether a plan has the method and the target of these facts and is for this model.
 
     Raises:
         PlanError: It contradicts itself.
     """
     plan = planned.plan
     check_plan(plan)
-    said = plan.model_dump(mode="json", include={"pruner", "options", "target"})
+    found = plan.model_dump(mode="json", include={"pruner", "options", "target"})
     wanted = {"pruner": facts["method"], "options": facts["options"], "target": facts["target"]}
-    same_model = plan.fingerprint == pristine.fingerprint() and plan.before == pristine.original
-    return said == wanted and same_model
+    same_model = plan.fingerprint == dense.fingerprint() and plan.before == dense.original
+    return found == wanted and same_model
 
 
 def is_cell(cell: Cell, blank: Cell) -> bool:
-    """Whether a cell is about what a blank one is about, and its figures are numbers."""
-    about = ("method", "options", "recovery", "recovery_options", "recovered", "target")
+    """Whether a cell has the settings of a blank one, and all its figures are numbers."""
+    settings = ("method", "options", "recovery", "recovery_options", "recovered", "target")
     figures = [figure for taken in cell.measured.values() for figure in taken]
-    return all(getattr(cell, name) == getattr(blank, name) for name in about) and not any(
+    return all(getattr(cell, name) == getattr(blank, name) for name in settings) and not any(
         math.isnan(figure.value) or not math.isfinite(figure.stderr or 0) for figure in figures
     )

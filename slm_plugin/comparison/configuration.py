@@ -1,4 +1,4 @@
-"""A comparison: many methods on one model, checked whole before anything is loaded."""
+"""A comparison file: many methods on one model, checked completely before anything is loaded."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from slm_plugin.target import Target
 from slm_plugin.texts import shown_path
 
 AS_PRUNED = "none"
-# Keys of a method that are none of the strategy's options.
+# Keys of a method that are not options of the strategy.
 _OWN = ("prune", "label", "recover")
 
 
@@ -49,7 +49,7 @@ class ComparisonFrame(Common):
     ]
     recover: Annotated[
         tuple[Any, ...],
-        Field(min_length=1, description="what follows every method: none, or a recovery"),
+        Field(min_length=1, description="the recovery after every method: none, or a recovery"),
     ] = (AS_PRUNED,)
     targets: Annotated[
         tuple[Any, ...], Field(min_length=1, description="how much every method removes")
@@ -61,10 +61,10 @@ class Method:
     """One strategy with its options.
 
     Attributes:
-        label: What tables call it.
+        label: Name in tables.
         strategy: The class.
         options: An instance of the class's ``Options``.
-        recoveries: What follows it, each a row of its own; None leaves the model as pruned.
+        recoveries: The recoveries to run after it, a row each; None is no recovery.
     """
 
     label: str
@@ -79,12 +79,12 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A checked comparison, its components made and ready.
+    """A checked comparison with its components created.
 
     Attributes:
-        name: What it is called in its report: the file's stem.
+        name: Name in the report: the file's stem.
         data: The file as plain data, overrides included.
-        inputs: What it reads of this disk, which its output must leave alone.
+        inputs: Files that it reads, which its output must not overwrite.
     """
 
     name: str
@@ -130,10 +130,10 @@ class Comparison:
 
         Args:
             text: The YAML text.
-            name: What it is called in its report.
-            origin: What messages call the text.
+            name: Name in the report.
+            origin: Name of the text in messages.
             overrides: Settings as ``targets.0.layers_removed=4``; values are YAML.
-            file: The file that holds the text, which the output must leave alone.
+            file: The file with the text, which the output must not overwrite.
 
         Raises:
             RecipeError: The text has mistakes; the message lists all of them, a line each.
@@ -147,7 +147,7 @@ class Comparison:
         Args:
             data: The keys of a comparison file. ``version`` may be left out, ``model`` too when a
                 model is passed to `compare`, and ``output`` when nothing is to be written.
-            name: What it is called in its report and in messages.
+            name: Name in the report and in messages.
 
         Raises:
             RecipeError: The data has mistakes; the message lists all of them, a line each.
@@ -158,9 +158,9 @@ class Comparison:
 
 
 def read_either(path: Path, overrides: Sequence[str] = ()) -> Recipe | Comparison:
-    """Read and check a file that is a recipe or a comparison, as its keys tell.
+    """Read and check a recipe or a comparison, recognised by its keys.
 
-    It is read once, so that it may be a pipe.
+    The file is read once, so that it may be a pipe.
 
     Raises:
         RecipeError: The file cannot be read or has mistakes.
@@ -171,10 +171,10 @@ def read_either(path: Path, overrides: Sequence[str] = ()) -> Recipe | Compariso
 
 
 def named(name: str, options: BaseModel) -> str:
-    """A component with its options that are not the default ones, as ``slm (search: greedy)``."""
+    """A component and its non-default options, as ``slm (search: greedy)``."""
     changed = options.model_dump(mode="json", exclude_defaults=True)
-    said = ", ".join(f"{key}: {_plain(value)}" for key, value in changed.items())
-    return f"{name} ({said})" if said else name
+    changes = ", ".join(f"{key}: {_plain(value)}" for key, value in changed.items())
+    return f"{name} ({changes})" if changes else name
 
 
 def _plain(value: Any) -> str:
@@ -196,7 +196,7 @@ def _build(
         return None
     data = plain(data)
     frame = validated(keys, data, (), problems)
-    # Lists are checked even when the frame is not whole: one reading shows all mistakes.
+    # Lists are checked even when the frame has mistakes, so that one run reports all of them.
     followed: list[Placed[Recovery]] = []
     shared: list[Recovery | None] = [None]
     if "recover" in data:
@@ -254,11 +254,11 @@ def _recoveries(
     followed: list[Placed[Recovery]],
     problems: list[Problem],
 ) -> list[Recovery | None]:
-    """What follows: entries as in a recipe's stages, or the word none; ``followed`` grows."""
+    """The recoveries of a list, None for the word none; they are added to ``followed``."""
     found: list[Recovery | None] = []
     listed = data["recover"]
     if not isinstance(listed, list) or not listed:
-        # The frame says so itself of its own list.
+        # The frame reports its own list itself.
         if place:
             problems.append(Problem((*place, "recover"), "should be a list, as [none]"))
         return [None]
@@ -321,7 +321,7 @@ def _method(
 
 
 def _check_labels(methods: Sequence[Placed[Method]], problems: list[Problem]) -> None:
-    """A row is known by its label alone."""
+    """Labels must be unique, as they identify rows."""
     labels = [method.component.label for method in methods]
     for index, label in enumerate(labels):
         if label in labels[:index]:
@@ -361,14 +361,14 @@ def _check_needs(
     others: Sequence[Placed[Any]],
     problems: list[Problem],
 ) -> None:
-    """Note what calibration data or the whole model would have to be there for.
+    """Check what the components need: calibration data, layers, a model in memory.
 
     Args:
-        frame: Says which data and which model there are.
+        frame: Names the calibration data and the model.
         methods: The methods.
         targets: The targets; a strategy needs the same at all of them.
         others: Recoveries and evaluators.
-        problems: Grows by what is wrong.
+        problems: Mistakes are added to it.
     """
     made = [Placed(m.place, m.component.at(targets[0].component)) for m in methods if targets]
     repairs = [one for one in others if isinstance(one.component, Recovery)]
@@ -380,7 +380,7 @@ def _check_needs(
             problems.append(
                 Problem(
                     (*target.place, "layers_removed"),
-                    f"the model has {layers} layers, of which at most {layers - 1} can go",
+                    f"the model has {layers} layers, at most {layers - 1} can be removed",
                 )
             )
     if frame.model.memory == "layerwise":

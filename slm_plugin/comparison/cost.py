@@ -1,4 +1,4 @@
-"""What a method itself takes: its time, and the memory that it needs beside the model."""
+"""Cost of a method: its time, and the memory that it needs in addition to the model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import TypeVar
 
-from slm_plugin.comparison.record import Effort
+from slm_plugin.comparison.record import Cost
 from slm_plugin.evaluation.footprint import added_memory
 from slm_plugin.lazy import torch
 from slm_plugin.session import Session
@@ -14,15 +14,14 @@ from slm_plugin.session import Session
 T = TypeVar("T")
 
 
-def effort_of(session: Session, work: Callable[[], T]) -> tuple[T, Effort]:
-    """Do a piece of work on a session, and note what it took.
+def measure_cost(session: Session, work: Callable[[], T]) -> tuple[T, Cost]:
+    """Run a function on a session, and measure its time and memory.
 
-    The memory is what `added_memory` finds: the models that a comparison holds besides do not
-    count.
+    Memory is measured by `added_memory`: it does not include what was allocated before.
     """
     device = session.model.device
     done: list[tuple[T, float]] = []
-    known = session.known_trials
+    known_before = session.known_trials
 
     def timed() -> None:
         started = perf_counter()
@@ -33,6 +32,6 @@ def effort_of(session: Session, work: Callable[[], T]) -> tuple[T, Effort]:
 
     added = added_memory(device, timed)
     ((result, seconds),) = done
-    known = session.known_trials - known
+    known = session.known_trials - known_before
     memory = None if added is None else added[1]
-    return result, Effort(seconds=seconds, memory=memory, known_trials=known)
+    return result, Cost(seconds=seconds, memory=memory, known_trials=known)

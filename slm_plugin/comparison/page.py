@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from markupsafe import Markup
 
-from slm_plugin.comparison.plot import RUINED, Point, Scale, fronts
+from slm_plugin.comparison.plot import OUTLIER, Point, Scale, pareto_plot
 from slm_plugin.comparison.record import ComparisonReport
 from slm_plugin.comparison.table import MEAN, Column, Row, best, columns, rows
 from slm_plugin.files import write_text
@@ -25,11 +25,11 @@ from slm_plugin.report.writer import to_json
 def render_comparison(report: ComparisonReport) -> str:
     """A comparison as an HTML page.
 
-    The one script sorts the table; the page's policy admits it by its hash and nothing else, and
-    without it the table stands in the order of the targets.
+    The only script sorts the table. The page's content security policy allows it by its hash.
+    Without it the table is in the order of the targets.
 
     Returns:
-        HTML. Where matplotlib is missing the page says so in the place of every picture.
+        HTML. Where matplotlib is missing, the page has a notice in place of every plot.
     """
     script = (files("slm_plugin.report") / "templates" / "sort.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -41,7 +41,7 @@ def render_comparison(report: ComparisonReport) -> str:
         columns=shown,
         best=[best(column, listed) for column in shown],
         summary=summary(report),
-        pictures=front_pictures(listed, shown),
+        pictures=pareto_pictures(listed, shown),
         script=Markup(script),
         script_hash=Markup(f"sha256-{digest}"),
         file=yaml.safe_dump(
@@ -62,18 +62,18 @@ def summary(report: ComparisonReport) -> str:
     return f"{said}, {failed} of them failed." if failed else f"{said}."
 
 
-def front_pictures(listed: Sequence[Row], shown: Sequence[Column]) -> list[Picture]:
-    """Every judgement of quality against parameters, and against decode speed if it was taken."""
+def pareto_pictures(listed: Sequence[Row], shown: Sequence[Column]) -> list[Picture]:
+    """Plots of every quality measure against parameters, and against decode speed if measured."""
     size = next(column for column in shown if column.name == "parameters")
     speed = [column for column in shown if column.name.startswith("decode speed")]
     drawn = []
-    for number, judge in enumerate(judges(shown), start=1):
+    for number, judge in enumerate(quality_columns(shown), start=1):
         for other, across in enumerate((size, *speed), start=1):
             name = f"front-{number}-{other}"
             made = picture(
                 f"{judge.name} against {across.name}",
                 _caption(judge),
-                lambda judge=judge, across=across, name=name: _front(  # type: ignore[misc]
+                lambda judge=judge, across=across, name=name: _pareto(  # type: ignore[misc]
                     listed, judge, across, name
                 ),
             )
@@ -84,15 +84,15 @@ def front_pictures(listed: Sequence[Row], shown: Sequence[Column]) -> list[Pictu
 def _caption(judge: Column) -> str:
     said = (
         "Every point is a row of the table. The line is the Pareto front: no other model is as "
-        "good in both and better in one. Points whose label finds no free place have none."
+        "good in both and better in one. A label without free space is left out."
     )
     if judge.better == "lower":
-        said += f" Models of more than {RUINED:.0f} times the least {judge.name} are left out."
+        said += f" Models of more than {OUTLIER:.0f} times the lowest {judge.name} are left out."
     return said
 
 
-def judges(shown: Sequence[Column]) -> list[Column]:
-    """The columns that quality is read from: of several tasks only their mean."""
+def quality_columns(shown: Sequence[Column]) -> list[Column]:
+    """The columns that measure quality; of several tasks only the mean."""
     mean = any(column.name == MEAN for column in shown)
     return [
         column
@@ -101,13 +101,13 @@ def judges(shown: Sequence[Column]) -> list[Column]:
     ]
 
 
-def _front(listed: Sequence[Row], judge: Column, across: Column, name: str) -> str:
+def _pareto(listed: Sequence[Row], judge: Column, across: Column, name: str) -> str:
     points = [
         Point(index, row.name, (row.recovered or "as pruned") if row.group else "", x, y)
         for index, (row, x, y) in enumerate(zip(listed, across.values, judge.values, strict=True))
         if x is not None and y is not None
     ]
-    return fronts(points, _scale(across), _scale(judge), name)
+    return pareto_plot(points, _scale(across), _scale(judge), name)
 
 
 def _scale(column: Column) -> Scale:
@@ -117,7 +117,7 @@ def _scale(column: Column) -> Scale:
 
 
 def markdown_table(report: ComparisonReport) -> str:
-    """A comparison as a Markdown file: the table, and how its figures were taken."""
+    """A comparison as a Markdown file: the table and the measurement protocols."""
     listed, shown = rows(report), columns(report)
     winners = [best(column, listed) for column in shown]
     heads = ["method", "recovery", "target", *(escape(column.name) for column in shown), "remark"]

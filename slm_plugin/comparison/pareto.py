@@ -1,4 +1,4 @@
-"""Which of many are best, when two things count at once."""
+"""The Pareto front of two costs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 
 
-def front(costs: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the Pareto front, by rising first cost.
+def pareto_front(costs: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the Pareto front, in ascending order of the first cost.
 
-    On it is what nothing else beats: no other is as good in both costs and better in one. Equals
-    are on it together; what has a cost that is NaN or infinite is never on it.
+    It holds the pairs that no other pair dominates, that is, none is as low in both costs and lower
+    in one. Equal pairs are on it together. Pairs with NaN or infinity are never on it.
 
     Args:
-        costs: Two numbers each, lower is better.
+        costs: Pairs of costs; lower is better.
     """
     ranked = sorted(
         (index for index, pair in enumerate(costs) if all(map(math.isfinite, pair))),

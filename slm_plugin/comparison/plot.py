@@ -1,4 +1,4 @@
-"""Quality against size, or against speed: every method a point, and the front of the best."""
+"""Scatter plots of quality against size or speed, with the Pareto front."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from slm_plugin.comparison.pareto import front
+from slm_plugin.comparison.pareto import pareto_front
 from slm_plugin.report import numbers
 from slm_plugin.report.pictures import canvas
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
     Box = tuple[float, float, float, float]
 
-# Beside a model so many times worse than the best one, no difference of the others is seen.
-RUINED = 30.0
+# A model this many times worse than the best one is an outlier that would compress the scale.
+OUTLIER = 30.0
 
 _MARKERS = "os^vDPX*"
-# Points: a letter's width and a line's height at the size of the labels, and their way out.
+# In points: width of a letter, height of a line, distance of a label from its marker, font size.
 _LETTER, _LINE, _GAP, _SIZE = 4.3, 10.0, 7.0, 8.0
 
 
@@ -29,11 +29,11 @@ class Point:
     """One row of a comparison.
 
     Attributes:
-        row: Its number, which its id has.
-        label: What stands beside it.
-        group: Points of one group have one marker; the dense model's is empty.
-        x: On the horizontal axis.
-        y: On the vertical axis.
+        row: Number of the row, used in the id.
+        label: Text beside the point.
+        group: Points of one group share a marker; empty for the dense model.
+        x: Value on the horizontal axis.
+        y: Value on the vertical axis.
     """
 
     row: int
@@ -45,7 +45,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """One axis: what it shows, which direction is better, and how it runs."""
+    """One axis: its label, which direction is better, and its scale."""
 
     label: str
     better: Literal["lower", "higher"]
@@ -53,16 +53,16 @@ class Scale:
     counts: bool = False
 
     def cost(self, value: float) -> float:
-        """The value as something that is better low."""
+        """The value as a cost, lower is better."""
         return value if self.better == "lower" else -value
 
 
-def fronts(points: Sequence[Point], x: Scale, y: Scale, name: str = "front") -> str:
+def pareto_plot(points: Sequence[Point], x: Scale, y: Scale, name: str = "front") -> str:
     """A scatter of points with their Pareto front.
 
     Args:
-        points: Those that are not finite are left out; on a logarithmic axis those that are not
-            positive, and ruined ones, `RUINED` times as far out as the best.
+        points: Points that are not finite are left out. On a logarithmic axis so are points that
+            are not positive and points above `OUTLIER` times the lowest.
         x: The horizontal axis.
         y: The vertical axis.
         name: Prefix of the ids; every point has the id ``<name>-point-<row>``, and the front
@@ -76,11 +76,11 @@ def fronts(points: Sequence[Point], x: Scale, y: Scale, name: str = "front") -> 
     """
     points = [p for p in points if _drawable(p.x, x) and _drawable(p.y, y)]
     if y.log and points:
-        bar = RUINED * min(point.y for point in points)
+        bar = OUTLIER * min(point.y for point in points)
         points = [point for point in points if point.y <= bar]
     if len(points) < 2:
         return ""
-    on_front = front([(x.cost(point.x), y.cost(point.y)) for point in points])
+    on_front = pareto_front([(x.cost(point.x), y.cost(point.y)) for point in points])
     description = f"{y.label} against {x.label} of {len(points)} models"
     with canvas.sheet(name, 4.6, description) as sheet:
         axes = sheet.axes(0.8, 0.45, 0.2, 0.55)
@@ -90,7 +90,7 @@ def fronts(points: Sequence[Point], x: Scale, y: Scale, name: str = "front") -> 
             _marker(axes, point, groups, index in on_front)
         _scales(axes, x, y)
         _legend(axes, groups)
-        # The front first: whoever stands on it gets the place beside its point.
+        # Points on the front get their labels first.
         order = sorted(range(len(points)), key=lambda i: (i not in on_front, points[i].y))
         _labels(axes, [points[i] for i in order], 72 / sheet.figure.dpi)
     return sheet.svg
@@ -101,7 +101,7 @@ def _drawable(value: float, scale: Scale) -> bool:
 
 
 def _line(axes: Axes, corners: Sequence[tuple[float, float]], x: Scale) -> None:
-    """Stairs, not slopes: nothing between two models was made."""
+    """A step line: no model lies between two points."""
     stairs = "steps-post" if x.better == "lower" else "steps-pre"
     xs, ys = zip(*corners, strict=True)
     axes.plot(xs, ys, color=canvas.SKY, lw=1.6, drawstyle=stairs, zorder=1, gid="line")
@@ -128,7 +128,7 @@ def _scales(axes: Axes, x: Scale, y: Scale) -> None:
             axis.set_major_formatter(FuncFormatter(lambda value, _: numbers.count(round(value))))
     axes.set(xlabel=f"{x.label} ({x.better} is better)", ylabel=f"{y.label} ({y.better} is better)")
     axes.grid(axis="both")
-    # Limits are otherwise found when the picture is written, and labels ask where points lie now.
+    # Compute the limits now, because label placement needs pixel positions.
     axes.autoscale_view()
 
 
@@ -153,12 +153,12 @@ def _legend(axes: Axes, groups: Sequence[str]) -> None:
 
 
 def _labels(axes: Axes, points: Sequence[Point], scale: float) -> None:
-    """Write every label where it covers nothing, as near to its point as that goes, or not at all.
+    """Write every label at the nearest free place; leave it out where there is none.
 
     Args:
-        axes: Where they are drawn; scales and limits are final.
+        axes: The axes, with final scales and limits.
         points: The most important first.
-        scale: Points a pixel.
+        scale: Points per pixel.
     """
     pixels = axes.transData.transform([(point.x, point.y) for point in points])
     places = [(float(x) * scale, float(y) * scale) for x, y in pixels]
@@ -166,7 +166,7 @@ def _labels(axes: Axes, points: Sequence[Point], scale: float) -> None:
     left, bottom, right, top = (float(edge) * scale for edge in axes.bbox.extents)
     for point, (x, y) in zip(points, places, strict=True):
         width = _LETTER * len(point.label)
-        boxes = {way: _box(x, y, *way, width) for way in _ways()}
+        boxes = {way: _box(x, y, *way, width) for way in _offsets()}
         free = [
             way
             for way, box in boxes.items()
@@ -178,10 +178,12 @@ def _labels(axes: Axes, points: Sequence[Point], scale: float) -> None:
             _write(axes, point, *free[0])
 
 
-def _ways() -> list[tuple[int, float]]:
-    """Right or left of a point, and how far above or below it; the nearest first."""
-    rises = [step * _LINE / 2 * sign for step in range(30) for sign in ((1, -1) if step else (1,))]
-    return [(side, rise) for rise in rises for side in (1, -1)]
+def _offsets() -> list[tuple[int, float]]:
+    """Label positions, the nearest first: side, and vertical offset in points."""
+    heights = [
+        step * _LINE / 2 * sign for step in range(30) for sign in ((1, -1) if step else (1,))
+    ]
+    return [(side, height) for height in heights for side in (1, -1)]
 
 
 def _box(x: float, y: float, side: int, rise: float, width: float) -> Box:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from slm_plugin.calibration.samples import CalibrationRecord
 from slm_plugin.evaluation.base import Measurement
@@ -18,15 +18,15 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Effort(_Record):
-    """What a piece of work took.
+class Cost(_Record):
+    """Time and memory of one step.
 
     Attributes:
-        seconds: From its beginning to its end.
-        memory: Bytes that the process, or on CUDA PyTorch, held at most during the work beyond
-            what it held before; None where nothing tells.
-        known_trials: Trials that the search may have read from an earlier one's journal instead of
-            making them: with any, the time is a lower bound.
+        seconds: Wall-clock time.
+        memory: Peak memory in bytes of the process, or on CUDA of PyTorch, above the memory that
+            was allocated before; None where it cannot be measured.
+        known_trials: Trials that the search may have read from the journal of an earlier one. If
+            there are any, the time is a lower bound.
     """
 
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -35,25 +35,28 @@ class Effort(_Record):
 
 
 class Planned(_Record):
-    """A plan, and what making it took."""
+    """A plan and the cost of making it.
+
+    Caches of earlier versions call the cost ``effort``.
+    """
 
     plan: PruningPlan
-    effort: Effort
+    cost: Annotated[Cost, Field(validation_alias=AliasChoices("cost", "effort"))]
 
 
 class Cell(_Record):
     """One method at one target with one recovery, or the dense model.
 
     Attributes:
-        label: What tables call the method.
+        label: Name of the method in tables.
         method: Name of the strategy; None for the dense model.
         recovery: Name of the recovery; None where the model was left as pruned.
-        recovered: What the recovery is called in tables; empty where there was none.
+        recovered: Name of the recovery in tables; empty where there was none.
         after: Dimensions of the model that was measured; None where there is none.
-        planning: What the strategy took.
-        recovering: What the recovery took.
+        planning: Cost of planning.
+        recovering: Cost of the recovery.
         measured: Figures by the name of their evaluator.
-        error: Why there are no figures, or not all, in one line.
+        error: Why figures are missing, in one line.
     """
 
     label: str
@@ -64,24 +67,24 @@ class Cell(_Record):
     recovered: str = ""
     target: Target | None = None
     after: Dimensions | None = None
-    planning: Effort | None = None
-    recovering: Effort | None = None
+    planning: Cost | None = None
+    recovering: Cost | None = None
     measured: dict[str, tuple[Measurement, ...]] = {}
     warnings: tuple[str, ...] = ()
     error: str = ""
 
     @property
     def seconds(self) -> float | None:
-        """Seconds of planning and recovery; None where nothing was done."""
+        """Seconds of planning and recovery; None where neither was run."""
         spent = [one.seconds for one in (self.planning, self.recovering) if one is not None]
         return sum(spent) if spent else None
 
     @property
     def memory(self) -> int | None:
-        """The larger peak of planning and recovery, in bytes; None where nothing tells."""
-        efforts = [one for one in (self.planning, self.recovering) if one is not None]
-        peaks = [one.memory for one in efforts if one.memory is not None]
-        return max(peaks) if peaks and len(peaks) == len(efforts) else None
+        """The larger peak of planning and recovery, in bytes; None where it was not measured."""
+        costs = [one for one in (self.planning, self.recovering) if one is not None]
+        peaks = [one.memory for one in costs if one.memory is not None]
+        return max(peaks) if peaks and len(peaks) == len(costs) else None
 
 
 class ComparisonReport(_Record):
@@ -102,7 +105,7 @@ class ComparisonReport(_Record):
 
     @property
     def dense(self) -> Dimensions:
-        """Dimensions of the model as it was loaded."""
+        """Dimensions of the dense model."""
         after = self.cells[0].after
         assert after is not None
         return after

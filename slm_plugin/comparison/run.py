@@ -1,4 +1,4 @@
-"""Carry out one comparison: every method, target and recovery on one loaded model."""
+"""Run one comparison: every method, target and recovery on one loaded model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slm_plugin.calibration.samples import digest
-from slm_plugin.comparison.cache import Kept, is_cell, is_plan
+from slm_plugin.comparison.cache import CellCache, is_cell, is_plan
 from slm_plugin.comparison.configuration import Comparison, Method, named
-from slm_plugin.comparison.cost import effort_of
+from slm_plugin.comparison.cost import measure_cost
 from slm_plugin.comparison.page import write_comparison
-from slm_plugin.comparison.record import Cell, ComparisonReport, Effort, Planned
+from slm_plugin.comparison.record import Cell, ComparisonReport, Cost, Planned
 from slm_plugin.errors import OutputError, SlmError, TargetError, UserError
 from slm_plugin.evaluation.base import Evaluator, Measurement
 from slm_plugin.lazy import torch
@@ -41,20 +41,20 @@ _NOT_MEASURED = "not measured yet"
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What all cells share: the model that none of them changes, and what is kept of them.
+    """What all cells share: the dense model, which no cell changes, and the cache.
 
     Attributes:
-        known: Only look up what is kept; plan and measure nothing.
+        known: Only read the cache; plan and measure nothing.
     """
 
     comparison: Comparison
-    pristine: Session
-    kept: Kept
+    dense: Session
+    cache: CellCache
     known: bool
 
     @property
     def measuring(self) -> list[Any]:
-        """What the figures of a cell depend on beside the model."""
+        """The evaluators and their options, on which the figures of a cell depend."""
         return [[e.name, e.options.model_dump(mode="json")] for e in self.comparison.evaluators]
 
 
@@ -70,17 +70,17 @@ def compare(
 ) -> ComparisonReport:
     """Prune one loaded model by many methods, measure every result, write table and page.
 
-    Finished cells are kept in the cache folder, so that a comparison that was killed goes on where
-    it stopped. The output folder appears when everything in it is written, or not at all.
+    Finished cells are stored in the cache folder, so that an interrupted comparison resumes. The
+    output folder appears only when it is complete.
 
     Args:
         comparison: A comparison, or the path of its YAML file.
-        overwrite: Replace an output folder that exists; it stays until the new one is whole.
-        fresh: Take nothing from earlier comparisons, nor trials of earlier searches: what is timed
-            is done.
-        known: Write what earlier comparisons finished and say of every other row that it is not
-            measured; not together with ``fresh``.
-        model: A model in memory, in place of the comparison's; it stays as it is.
+        overwrite: Replace an existing output folder once the new one is complete.
+        fresh: Ignore cached cells and the trials of earlier searches, so that all times are
+            measured.
+        known: Write the cached cells and mark every other row as not measured; excludes
+            ``fresh``.
+        model: A model in memory, in place of the comparison's; it is not changed.
         tokenizer: The tokenizer of that model.
         calibration: Texts, token ids or batches for that model, in place of the comparison's
             source (`slm_plugin.calibration.given.token_ids`).
@@ -90,11 +90,11 @@ def compare(
         UserError: ``fresh`` and ``known`` are both set, or there is no model.
         TargetError: Methods cannot reach their targets; a line each.
         OutputError: The output folder exists or cannot be written.
-        SlmError: The dense model cannot be loaded or measured. What fails in one cell is told in
-            its row, and the others go on.
+        SlmError: The dense model cannot be loaded or measured. A failure in one cell is reported in
+            its row, and the others continue.
     """
     if fresh and known:
-        raise UserError("--fresh forgets what --known shows", hint="leave one of them out")
+        raise UserError("--fresh and --known exclude each other", hint="remove one of them")
     if not isinstance(comparison, Comparison):
         comparison = Comparison.read(comparison)
     source = model_source(comparison.model, model, tokenizer, calibration)
@@ -115,7 +115,7 @@ def _compared(
     started = time.perf_counter()
     for evaluator in comparison.evaluators if not known else ():
         evaluator.load()
-    pristine = prepare(
+    dense = prepare(
         source,
         calibration=comparison.calibration,
         seed=comparison.seed,
@@ -123,8 +123,8 @@ def _compared(
         check_targets=lambda session: _check_targets(comparison, session),
         trials=not (fresh or known),
     )
-    kept = Kept(cache_folder() / "cells", _facts(pristine), fresh=fresh)
-    cells = tuple(_cells(_Run(comparison, pristine, kept, known)))
+    cache = CellCache(cache_folder() / "cells", _facts(dense), fresh=fresh)
+    cells = tuple(_cells(_Run(comparison, dense, cache, known)))
     return ComparisonReport(
         title=comparison.name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -132,16 +132,16 @@ def _compared(
         versions=installed_versions(),
         machine=machine(),
         seed=comparison.seed,
-        model=pristine.source,
-        calibration=calibration_record(source, comparison.calibration, pristine),
-        fingerprint=pristine.fingerprint(),
+        model=dense.source,
+        calibration=calibration_record(source, comparison.calibration, dense),
+        fingerprint=dense.fingerprint(),
         cells=cells,
         seconds=time.perf_counter() - started,
     )
 
 
 def _components(comparison: Comparison) -> Iterator[Any]:
-    """Everything that the comparison uses; a strategy's target is any of them."""
+    """All components of the comparison; strategies have the first target."""
     for method in comparison.methods:
         yield method.at(comparison.targets[0])
         yield from (recovery for recovery in method.recoveries if recovery is not None)
@@ -149,7 +149,7 @@ def _components(comparison: Comparison) -> Iterator[Any]:
 
 
 def _check_targets(comparison: Comparison, session: Session) -> None:
-    """Refuse all that is out of reach at once.
+    """Report all unreachable targets at once.
 
     Raises:
         TargetError: With a line for every method and target.
@@ -165,15 +165,15 @@ def _check_targets(comparison: Comparison, session: Session) -> None:
         raise TargetError("\n".join(lines))
 
 
-def _facts(pristine: Session) -> dict[str, Any]:
-    tokens = pristine.calibration
+def _facts(dense: Session) -> dict[str, Any]:
+    tokens = dense.calibration
     return {
         "versions": installed_versions(),
         "machine": machine(),
-        "device": str(pristine.model.device),
-        "model": pristine.fingerprint().model_dump(),
+        "device": str(dense.model.device),
+        "model": dense.fingerprint().model_dump(),
         "calibration": None if tokens is None else digest(tokens),
-        "seed": pristine.seed,
+        "seed": dense.seed,
     }
 
 
@@ -192,23 +192,23 @@ def _cells(run: _Run) -> Iterator[Cell]:
 
 def _dense(run: _Run) -> Cell:
     facts = {"evaluators": run.measuring}
-    blank = Cell(label="dense", after=run.pristine.original)
-    known = run.kept.find(Cell, facts, partial(is_cell, blank=blank))
+    blank = Cell(label="dense", after=run.dense.original)
+    known = run.cache.find(Cell, facts, partial(is_cell, blank=blank))
     if known is not None:
         return known
     if run.known:
         return blank.model_copy(update={"error": _NOT_MEASURED})
     say("the dense model …")
-    # Measured on a copy as all others are, so that a peak of the process counts the same models.
-    session = _copy(run.pristine)
+    # Measured on a copy like all other cells, so that peak memory includes the same models.
+    session = _copy(run.dense)
     cell = Cell(label="dense", after=session.original)
     cell = cell.model_copy(update={"measured": _measure(run.comparison.evaluators, session, {})})
-    run.kept.keep(cell, facts)
+    run.cache.store(cell, facts)
     return cell
 
 
 def _method(run: _Run, method: Method, target: Target) -> Iterator[Cell]:
-    """A cell for every recovery; they share one plan, which is made when the first needs it."""
+    """A cell for every recovery; they share one plan, made when the first cell needs it."""
     facts: dict[str, Any] = {
         "method": method.strategy.name,
         "options": method.options.model_dump(mode="json"),
@@ -219,9 +219,9 @@ def _method(run: _Run, method: Method, target: Target) -> Iterator[Cell]:
         named_by = _naming(recovery)
         cell_facts = {**facts, **named_by, "evaluators": run.measuring}
         blank = Cell(label=method.label, **{**facts, "target": target}, **named_by)
-        known = run.kept.find(Cell, cell_facts, partial(is_cell, blank=blank))
+        known = run.cache.find(Cell, cell_facts, partial(is_cell, blank=blank))
         if known is not None:
-            say("  known")
+            say("  cached")
             yield known.model_copy(update={"label": method.label})
             continue
         if run.known:
@@ -236,12 +236,12 @@ def _method(run: _Run, method: Method, target: Target) -> Iterator[Cell]:
         if cell.error:
             say(f"  {cell.error}")
         else:
-            run.kept.keep(cell, cell_facts)
+            run.cache.store(cell, cell_facts)
         yield cell
 
 
 def _naming(recovery: Recovery | None) -> dict[str, Any]:
-    """The fields of a cell that say which recovery it has."""
+    """The fields of a cell that name its recovery."""
     if recovery is None:
         return {}
     return {
@@ -252,41 +252,41 @@ def _naming(recovery: Recovery | None) -> dict[str, Any]:
 
 
 def _planned(run: _Run, pruner: Pruner, facts: dict[str, Any]) -> Planned | SlmError:
-    """The plan of a strategy for the pristine model, or why there is none.
+    """The plan of a strategy for the dense model, or the error that prevented it.
 
     Raises:
-        ContractError: The strategy changed the model. All other cells are copies of it, so the
-            comparison ends; those that are finished are kept.
+        ContractError: The strategy changed the model. All other cells would copy the changed
+            model, so the comparison ends; finished cells stay in the cache.
     """
-    fits = partial(is_plan, facts=facts, pristine=run.pristine)
-    known = run.kept.find(Planned, facts, fits)
+    matches = partial(is_plan, facts=facts, dense=run.dense)
+    known = run.cache.find(Planned, facts, matches)
     if known is not None:
         return known
-    _seed(run.pristine.seed)
+    _seed(run.dense.seed)
     if pruner.needs_calibration:
-        # One pass over the calibration set serves all strategies: it is no part of their time.
-        run.pristine.captured()
+        # One pass over the calibration set serves all strategies and is not part of their time.
+        run.dense.captured()
     try:
-        plan, effort = effort_of(run.pristine, lambda: run.pristine.plan(pruner))
+        plan, cost = measure_cost(run.dense, lambda: run.dense.plan(pruner))
     except OutputError:
         raise
     except SlmError as error:
-        if run.pristine.spoiled:
+        if run.dense.spoiled:
             raise
         say(f"  {_one_line(error)}")
         return error
-    planned = Planned(plan=plan, effort=effort)
-    if fits(planned):
-        run.kept.keep(planned, facts)
+    planned = Planned(plan=plan, cost=cost)
+    if matches(planned):
+        run.cache.store(planned, facts)
     return planned
 
 
 def _cell(run: _Run, blank: Cell, planned: Planned, recovery: Recovery | None) -> Cell:
-    """Prune a copy, repair it if asked to, and measure it; a failure is told in the cell."""
-    found: dict[str, Any] = {"planning": planned.effort, "warnings": planned.plan.warnings}
+    """Prune a copy, repair it if asked to, and measure it; the cell reports any failure."""
+    found: dict[str, Any] = {"planning": planned.cost, "warnings": planned.plan.warnings}
     measured: dict[str, tuple[Measurement, ...]] = {}
     try:
-        session, found["recovering"] = _pruned(run.pristine, planned.plan, recovery)
+        session, found["recovering"] = _pruned(run.dense, planned.plan, recovery)
         found["after"] = session.view.dimensions()
         _measure(run.comparison.evaluators, session, measured)
     except OutputError:
@@ -297,36 +297,35 @@ def _cell(run: _Run, blank: Cell, planned: Planned, recovery: Recovery | None) -
 
 
 def _pruned(
-    pristine: Session, plan: PruningPlan, recovery: Recovery | None
-) -> tuple[Session, Effort | None]:
-    """A session of its own for a cell, its model pruned and repaired; what the repair took."""
-    session = _copy(pristine)
+    dense: Session, plan: PruningPlan, recovery: Recovery | None
+) -> tuple[Session, Cost | None]:
+    """A new session with the model pruned and repaired, and the cost of the repair."""
+    session = _copy(dense)
     if recovery is not None and recovery.reference:
-        pristine.keep_reference()
-        session.reference = pristine.reference
+        dense.keep_reference()
+        session.reference = dense.reference
     session.apply(plan)
     if recovery is None:
         return session, None
     _seed(session.seed)
-    _, effort = effort_of(session, lambda: session.recover(recovery))
-    return session, effort
+    _, cost = measure_cost(session, lambda: session.recover(recovery))
+    return session, cost
 
 
-def _copy(pristine: Session) -> Session:
-    """A session on a copy of the model, with a tokenizer and a calibration set of its own.
+def _copy(dense: Session) -> Session:
+    """A session on copies of the model, the tokenizer and the calibration set.
 
-    A copy in memory costs the room of one more model, but no second reading, and unlike weights
-    put back it cannot leave behind what surgery did to shapes or to the configuration. What a
-    component does to it that it may not stays in its cell.
+    A copy needs the memory of one more model but no second load. Unlike restored weights, it
+    cannot carry over changes of shapes or of the configuration to the next cell.
     """
-    tokens = pristine.calibration
+    tokens = dense.calibration
     return Session(
-        copy.deepcopy(pristine.model),
-        copy.deepcopy(pristine.tokenizer),
+        copy.deepcopy(dense.model),
+        copy.deepcopy(dense.tokenizer),
         None if tokens is None else tokens.clone(),
-        source=pristine.source,
-        seed=pristine.seed,
-        journals=pristine.journals,
+        source=dense.source,
+        seed=dense.seed,
+        journals=dense.journals,
     )
 
 
@@ -335,7 +334,7 @@ def _measure(
     session: Session,
     measured: dict[str, tuple[Measurement, ...]],
 ) -> dict[str, tuple[Measurement, ...]]:
-    """Add all figures to ``measured``, by evaluator; they stay there when a later one fails."""
+    """Add all figures to ``measured``, by evaluator; they remain when a later evaluator fails."""
     session.release()
     for evaluator in evaluators:
         taken = tuple(session.measure(evaluator))
@@ -348,6 +347,6 @@ def _one_line(error: SlmError) -> str:
 
 
 def _seed(seed: int) -> None:
-    """Before every piece of work alike: no cell depends on those before it."""
+    """Seed before every step, so that no cell depends on earlier ones."""
     random.seed(seed)
     torch.manual_seed(seed)

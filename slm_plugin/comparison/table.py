@@ -1,4 +1,4 @@
-"""A comparison of methods as one table: a row a cell, a column a figure, and who is best in it."""
+"""The comparison table: a row per cell, a column per figure, and the best values."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from slm_plugin.evaluation.base import Measurement
 from slm_plugin.report import numbers
 
 Better = Literal["lower", "higher"]
-# Figures that another column says already: parameters, and speeds as times.
+# Figures that repeat another column: parameters, and speeds as times.
 _REPEATED = ("parameters", "prefill time", "decode time per step")
 MEAN = "zero-shot mean"
-# Evaluators whose figures say how good a model is.
-_JUDGING = ("perplexity", "lm_eval")
+# Evaluators that measure the quality of a model.
+_QUALITY = ("perplexity", "lm_eval")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +25,13 @@ class Column:
 
     Attributes:
         name: Its heading, with the unit.
-        protocol: How it was taken.
+        protocol: How it was measured.
         better: Which direction is better; None where neither is.
-        values: A number a row; None where it was not taken.
-        show: The number in words.
+        values: A number per row; None where it was not measured.
+        show: Formats a number.
         stderrs: The standard error of each, where there is one.
-        quality: Whether it says how good the model is, and not what it costs.
-        detail: Whether it is left to the files where room is short.
+        quality: Whether it measures quality, not cost.
+        detail: Whether it is shown in files only, not in the terminal.
     """
 
     name: str
@@ -57,11 +57,11 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The words of a row.
+    """The text cells of a row.
 
     Attributes:
-        remark: Why there are no figures, warnings, and what to know of the time.
-        group: Number of its target, from 1; 0 is the dense model.
+        remark: Errors, warnings and notes about the time.
+        group: Number of its target, from 1; 0 for the dense model.
     """
 
     label: str
@@ -77,7 +77,7 @@ class Row:
 
 
 def rows(report: ComparisonReport) -> list[Row]:
-    """The words of all rows, in the order of the cells."""
+    """The text cells of all rows, in the order of the cells."""
     targets = list(dict.fromkeys(cell.target for cell in report.cells))
     return [
         Row(
@@ -95,12 +95,12 @@ def _remarks(cell: Cell) -> Iterable[str]:
     if cell.error:
         yield cell.error
     if cell.planning is not None and cell.planning.known_trials:
-        yield f"time is a lower bound: {cell.planning.known_trials} trials were known already"
+        yield f"time is a lower bound: {cell.planning.known_trials} trials came from a journal"
     yield from cell.warnings
 
 
 def columns(report: ComparisonReport) -> list[Column]:
-    """All columns: what went, what stayed, every figure that was measured, and what it took."""
+    """All columns: layers removed, parameters left, measured figures, and the method's cost."""
     cells, dense = report.cells, report.dense
     after = [cell.after for cell in cells]
     whole = _whole
@@ -140,7 +140,7 @@ def columns(report: ComparisonReport) -> list[Column]:
 
 
 def _figures(cells: Sequence[Cell]) -> Iterable[Column]:
-    """What every evaluator measured; the mean over tasks stands before the tasks."""
+    """The columns of every evaluator; the mean over tasks comes before the tasks."""
     for evaluator in dict.fromkeys(name for cell in cells for name in cell.measured):
         mean = list(_mean(cells)) if evaluator == "lm_eval" else []
         yield from mean
@@ -148,7 +148,7 @@ def _figures(cells: Sequence[Cell]) -> Iterable[Column]:
 
 
 def _measured(cells: Sequence[Cell], evaluator: str, *, detail: bool) -> Iterable[Column]:
-    """A column for every figure; another protocol is another column."""
+    """A column for every pair of figure and protocol."""
     taken = [{(m.name, m.protocol): m for m in cell.measured.get(evaluator, ())} for cell in cells]
     for key in dict.fromkeys(key for one in taken for key in one):
         if key[0] in _REPEATED:
@@ -164,7 +164,7 @@ def _measured(cells: Sequence[Cell], evaluator: str, *, detail: bool) -> Iterabl
             tuple(None if m is None else m.value for m in found),
             numbers.size if sized else numbers.number,
             tuple(None if m is None else m.stderr for m in found),
-            quality=evaluator in _JUDGING,
+            quality=evaluator in _QUALITY,
             detail=detail,
         )
 
@@ -189,7 +189,7 @@ def _mean(cells: Sequence[Cell]) -> Iterable[Column]:
 
 
 def _task_scores(measurements: Iterable[Measurement]) -> dict[str, Measurement]:
-    """The one score by which a task counts in the mean."""
+    """The score of each task that enters the mean."""
     found: dict[str, Measurement] = {}
     for measurement in measurements:
         task, _, metric = measurement.name.partition(" ")
@@ -215,9 +215,9 @@ def _whole(value: float) -> str:
 
 
 def best(column: Column, listed: list[Row]) -> set[int]:
-    """Rows that no other of the same target surpasses, where there is something to choose.
+    """Rows with the best value for their target.
 
-    What more than half of them share, as the size that a target asks for, marks none.
+    A value that more than half of the rows share, such as the target size, marks none.
     """
     found: set[int] = set()
     if column.better is None:

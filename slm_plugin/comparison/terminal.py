@@ -11,9 +11,9 @@ from slm_plugin.control_characters import visible
 
 
 def comparison_table(report: ComparisonReport) -> Table:
-    """A comparison: a row a cell, the best of every target in green, what failed below it.
+    """The comparison table, with the best values of every target in green and errors in red.
 
-    Details are left to the files; what is too long for its column goes on below.
+    Detail columns are left out; long text wraps in its column.
     """
     listed, shown = rows(report), [column for column in columns(report) if not column.detail]
     winners = [best(column, listed) for column in shown]

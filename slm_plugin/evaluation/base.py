@@ -1,4 +1,4 @@
-"""The evaluator interface and the one form that every measured figure has."""
+"""The evaluator interface and the record of a measurement."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 class Measurement(BaseModel):
-    """One figure, with the protocol that it was taken by.
+    """One measured figure with its protocol.
 
-    Two measurements compare only when both name and protocol are equal.
+    Two measurements are comparable only if name and protocol are equal.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,14 +33,15 @@ class EvaluatorOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     every_stage: bool = Field(
-        default=False, description="measure after every stage too, not only before and after all"
+        default=False,
+        description="measure after every stage too, not only at start and end",
     )
 
 
 class Evaluator(ABC):
-    """Measures the session's model and leaves it as it is.
+    """Measures the session's model without changing it.
 
-    ``streams`` says that it works on a model whose layers are read from disk at every forward.
+    ``streams`` says that it works on a model whose layers are read from disk at every forward pass.
 
     Args:
         options: An instance of the class's ``Options``.
@@ -54,26 +55,26 @@ class Evaluator(ABC):
     def __init__(self, options: EvaluatorOptions) -> None:
         self.options = options
 
-    def check(self) -> None:  # noqa: B027 - most evaluators have nothing to refuse
-        """Refuse what cannot work (a missing file, an unknown task) when the recipe is read.
+    def check(self) -> None:  # noqa: B027 - most evaluators have nothing to check
+        """Check the options (a missing file, an unknown task) when the recipe is read.
 
-        Nothing that the recipe only names is run here: `validate` ends behind it.
+        Code that the recipe names must not run here: `validate` calls only this.
         """
 
     def load(self) -> None:  # noqa: B027 - most evaluators have nothing to load
-        """Load what measuring needs beside the model, once, before the model is loaded.
+        """Load what the measurement needs, once, before the model is loaded.
 
-        Called where the recipe is carried out: code that it names may run.
+        Called when the recipe is run: code that the recipe names may run here.
 
         Raises:
             UserError: It cannot be loaded.
         """
 
-    def fit(self, session: Session) -> None:  # noqa: B027 - most models have room for most
-        """Refuse a model that the measurement does not fit, before any stage runs.
+    def check_model(self, session: Session) -> None:  # noqa: B027 - most suit all models
+        """Check, before any stage runs, that the model can be measured.
 
         Raises:
-            UserError: The model has too few positions, say.
+            UserError: It cannot, for example because it has too few positions.
         """
 
     @abstractmethod

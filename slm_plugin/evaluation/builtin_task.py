@@ -1,4 +1,4 @@
-"""The lm-eval task `builtin_continuation`, made from the built-in evaluation passages."""
+"""The lm-eval task `builtin_continuation`, built from the built-in evaluation passages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAME = "builtin_continuation"
 VERSION = 1.0
 SPLITS = (1 / 3, 2 / 3)
 CHOICES = 4
-# Longer contexts make the questions easier and the run slower: every choice reads its own.
+# Longer contexts make the questions easier and the run slower.
 CONTEXT_WORDS = 40
 CONTINUATION_WORDS = 25
 SHUFFLE_SEED = 1234
@@ -24,7 +24,7 @@ _STARTS_SENTENCE = re.compile(r'"?[A-Z0-9]')
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One question: which of the choices goes on where the context ends?"""
+    """One question: which choice continues the context?"""
 
     context: str
     choices: tuple[str, ...]
@@ -32,7 +32,7 @@ class Item:
 
 
 def items(texts: Sequence[str] | None = None) -> list[Item]:
-    """Make the questions, the same ones in the same order every time.
+    """Build the questions, deterministically.
 
     A passage is split at the sentence boundary nearest to a third and to two thirds of it. The
     words that follow compete with those at the same split of three other passages, behind the last
@@ -58,7 +58,7 @@ def items(texts: Sequence[str] | None = None) -> list[Item]:
 
 
 def _split(text: str, share: float) -> tuple[str, str]:
-    """Context and continuation at the sentence boundary nearest to a share of the text."""
+    """Context and continuation, split at the sentence boundary nearest to a share of the text."""
     words = text.split()
     starts = [
         index
@@ -71,7 +71,7 @@ def _split(text: str, share: float) -> tuple[str, str]:
 
 
 def task_config() -> dict[str, Any]:
-    """The task as lm-eval's task manager takes it; the rows stay in memory."""
+    """The task for lm-eval's task manager, with the rows in memory."""
     return {
         "task": NAME,
         "custom_dataset": _dataset,
@@ -90,7 +90,7 @@ def task_config() -> dict[str, Any]:
 
 
 def _dataset(**_metadata: object) -> dict[str, Any]:
-    """Rows by split, as lm-eval asks a custom data set for them."""
+    """Rows by split, in the form of an lm-eval custom data set."""
     from datasets import Dataset
 
     return {"test": Dataset.from_list([asdict(item) for item in items()])}

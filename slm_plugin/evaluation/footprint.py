@@ -1,4 +1,4 @@
-"""How much room a model takes: parameters, weights, memory at work, cache."""
+"""Memory footprint of a model: parameters, weights, peak memory, cache."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STATUS = Path("/proc/self/status")
 
 
 class FootprintOptions(EvaluatorOptions):
-    """What the peak is measured on."""
+    """The prompt of the peak measurement."""
 
     tokens: Annotated[Count, Field(description="prompt length of the peak measurement")] = 512
 
@@ -49,22 +49,22 @@ class Footprint(Evaluator):
     Options = FootprintOptions
     options: FootprintOptions
 
-    def fit(self, session: Session) -> None:
-        """Make sure that the model has room for the prompt.
+    def check_model(self, session: Session) -> None:
+        """Check that the prompt fits the model's positions.
 
         Raises:
-            UserError: It has not.
+            UserError: It does not.
         """
         check_room(session.model, self.options.tokens, "footprint")
 
     def measure(self, session: Session) -> list[Measurement]:
-        """Count, and run one prefill.
+        """Count parameters and bytes, and run one prefill.
 
         Raises:
             UserError: The prompt exceeds the model's positions.
         """
         model, sizes = session.model, session.view.dimensions()
-        self.fit(session)
+        self.check_model(session)
         counted = "tied weights counted once"
         measurements = [
             _lower("parameters", sizes.parameters, "", counted),
@@ -78,7 +78,7 @@ class Footprint(Evaluator):
         ]
         prompt = random_prompt(session, 1, self.options.tokens)
         work = partial(_run, model, prompt)
-        # The first run brings in what is loaded lazily: weights mapped from a file, libraries.
+        # The first run loads what is lazy: weights mapped from a file, libraries.
         work()
         added = added_memory(model.device, work)
         if added is not None:
@@ -98,7 +98,7 @@ def weight_bytes(model: PreTrainedModel) -> int:
 
 
 def held_bytes(model: PreTrainedModel) -> int:
-    """Bytes of the parameters that are in memory: all but those that are read at every forward."""
+    """Bytes of the parameters in memory, without streamed ones."""
     held = (p for p in model.parameters() if not is_stub(p))
     return sum(p.numel() * p.element_size() for p in held)
 
@@ -109,7 +109,7 @@ def cache_bytes_per_token(sizes: Dimensions, dtype: torch.dtype) -> int:
 
 
 def added_memory(device: torch.device, work: Callable[[], object]) -> tuple[str, int] | None:
-    """Do a piece of work; where memory was measured, and how far above what was held it went.
+    """Run a function; returns where memory was measured, and its peak above the start.
 
     Returns:
         The place in words and bytes; None where nothing tells.
@@ -129,7 +129,7 @@ def added_memory(device: torch.device, work: Callable[[], object]) -> tuple[str,
 
 
 def _restart_peak() -> bool:
-    """Forget the greatest resident set so far, if the system lets us."""
+    """Reset the peak of the resident set, if the system allows it."""
     if not RESET.exists():
         return False
     _give_back_free_memory()
@@ -142,14 +142,14 @@ def _restart_peak() -> bool:
 
 
 def _give_back_free_memory() -> None:
-    """Let the C library return what it holds in reserve: work would fill that without a trace."""
+    """Make the C library release free memory, which would otherwise hide allocations."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def _resident(line: str) -> int:
-    """Bytes that a line of the process's status gives."""
+    """Bytes in a line of the process's status."""
     found = re.search(rf"^{line}:\s+(\d+) kB$", STATUS.read_text(), flags=re.MULTILINE)
     return 1024 * int(found[1]) if found else 0
 

@@ -1,4 +1,4 @@
-"""How fast a model reads a prompt and writes tokens after it."""
+"""Latency: speed of prefill and of greedy decoding."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ T = TypeVar("T")
 
 
 class LatencyOptions(EvaluatorOptions):
-    """What is timed, and how often."""
+    """Prompt, steps and repeats of the timing."""
 
     prompt_tokens: Annotated[Count, Field(description="tokens of the prompt")] = 128
     new_tokens: Annotated[Count, Field(description="greedy steps after the prompt")] = 32
-    batch_size: Annotated[Count, Field(description="prompts side by side")] = 1
+    batch_size: Annotated[Count, Field(description="prompts per batch")] = 1
     repeats: Annotated[Count, Field(description="timed runs; medians are reported")] = 5
     warmup: Annotated[Natural, Field(description="runs before the timed ones")] = 1
 
 
 @register_evaluator("latency")
 class Latency(Evaluator):
-    """Prefill and decode speed, timed apart.
+    """Prefill and decode speed, timed separately.
 
     Prefill is one forward pass over a random prompt that fills the key/value cache and scores the
     last position. Decode is a plain greedy loop over that cache, one token a step for each prompt,
@@ -49,11 +49,11 @@ class Latency(Evaluator):
     Options = LatencyOptions
     options: LatencyOptions
 
-    def fit(self, session: Session) -> None:
-        """Make sure that the model has room for prompt and answer.
+    def check_model(self, session: Session) -> None:
+        """Check that prompt and answer fit the model's positions.
 
         Raises:
-            UserError: It has not.
+            UserError: They do not.
         """
         check_room(session.model, self.options.prompt_tokens + self.options.new_tokens, "latency")
 
@@ -64,7 +64,7 @@ class Latency(Evaluator):
             UserError: Prompt and new tokens exceed the model's positions.
         """
         options, model = self.options, session.model
-        self.fit(session)
+        self.check_model(session)
         prompt = random_prompt(session, options.batch_size, options.prompt_tokens)
         runs = [
             time_run(model, prompt, options.new_tokens)
@@ -76,7 +76,7 @@ class Latency(Evaluator):
     def _measurements(
         self, reading: Sequence[float], writing: Sequence[float], model: PreTrainedModel
     ) -> list[Measurement]:
-        """The figures of the median run, with the standard error that the repeats leave."""
+        """Median figures, with standard errors over the repeats."""
         options = self.options
         protocol = (
             f"batch {options.batch_size}, random prompt of {options.prompt_tokens} tokens, "
@@ -110,7 +110,7 @@ class Latency(Evaluator):
 
 
 def _spread(seconds: Sequence[float]) -> float | None:
-    """Standard error of the repeats as a share of their median: a busy machine shows in it."""
+    """Standard error of the repeats as a share of their median."""
     if len(seconds) < 2:
         return None
     return stdev(seconds) / math.sqrt(len(seconds)) / median(seconds)
@@ -127,7 +127,7 @@ def time_run(model: PreTrainedModel, prompt: Tensor, steps: int) -> tuple[float,
 
 @inference_mode
 def decode(model: PreTrainedModel, token: Tensor, cache: object, steps: int) -> Tensor:
-    """Feed tokens ``(rows, 1)`` and what follows greedily; return the ``(rows, steps)`` that do."""
+    """Decode greedily from tokens ``(rows, 1)``; returns the new tokens, ``(rows, steps)``."""
     found = []
     for _ in range(steps):
         output = model(input_ids=token, past_key_values=cache, use_cache=True)
@@ -145,7 +145,7 @@ def _timed(device: torch.device, work: Callable[[], T]) -> tuple[float, T]:
 
 
 def _synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was handed; a CPU always has."""
+    """Wait until the device has finished; a no-op on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

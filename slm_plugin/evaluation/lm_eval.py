@@ -14,6 +14,7 @@ from pydantic import Field
 from slm_plugin.counts import Count, Natural, Seed
 from slm_plugin.errors import MissingExtraError, UserError
 from slm_plugin.evaluation.base import Evaluator, EvaluatorOptions, Measurement
+from slm_plugin.evaluation.isolation import isolated
 from slm_plugin.evaluation.lm_eval_sandbox import sandboxed
 from slm_plugin.evaluation.lm_eval_scores import scores
 from slm_plugin.evaluation.lm_eval_tasks import (
@@ -23,7 +24,6 @@ from slm_plugin.evaluation.lm_eval_tasks import (
     load_tasks,
     needs_lm_eval,
 )
-from slm_plugin.evaluation.quiet import guest
 from slm_plugin.extras import found_version, require
 from slm_plugin.foreign import contained
 from slm_plugin.lazy import np, torch
@@ -32,12 +32,12 @@ from slm_plugin.registry import register_evaluator
 if TYPE_CHECKING:
     from slm_plugin.session import Session
 
-# Only metrics without a closed form use this; lm-eval's own 100,000 take minutes for them.
+# For metrics without a closed-form error; lm-eval's default of 100,000 takes minutes.
 BOOTSTRAP_DRAWS = 1000
 
 
 class LmEvalOptions(EvaluatorOptions):
-    """Which tasks, on how many items."""
+    """The tasks and how to run them."""
 
     tasks: Annotated[
         tuple[str, ...],
@@ -52,7 +52,7 @@ class LmEvalOptions(EvaluatorOptions):
     num_fewshot: (
         Annotated[Natural, Field(description="shots; by default each task's own number")] | None
     ) = None
-    batch_size: Annotated[Count, Field(description="sequences side by side")] = 8
+    batch_size: Annotated[Count, Field(description="sequences per batch")] = 8
     seed: Annotated[
         Seed | None, Field(description="seed of few-shot draws; by default the run's")
     ] = None
@@ -60,7 +60,7 @@ class LmEvalOptions(EvaluatorOptions):
 
 @register_evaluator("lm_eval")
 class LmEval(Evaluator):
-    """Scores of lm-eval tasks: ``acc`` and ``acc_norm``, or what a task has instead.
+    """Scores of lm-eval tasks: ``acc`` and ``acc_norm``, or the task's own metrics.
 
     Reported is what the recipe names: a task; a group's own aggregate, or its members where it has
     none; the members of a tag. The task `builtin_continuation` needs no network and no files.
@@ -75,21 +75,21 @@ class LmEval(Evaluator):
 
     @cached_property
     def found(self) -> FoundTasks:
-        """The tasks, none of whose code has run."""
+        """The tasks, before any of their code has run."""
         require("eval", "the lm_eval evaluator")
         asked = needs_lm_eval(self.options.tasks)
-        with guest("lm_eval", logging.ERROR) if asked else nullcontext():
+        with isolated("lm_eval", logging.ERROR) if asked else nullcontext():
             return find_tasks(self.options.tasks, self.options.include_path)
 
     @cached_property
     def loaded(self) -> LoadedTasks:
         """The tasks with their data, loaded once."""
         found = self.found
-        with guest("lm_eval", logging.ERROR), sandboxed():
+        with isolated("lm_eval", logging.ERROR), sandboxed():
             return load_tasks(found)
 
     def check(self) -> None:
-        """Look the tasks up and check files of the user's own; no code of theirs runs.
+        """Look up the tasks and check the user's task files, without running their code.
 
         Raises:
             MissingExtraError: lm-eval is not installed.
@@ -126,18 +126,18 @@ class LmEval(Evaluator):
             )
         loaded, options = self.loaded, self.options
         seed = session.seed if options.seed is None else options.seed
-        with guest("lm_eval", logging.ERROR):
+        with isolated("lm_eval", logging.ERROR):
             from lm_eval.models.huggingface import HFLM
 
             loaded.set_shots(options.num_fewshot, seed)
-            # lm-eval gives a tokenizer without padding token one: a copy keeps the session's as is.
+            # lm-eval may add a padding token to the tokenizer, so it gets a copy.
             model = HFLM(
                 pretrained=session.model,
                 tokenizer=copy.deepcopy(session.tokenizer),
                 batch_size=options.batch_size,
             )
         with (
-            guest("lm_eval", logging.WARNING),
+            isolated("lm_eval", logging.WARNING),
             sandboxed(),
             contained("lm-eval cannot run these tasks", UserError),
         ):
@@ -145,7 +145,7 @@ class LmEval(Evaluator):
         return scores(results, loaded.names)
 
     def _run(self, model: Any, loaded: LoadedTasks, seed: int) -> dict[str, Any]:
-        """Evaluate, and note what `simple_evaluate` would note of the run.
+        """Evaluate, and record the same run data as `simple_evaluate`.
 
         `simple_evaluate` itself asks git and pip about the machine, which takes seconds each time
         and lets git complain on standard error.

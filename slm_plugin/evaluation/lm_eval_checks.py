@@ -1,4 +1,4 @@
-"""What a task of the user's own must not ask for, told when the recipe is read."""
+"""Checks of the user's lm-eval tasks when the recipe is read."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from slm_plugin.errors import UserError
 from slm_plugin.evaluation.lm_eval_files import FunctionName, check_function, function_names
 
-# Builders of the package datasets that read files which the task names.
+# Builders of the package datasets that read files named by the task.
 FILE_BUILDERS = ("json", "csv", "parquet", "text", "arrow", "xml", "hdf5")
 
 
 def check_config(config: dict[str, Any], file: Path, root: Path) -> None:
-    """Check a task's or group's config without running what it names.
+    """Check a task's or group's config without running its code.
 
     Args:
         config: What `read_task_file` returned.
@@ -39,11 +39,11 @@ def check_config(config: dict[str, Any], file: Path, root: Path) -> None:
 
 
 def check_code_keys(config: dict[str, Any], said: str) -> None:
-    """Refuse a task, of lm-eval's own too, that runs code which is not installed.
+    """Check that a task runs only installed code; this includes lm-eval's own tasks.
 
     Args:
         config: The task's keys; functions may be names or text.
-        said: What the message begins with.
+        said: Start of the message.
 
     Raises:
         UserError: It does.
@@ -59,7 +59,7 @@ def check_code_keys(config: dict[str, Any], said: str) -> None:
 
 
 def foreign_metric(said: str, metric: Any) -> UserError:
-    """What to say of a metric that lm-eval itself does not have."""
+    """The error about a metric that is not part of lm-eval."""
     return UserError(
         f"{said}: lm-eval has no metric '{metric}' of its own, and would fetch and run one from "
         "the Hub",
@@ -71,7 +71,7 @@ def _check_metrics(config: dict[str, Any], said: str) -> None:
     from lm_eval.api import metrics  # noqa: F401 - fills the registry
     from lm_eval.api.registry import metric_registry
 
-    # The names are the task's own where it works the figures out by itself.
+    # A task that computes its own scores may use its own names.
     for entry in _metrics(config) if config.get("process_results") is None else ():
         metric = entry.get("metric")
         if not isinstance(metric, FunctionName) and metric not in metric_registry:
@@ -89,7 +89,7 @@ def _check_data(config: dict[str, Any], file: Path) -> None:
     if settings.get("trust_remote_code"):
         raise UserError(
             f"the task file {file}: trust_remote_code would run a data set's own code",
-            hint="leave it out, and name a data set of plain files",
+            hint="remove it, and name a data set of plain files",
         )
     path = config.get("dataset_path")
     if not isinstance(path, str):
@@ -115,7 +115,7 @@ def _check_data(config: dict[str, Any], file: Path) -> None:
 
 
 def _files(found: Any) -> Iterator[str]:
-    """All names among data files: one, a list of them, or either by split."""
+    """All names in data_files: one, a list, or either by split."""
     if isinstance(found, str):
         yield found
     elif isinstance(found, dict | list):
@@ -124,7 +124,7 @@ def _files(found: Any) -> Iterator[str]:
 
 
 def _there(name: str, folder: Any) -> bool:
-    """Whether a file exists; one that is fetched, or a pattern, is left to `datasets`."""
+    """Whether a file exists; URLs and patterns are left to `datasets`."""
     if "://" in name or "::" in name or (isinstance(folder, str) and "://" in folder):
         return True
     path = Path(folder, name) if isinstance(folder, str) else Path(name)

@@ -1,4 +1,4 @@
-"""Task files of the user's own, read without running anything that they name."""
+"""Read the user's lm-eval task files without running their code."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class FunctionName:
     """A function that a task file names by ``!function``, and that lm-eval imports.
 
     Attributes:
-        name: As it is written, as ``data.load``.
-        folder: Where the task file lies.
+        name: The name as written, for example ``data.load``.
+        folder: Folder of the task file.
     """
 
     name: str
@@ -31,7 +31,7 @@ class FunctionName:
 
     @property
     def module(self) -> str:
-        """The part of the name that says which module it is in."""
+        """The module part of the name."""
         return self.name.rpartition(".")[0]
 
     def source(self) -> Path | None:
@@ -41,7 +41,7 @@ class FunctionName:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data and ``!function``; any other tag is an error."""
+    """A YAML loader for plain data and ``!function``; other tags are errors."""
 
     folder: Path
 
@@ -62,7 +62,7 @@ def read_task_file(file: Path, root: Path, reading: tuple[Path, ...] = ()) -> di
 
     Args:
         file: The file.
-        root: The folder of task files, which no included file may lie outside of.
+        root: The folder of task files; included files must be inside it.
         reading: Files that include this one.
 
     Raises:
@@ -110,7 +110,7 @@ def _mapping(file: Path, path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read the task file {file}: {error.strerror}") from error
     except RecursionError as error:
         raise UserError(f"the task file {file} is nested too deeply") from error
-    # Numbers of thousands of digits, dates that are none, keys that are lists.
+    # For example huge numbers, invalid dates, or lists as keys.
     except (ValueError, TypeError) as error:
         raise UserError(f"the task file {file}: {str(error).splitlines()[0]}") from error
     if not isinstance(config, dict):
@@ -134,18 +134,18 @@ def function_names(value: Any) -> Iterator[FunctionName]:
         if isinstance(one, FunctionName):
             yield one
         elif isinstance(one, dict | list | tuple | set) and id(one) not in seen:
-            # Aliases make a small file a huge tree, and may even close a circle.
+            # YAML aliases can make a small file a huge or cyclic tree.
             seen.add(id(one))
             waiting += [*one, *one.values()] if isinstance(one, dict) else [*one]
 
 
 def check_function(wanted: FunctionName, file: Path, root: Path) -> None:
-    """Make sure that a named function is there, and run nothing.
+    """Check that a named function exists, without running it.
 
     Args:
         wanted: The function.
         file: The task file that names it.
-        root: The folder of task files, which its code may not lie outside of.
+        root: The folder of task files; the code must be inside it.
 
     Raises:
         UserError: There is no such file or module, it has no such name, or it lies elsewhere.
@@ -197,14 +197,14 @@ def _spec(name: str, places: list[str] | None) -> ModuleSpec | None:
 
 
 class _Everything(set[str]):
-    """The names of a module that imports all of another one's."""
+    """The names of a module, including those it imports by ``*``."""
 
     def __contains__(self, name: object) -> bool:
         return True
 
 
 def _names(source: Path) -> set[str]:
-    """What a Python file defines, imports or assigns outside of functions and classes."""
+    """The names that a Python file defines at module level."""
     try:
         tree = ast.parse(source.read_bytes(), filename=str(source))
     except OSError as error:

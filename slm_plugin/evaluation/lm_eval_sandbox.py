@@ -1,4 +1,4 @@
-"""Keeping lm-eval from running code that nobody installed: in templates, and from the Hub."""
+"""Prevent lm-eval from running code from templates and from the Hub."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ class _RefusedEvaluate:
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None, target: Any = None) -> ModuleSpec | None:
-        """Refuse the package, and leave all others to the finders behind."""
+        """Raise for the package, and leave all others to the next finder."""
         if name == "evaluate":
-            raise ImportError("the package evaluate runs code from the Hub, which is not done here")
+            raise ImportError("the package evaluate runs code from the Hub, which is not allowed")
         return None
 
 
 def _refuse(*_: Any, **__: Any) -> None:
-    raise ImportError("evaluate.load runs code from the Hub, which is not done here")
+    raise ImportError("evaluate.load runs code from the Hub, which is not allowed")
 
 
 @contextmanager
 def sandboxed() -> Iterator[None]:
-    """Render templates in a sandbox, as transformers renders chat templates, and fetch no metric.
+    """Render templates in a sandbox and block metrics from the Hub.
 
-    A template of jinja reaches all of Python through the attributes of any text.
+    Outside a sandbox, a jinja template can run any Python code through attributes.
     """
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from lm_eval import utils

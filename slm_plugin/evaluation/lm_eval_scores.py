@@ -1,4 +1,4 @@
-"""What lm-eval found, as measurements."""
+"""Convert lm-eval's results to measurements."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ HEADLINE = ("acc", "acc_norm")
 
 
 def scores(results: Mapping[str, Any], names: Sequence[str]) -> list[Measurement]:
-    """Scores of the tasks and groups that were asked for.
+    """Scores of the requested tasks and groups.
 
-    A group stands for itself where it aggregates, else for its members. A task gives ``acc`` and
+    A group with aggregates is one entry; otherwise its members are listed. A task gives ``acc`` and
     ``acc_norm`` if it has one of them, else every metric that it has.
 
     Args:

@@ -1,4 +1,4 @@
-"""Finding lm-eval tasks without running any code of theirs, and loading them when they are run."""
+"""Find lm-eval tasks without running their code, and load them for a run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from slm_plugin.progress import say
 
 @dataclass(frozen=True, slots=True)
 class FoundTasks:
-    """Tasks that exist and were checked, none of whose code has run.
+    """Tasks that exist and were checked, before any of their code has run.
 
     Attributes:
         manager: lm-eval's task manager, whose index knows them; None where all are built in.
-        names: What the recipe names, each once.
-        code: Python files and installed modules that loading them runs, beside lm-eval's own.
+        names: The names in the recipe, without duplicates.
+        code: Python files and installed modules that run on loading, besides lm-eval's own.
     """
 
     manager: Any
@@ -36,15 +36,15 @@ class LoadedTasks:
     """Tasks with their data.
 
     Attributes:
-        found: What lm-eval's task manager makes of them, as ``lm_eval.evaluate`` takes it.
-        names: Tasks and groups in the order of the recipe, the members of a tag in its place.
+        found: The objects of lm-eval's task manager, for ``lm_eval.evaluate``.
+        names: Tasks and groups in the order of the recipe, with tags replaced by their members.
     """
 
     found: dict[str, Any]
     names: tuple[str, ...]
 
     def set_shots(self, shots: int | None, seed: int) -> None:
-        """Fix the number of few-shot examples, and how they are drawn.
+        """Set the number of few-shot examples and the seed of their draw.
 
         As in lm-eval's command, a task that insists on none keeps to that.
 
@@ -65,7 +65,7 @@ def needs_lm_eval(names: Sequence[str]) -> bool:
 
 
 def find_tasks(names: Sequence[str], include_path: str | None) -> FoundTasks:
-    """Find tasks, groups and tags by name, and check the files of the user's own.
+    """Find tasks, groups and tags by name, and check the user's files.
 
     Raises:
         UserError: The folder is missing, a name is unknown, or a file is wrong.
@@ -92,13 +92,13 @@ def find_tasks(names: Sequence[str], include_path: str | None) -> FoundTasks:
 
 
 def load_tasks(wanted: FoundTasks) -> LoadedTasks:
-    """Load tasks with their data. This runs the code that they name, and says so before.
+    """Load tasks with their data. This runs their code, after a message.
 
     Raises:
         UserError: A task cannot be loaded, or two names bring the same task.
     """
     for place in wanted.code:
-        say(f"lm_eval: the task code of {place} is run")
+        say(f"lm_eval: running the task code of {place}")
     manager = wanted.manager or _manager(wanted.names, None)
     roots: list[Any] = []
     for name in wanted.names:
@@ -116,7 +116,7 @@ def load_tasks(wanted: FoundTasks) -> LoadedTasks:
 
 
 def _refuse_missing_metrics(name: str, task: Any) -> None:
-    """A metric that was not fetched is None there, and would fail when all answers are in."""
+    """Check that no metric is None: it was not fetched, and would fail after the evaluation."""
     if getattr(task.config, "process_results", None) is None:
         for metric, function in getattr(task, "_metric_fn_list", {}).items():
             if function is None:
@@ -124,7 +124,7 @@ def _refuse_missing_metrics(name: str, task: Any) -> None:
 
 
 def _manager(names: Sequence[str], include_path: str | None) -> Any:
-    """The smallest index that knows all names: lm-eval's own 14,000 tasks take half a minute."""
+    """The smallest index with all names; lm-eval's 14,000 tasks take half a minute to index."""
     from lm_eval.tasks import TaskManager
 
     wanted = [name for name in names if name != builtin_task.NAME]
@@ -149,7 +149,7 @@ def _manager(names: Sequence[str], include_path: str | None) -> Any:
 
 
 def _unreadable(include_path: str | None) -> Iterator[str]:
-    """Files that lm-eval's index leaves out without a word: an unknown name may be in one."""
+    """Files that lm-eval's index skips silently; an unknown name may be in one."""
     if include_path is None:
         return
     for file in sorted(Path(include_path).rglob("*.yaml")):
@@ -160,7 +160,7 @@ def _unreadable(include_path: str | None) -> Iterator[str]:
 
 
 def _complete(manager: Any, name: str, seen: set[str]) -> bool:
-    """Whether an index knows a name and all that it brings in."""
+    """Whether an index has a name and all its members."""
     entry = manager.task_index.get(name)
     if entry is None:
         return False
@@ -171,10 +171,10 @@ def _complete(manager: Any, name: str, seen: set[str]) -> bool:
 
 
 def _entries(manager: Any, names: Iterable[str]) -> Iterator[Any]:
-    """The index's entries of names and of all that they bring in.
+    """The index's entries of names and of all their members.
 
     Raises:
-        UserError: A group brings itself in or names something that is unknown, or two of the names
+        UserError: A group includes itself or names something that is unknown, or two of the names
             bring in the same task.
     """
     bringing: dict[str, str] = {}
@@ -186,7 +186,7 @@ def _entries(manager: Any, names: Iterable[str]) -> Iterator[Any]:
             if alone and bringing.setdefault(entry.name, name) != name:
                 raise UserError(
                     f"lm_eval cannot run '{bringing[entry.name]}' and '{name}' together: both "
-                    f"bring the task '{entry.name}'",
+                    f"include the task '{entry.name}'",
                     hint="name a task once, alone or through its group",
                 )
             yield entry
@@ -197,7 +197,7 @@ class _Member:
     """A name inside a group.
 
     Attributes:
-        inline: It has keys of its own, and so is a task even when nothing else knows it.
+        inline: It has keys of its own, so it is a task even if the index lacks it.
     """
 
     name: str
@@ -205,9 +205,9 @@ class _Member:
 
 
 def _walk(manager: Any, member: _Member, groups: tuple[str, ...], seen: set[str]) -> Iterator[Any]:
-    """The entry of a name and all below it, each once; ``groups`` are those around it."""
+    """The entry of a name and all its members, without duplicates; ``groups`` contain it."""
     if member.name in groups:
-        raise UserError(f"the lm-eval group '{member.name}' brings itself in")
+        raise UserError(f"the lm-eval group '{member.name}' includes itself")
     if member.name in seen:
         return
     seen.add(member.name)
@@ -224,7 +224,7 @@ def _walk(manager: Any, member: _Member, groups: tuple[str, ...], seen: set[str]
 
 
 def _members(entry: Any) -> Iterator[_Member]:
-    """What a group or tag of the index brings in; nothing for a task."""
+    """The members of a group or tag of the index; empty for a task."""
     if entry.cfg is None:
         yield from (_Member(name, inline=False) for name in sorted(entry.tags))
     else:
@@ -256,7 +256,7 @@ def _listed(config: dict[str, Any]) -> Iterator[_Member]:
 def _load(manager: Any, name: str) -> list[Any]:
     """lm-eval's task or group of a name, or the tasks of a tag.
 
-    Whatever a task's own code or data source raises ends up here, hence the broad catch.
+    The task's own code and data source may raise anything, hence the broad catch.
     """
     spec = builtin_task.task_config() if name == builtin_task.NAME else name
     hint = "see the task's own documentation; stock tasks fetch their data from the Hub"

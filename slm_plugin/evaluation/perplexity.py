@@ -1,4 +1,4 @@
-"""Perplexity of a text, by the protocol that pruning papers print."""
+"""Perplexity of a text, by the protocol of pruning papers."""
 
 from __future__ import annotations
 
@@ -41,24 +41,24 @@ LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 
 class PerplexityOptions(EvaluatorOptions, TextSource):
-    """Which text, cut into which pieces."""
+    """The text and how it is split."""
 
     length: Annotated[
-        int, Field(ge=2, le=MOST, description="tokens of a piece; papers use 128 or 2048")
+        int, Field(ge=2, le=MOST, description="tokens per piece; papers use 128 or 2048")
     ] = 2048
     limit: Annotated[Count, Field(description="use only the first pieces")] | None = None
     join: Annotated[
         Literal["rows", "none"],
         Field(
             description="rows: the rows of the text joined by two newlines, as published; "
-            "none: a .txt file as it is"
+            "none: a .txt file unchanged"
         ),
     ] = "rows"
 
     @model_validator(mode="after")
     def _only_a_file_is_whole(self) -> Self:
         if self.join == "none" and not self.source.lower().endswith(".txt"):
-            raise ValueError("`join: none` takes a .txt file as it is; leave `join` out")
+            raise ValueError("`join: none` is only for .txt files; remove `join`")
         return self
 
 
@@ -92,11 +92,11 @@ class Perplexity(Evaluator):
         return read_whole(self.options.source)
 
     def check(self) -> None:
-        """Read a local text, or make sure that datasets can be read.
+        """Read a local text, or check that datasets can be read.
 
         Raises:
             CalibrationError: The file is missing, malformed or holds no text.
-            MissingExtraError: A dataset is asked for and `datasets` is not installed.
+            MissingExtraError: A dataset is named and `datasets` is not installed.
         """
         try:
             check_source(self.options.source)
@@ -106,11 +106,11 @@ class Perplexity(Evaluator):
             error.option = "source"
             raise
 
-    def fit(self, session: Session) -> None:
-        """Make sure that the model has room for one piece.
+    def check_model(self, session: Session) -> None:
+        """Check that a piece fits the model's positions.
 
         Raises:
-            UserError: It has not.
+            UserError: It does not.
         """
         check_room(session.model, self.options.length, "a piece of the perplexity text")
 
@@ -122,7 +122,7 @@ class Perplexity(Evaluator):
             NumericalError: The model produces NaN or infinity.
             UserError: A piece is longer than the model's positions.
         """
-        self.fit(session)
+        self.check_model(session)
         if session.tokenizer is None:
             raise CalibrationError(
                 "perplexity needs a tokenizer and the session has none",
@@ -134,7 +134,7 @@ class Perplexity(Evaluator):
         return [
             Measurement(
                 name=f"perplexity {self._stem()} {self.options.length}",
-                # A ruined model can be beyond float64; that is a result, not a failure.
+                # A diverged model can overflow float64; infinity is a valid result.
                 value=math.exp(mean) if mean < LARGEST_EXPONENT else math.inf,
                 protocol=self._protocol(pieces, special),
                 better="lower",
@@ -160,9 +160,9 @@ class Perplexity(Evaluator):
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Tensor, int]:
-    """Token ids ``(tokens,)`` of a text, and how many special tokens stand before it.
+    """Token ids ``(tokens,)`` of a text, and the number of special tokens before it.
 
-    Special tokens that the tokenizer would put behind the text are left out: the text goes on.
+    Special tokens after the text are removed, because the pieces are continuous text.
     """
     encoded = tokenizer(text, return_special_tokens_mask=True, verbose=False)
     ids, added = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
@@ -192,7 +192,7 @@ def cut(tokens: Tensor, length: int, limit: int | None) -> Tensor:
 
 @inference_mode
 def negative_log_likelihood(view: DecoderView, pieces: Tensor) -> float:
-    """Cross entropy of ``(pieces, length)`` token ids, in nats, summed over shifted positions.
+    """Cross-entropy of ``(pieces, length)`` token ids, in nats, summed over shifted positions.
 
     Raises:
         NumericalError: The model produces NaN or infinity.

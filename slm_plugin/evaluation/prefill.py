@@ -1,4 +1,4 @@
-"""The forward pass that latency and footprint both measure, and whether a model has room for it."""
+"""The prefill pass that latency and footprint measure, and a check of its length."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_room(model: PreTrainedModel, positions: int, wanted_by: str) -> None:
-    """Make sure that a sequence fits into the model's positions.
+    """Check that a sequence fits the model's positions.
 
     Raises:
         UserError: It does not.
@@ -25,7 +25,7 @@ def check_room(model: PreTrainedModel, positions: int, wanted_by: str) -> None:
     if room is not None and positions > room:
         raise UserError(
             f"{wanted_by} needs {positions} positions and the model has {room}",
-            hint=f"ask for {room} tokens at most",
+            hint=f"request at most {room} tokens",
         )
 
 
@@ -37,6 +37,6 @@ def random_prompt(session: Session, rows: int, tokens: int) -> Tensor:
 
 
 def prefill(model: PreTrainedModel, prompt: Tensor) -> CausalLMOutputWithPast:
-    """Run a prompt ``(rows, tokens)`` as generation does: fill a cache, score the last position."""
+    """Run a prompt ``(rows, tokens)`` like generation: fill a cache, score the last position."""
     output: CausalLMOutputWithPast = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
     return output

@@ -20,7 +20,7 @@ from slm_plugin.errors import (
     UnsupportedModelError,
     VerificationError,
 )
-from slm_plugin.evaluation.quiet import guest
+from slm_plugin.evaluation.isolation import isolated
 from slm_plugin.export.base import Check, Exporter, ExporterOptions, ExportRecord
 from slm_plugin.export.layerwise import LOGITS, save_streamed, streamed_reference
 from slm_plugin.export.parity import (
@@ -140,7 +140,7 @@ def save_checkpoint(session: Session, folder: Path, *, max_shard_size: str = "5G
             hint="export `onnx`, or repair by `fold_linear` or `refit`",
         )
     try:
-        with guest("transformers", logging.ERROR), _clean_config(session) as generation:
+        with isolated("transformers", logging.ERROR), _clean_config(session) as generation:
             if is_streamed(model):
                 save_streamed(model, folder, max_shard_size=max_shard_size)
             else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from pydantic import Field
 
 from slm_plugin.errors import SlmError
-from slm_plugin.evaluation.quiet import guest
+from slm_plugin.evaluation.isolation import isolated
 from slm_plugin.export.base import Check, Exporter, ExporterOptions, ExportRecord
 from slm_plugin.export.checkpoint import save_checkpoint
 from slm_plugin.export.ort_heads import load_ort_model, require_onnx
@@ -197,8 +197,8 @@ def _checkpoint(session: Session, output: Path) -> Iterator[Path]:
 def _quiet_optimum() -> Iterator[None]:
     """Keep back what tracing says on the way: the parity check is the judge."""
     with ExitStack() as stack:
-        stack.enter_context(guest("optimum", logging.ERROR))
-        stack.enter_context(guest("transformers", logging.ERROR))
+        stack.enter_context(isolated("optimum", logging.ERROR))
+        stack.enter_context(isolated("transformers", logging.ERROR))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         yield

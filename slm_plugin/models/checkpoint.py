@@ -1,4 +1,4 @@
-"""A checkpoint folder, judged as a whole before any of its weights is read."""
+"""Check a checkpoint folder completely before any weight is read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-# Stored tensors that follow from others, and how each is proved to:
+# Redundant stored tensors, and why each is redundant:
 # - rotary frequencies, which old releases stored in each layer, follow from the config;
 # - a head beside tied embeddings is the embedding.
 FREQUENCIES = re.compile(r"model\.(layers\.([0-9]+)\.self_attn\.)?rotary_emb\.inv_freq")
@@ -30,11 +30,11 @@ _LAYER = re.compile(r"model\.layers\.([0-9]{1,9})\.")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What lies in a folder.
+    """The contents of a checkpoint folder.
 
     Attributes:
         folder: The folder.
-        name: How messages name it.
+        name: Its name in messages.
         configuration: Its config.
         stored: Its tensors by name.
     """
@@ -46,7 +46,7 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: Path, name: str | None = None) -> Checkpoint:
-    """Judge config and file headers; no weight is read and no module built.
+    """Check config and file headers; no weight is read and no module built.
 
     Raises:
         ModelSourceError: The folder is not one complete, plain checkpoint.
@@ -89,7 +89,7 @@ def check_parameters(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
 
 
 def check_frequencies(checkpoint: Checkpoint, computed: Tensor) -> None:
-    """Stored rotary frequencies are those that the config gives, or its unscaled ones.
+    """Check stored rotary frequencies against the config's, scaled or unscaled.
 
     Raises:
         ModelSourceError: They are others, or the config's are not finite.
@@ -123,7 +123,7 @@ def _base(checkpoint: Checkpoint) -> float:
 
 
 def _check_names(checkpoint: Checkpoint) -> None:
-    """Weights under the names of another class are told apart from weights that are missing."""
+    """Report weights saved from another class, instead of missing weights."""
     stored, name = checkpoint.stored, checkpoint.name
     if EMBEDDING in stored:
         return
@@ -144,7 +144,7 @@ def _check_names(checkpoint: Checkpoint) -> None:
 
 
 def _check_sizes(checkpoint: Checkpoint) -> None:
-    """Sizes that decide how much is built are those of the files, before anything is built."""
+    """Check the config's sizes against the files before any module is built."""
     config, name = checkpoint.configuration.config, checkpoint.name
     _check_layers(checkpoint)
     for full, fields in (
@@ -164,7 +164,7 @@ def _check_sizes(checkpoint: Checkpoint) -> None:
 
 
 def _check_layers(checkpoint: Checkpoint) -> None:
-    """As many layers as the config says, before that many are built."""
+    """Check the number of layers before any is built."""
     name, count = checkpoint.name, int(checkpoint.configuration.config.num_hidden_layers)
     layers = {int(place[1]) for full in checkpoint.stored if (place := _LAYER.match(full))}
     there = max(layers, default=-1) + 1
@@ -185,7 +185,7 @@ def _check_layers(checkpoint: Checkpoint) -> None:
 
 
 def _check_heads(checkpoint: Checkpoint) -> None:
-    """Head counts multiply to the stored rows; absurd ones never reach a module."""
+    """Check head counts against the stored rows before any module is built."""
     config: Any = checkpoint.configuration.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     for projection, field in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):

@@ -1,7 +1,7 @@
-"""One rule for every source of weights: all that is stored is used, all that is wanted is stored.
+"""Completeness check of weights: every stored tensor is used, every parameter is stored.
 
-No library decides what a missing or a surplus tensor means: versions of transformers differ, and
-each of them leaves tensors out or makes them up with at most a warning.
+The check does not rely on transformers, whose versions ignore surplus tensors or initialise missing
+ones with at most a warning.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def check_complete(
     """Compare the tensors of a source with the parameters of its model, by name and shape.
 
     Args:
-        source: How messages name the source.
+        source: Name of the source in messages.
         stored: Names and shapes of the tensors that the source holds.
         wanted: Names and shapes of the parameters that the model has.
         redundant: Stored names that a reader knows to follow from other data; none is wanted.
@@ -37,7 +37,7 @@ def check_complete(
     misshapen = sorted(n for n in wanted.keys() & stored.keys() if stored[n] != wanted[n])
     said = []
     if lost:
-        said.append(f"lacks {_counted(len(lost), 'weight')} that its config asks for: {some(lost)}")
+        said.append(f"lacks {_counted(len(lost), 'weight')} that its config requires: {some(lost)}")
     if idle:
         said.append(
             f"holds {_counted(len(idle), 'weight')} that its config does not account for: "

@@ -1,4 +1,4 @@
-"""What the fields of ``config.json`` may hold, judged before a library sees them.
+"""Check the fields of ``config.json`` before a library reads them.
 
 Versions of transformers check different fields, by different rules, some not at all: a string for
 a size can surface as a TypeError deep inside a module, a zero as a division in a forward pass.
@@ -96,7 +96,7 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 def check_fields(config: Mapping[str, Any], where: Where) -> None:
-    """Judge sizes, numbers and switches, each by itself and together.
+    """Check sizes, numbers and switches, individually and together.
 
     Raises:
         ModelSourceError: A field is missing, of the wrong type or out of range, or two fields

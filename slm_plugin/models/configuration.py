@@ -1,4 +1,4 @@
-"""``config.json`` judged and mended before any weight is fetched and any module is built."""
+"""Check ``config.json`` and adapt it to the installed transformers, before weights are fetched."""
 
 from __future__ import annotations
 
@@ -98,12 +98,12 @@ FORMATS = ("float32", "bfloat16", "float16", "float64")
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """What a ``config.json`` says.
+    """The content of a ``config.json``.
 
     Attributes:
         architecture: Class of the model.
         config: Its config, with neither code nor generation settings.
-        generation: Generation settings that stood in it.
+        generation: Generation settings that were in it.
     """
 
     architecture: str
@@ -112,10 +112,10 @@ class Configuration:
 
 
 def read_configuration(file: Path) -> Configuration:
-    """Read a ``config.json``, judge it and mend it for the installed transformers.
+    """Read a ``config.json``, check it and adapt it to the installed transformers.
 
     Raises:
-        ModelSourceError: It is malformed, contradicts itself, or tells of quantised weights.
+        ModelSourceError: It is malformed, contradicts itself, or describes quantised weights.
         UnsupportedModelError: Its architecture is not supported.
     """
     content = read_object(file)
@@ -132,7 +132,7 @@ def read_configuration(file: Path) -> Configuration:
     kept |= {name: float(kept[name]) for name in FRACTIONS if name in kept}
     kept |= {"architectures": [architecture], "dtype": _number_format(content, where)}
     if scaling is not None:
-        # It stands in the scaling now, and beside it where it must.
+        # The value is now in the scaling, and beside it where needed.
         kept.pop(ORIGINAL, None)
     kept |= rope_fields(base, scaling, four=transformers.__version__.startswith("4."))
     with reading(f"transformers {transformers.__version__} does not take {file}"):
@@ -174,7 +174,7 @@ def _refuse_quantised(content: Mapping[str, Any], where: Where) -> None:
 
 
 def _refuse_clobbering(content: Mapping[str, Any], config_class: type, where: Where) -> None:
-    """Refuse fields that would replace a method of the config: it sets whatever it is given."""
+    """Check that no field would replace a method of the config class, which sets any attribute."""
     known = set(inspect.signature(config_class).parameters)
     if dataclasses.is_dataclass(config_class):
         known |= {field.name for field in dataclasses.fields(config_class)}

@@ -1,4 +1,4 @@
-"""What names a model: its architecture, number format and a hash over all weights."""
+"""Fingerprint of a model: architecture, number format and a hash over all weights."""
 
 from __future__ import annotations
 

@@ -16,14 +16,14 @@ POSITIONS = 256
 
 
 def logits_of(head: nn.Linear, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield stretches of positions with their logits in float32.
+    """Yield slices of positions with their logits in float32.
 
     Args:
         head: The language-modelling head.
-        hidden: Hidden states behind the final norm, ``(positions, hidden)``.
+        hidden: Hidden states after the final norm, ``(positions, hidden)``.
 
     Yields:
-        A slice of the positions, and its logits, ``(stretch, vocabulary)``.
+        A slice of the positions, and its logits, ``(slice, vocabulary)``.
     """
     with held(head):
         for start in range(0, len(hidden), POSITIONS):
@@ -32,11 +32,11 @@ def logits_of(head: nn.Linear, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]
 
 
 def next_token_losses(head: nn.Linear, hidden: Tensor, tokens: Tensor) -> Tensor:
-    """Cross entropy of every token but the first of each sample, given those before it.
+    """Cross-entropy of every token but the first of each sample, given those before it.
 
     Args:
         head: The language-modelling head.
-        hidden: Hidden states behind the final norm, ``(samples, length, hidden)``.
+        hidden: Hidden states after the final norm, ``(samples, length, hidden)``.
         tokens: Token ids, ``(samples, length)``.
 
     Returns:

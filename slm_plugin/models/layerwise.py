@@ -1,7 +1,7 @@
 """Build a model from a checkpoint's files: whole, or with layers that are read one at a time.
 
-One reader for both, so that nothing depends on which of them was asked for, nor on what a release
-of transformers does about tensors that are missing, surplus or misshapen.
+Both use one reader, so that results do not depend on the mode, nor on how a release of transformers
+treats missing, surplus or misshapen tensors.
 
 The disk offload of transformers and accelerate is not used: it keeps weights under the names of
 the modules that own them, so a merged layer, which has one layer's norms and another's
@@ -34,7 +34,7 @@ def build(
     """The model of a checkpoint, in evaluation mode.
 
     Args:
-        checkpoint: What `read_checkpoint` found.
+        checkpoint: The result of `read_checkpoint`.
         dtype: Number format in memory; ``auto`` takes the checkpoint's.
         device: Where the layers run.
         streamed: Keep embedding and final norm in memory, and stream the layers and an untied
@@ -97,7 +97,7 @@ def _number_format(dtype: str, config: PretrainedConfig, checkpoint: Checkpoint)
 def _fill(
     model: PreTrainedModel, checkpoint: Checkpoint, streamed: set[int], device: torch.device
 ) -> None:
-    """Give every parameter its place in the files, or its values."""
+    """Set the values of every parameter, or its position in the files."""
     tied = HEAD if model.config.tie_word_embeddings else None
     for prefix, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):

@@ -16,7 +16,7 @@ from slm_plugin.models.checkpoint import read_checkpoint
 from slm_plugin.models.gguf import is_gguf, read_gguf
 from slm_plugin.models.hub import fetched
 from slm_plugin.models.layerwise import build
-from slm_plugin.models.placement import outgrows, places, settle
+from slm_plugin.models.placement import outgrows, place_layers, places
 from slm_plugin.models.streaming import is_streamed, values
 from slm_plugin.models.tokenizer import read_tokenizer
 from slm_plugin.models.view import DecoderView
@@ -179,7 +179,7 @@ def _from_files(
     spread = source.memory == "whole" and source.device == "auto" and outgrows(device, checkpoint)
     model = build(checkpoint, source.dtype, device, streamed=source.memory == "layerwise" or spread)
     if spread:
-        settle(model, places(model))
+        place_layers(model, places(model))
     return model, tokenizer
 
 

@@ -1,9 +1,9 @@
-"""Linear maps of the residual stream between layers, which no stock model class holds.
+"""Operators: linear residual-stream maps between layers, which no stock model class has.
 
-The skip connection carries the stream past all weights of a layer, so that a matrix which
-multiplies the stream itself folds into none of them. It becomes a module of its own, at the end of
-the layer before it, or of the embedding. In memory such a model runs, generates and is measured
-like any other; of what is written, a traced graph holds the operators and a checkpoint does not.
+Because of the skip connection, a matrix that multiplies the residual stream cannot be folded into
+the weights of a layer. It becomes a separate module at the end of the preceding layer, or of the
+embedding. In memory such a model runs, generates and is measured like any other. A traced graph
+stores the operators; a checkpoint cannot.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ NAME = "stream_operator"
 
 
 def put_operator(module: nn.Module, matrix: Tensor) -> None:
-    """Multiply what a module gives by a matrix from now on.
+    """Multiply the output of a module by a matrix.
 
     Args:
         module: A decoder layer, or the embedding; changed in place.
-        matrix: ``(hidden, hidden)``; states are rows and stand to the left of it. It takes the
-            device and the number format of the module.
+        matrix: ``(hidden, hidden)``; states are rows to its left. It gets the device and
+            the number format of the module.
 
     Raises:
         ValueError: The module has an operator already.
@@ -44,7 +44,7 @@ def put_operator(module: nn.Module, matrix: Tensor) -> None:
 
 
 def operators(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """All operators of a model, by the path of the module that each one ends."""
+    """All operators of a model, by the path of their module."""
     return {
         path.removesuffix(f".{NAME}"): module
         for path, module in model.named_modules()
@@ -53,7 +53,7 @@ def operators(model: PreTrainedModel) -> dict[str, nn.Linear]:
 
 
 def own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The named parameters of a layer, without those of an operator behind it."""
+    """The named parameters of a layer, without those of its operator."""
     for name, parameter in module.named_parameters():
         if not name.startswith(f"{NAME}."):
             yield name, parameter
@@ -61,7 +61,7 @@ def own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 @contextmanager
 def without_operators(model: PreTrainedModel) -> Iterator[None]:
-    """Take the operators off for a while: what is left is of the stock class."""
+    """Remove the operators during a block, so that the model has only stock modules."""
     taken = [(model.get_submodule(path), linear) for path, linear in operators(model).items()]
     for module, _ in taken:
         delattr(module, NAME)

@@ -1,8 +1,8 @@
-"""Spread a model that one GPU cannot hold over what there is: other GPUs, memory, disk.
+"""Place a model that exceeds one GPU on other GPUs, memory and disk.
 
-accelerate decides what lies where. Everything runs on the first GPU; a layer that lies elsewhere
-is a streamed one whose source is that place. accelerate's own dispatch would tie weights to the
-modules that they were loaded into, which merged layers outlive.
+accelerate computes the device map. All layers run on the first GPU; a layer placed elsewhere is
+streamed from there. accelerate's own dispatch is not used, because it ties weights to their
+original modules, and merged layers have others.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from slm_plugin.models.checkpoint import Checkpoint
 
-# Share of a GPU's free memory that weights may take; the rest is for what passes through them.
+# Share of a GPU's free memory that weights may take; the rest is for activations.
 ROOM = 0.8
 
 
@@ -39,12 +39,12 @@ class Kept:
         return tuple(self.tensor.shape)
 
     def read(self) -> Tensor:
-        """The tensor itself; whoever runs with it copies it to where it is needed."""
+        """The tensor itself; a forward pass copies it to its device."""
         return self.tensor
 
 
 def outgrows(device: torch.device, checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint's weights are more than a GPU has room for."""
+    """Whether a checkpoint's weights exceed a GPU's memory."""
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)
@@ -54,11 +54,11 @@ def outgrows(device: torch.device, checkpoint: Checkpoint) -> bool:
 def places(
     model: PreTrainedModel, max_memory: Mapping[int | str, int] | None = None
 ) -> dict[str, Any]:
-    """Where accelerate would put the parts of a model: GPU numbers, ``cpu`` or ``disk``.
+    """Accelerate's device map of a model: GPU numbers, ``cpu`` or ``disk``.
 
     Args:
         model: A streamed model.
-        max_memory: Bytes by device; by default what is free.
+        max_memory: Bytes by device; by default the free memory.
 
     Raises:
         MissingExtraError: accelerate is not installed.
@@ -75,14 +75,14 @@ def places(
     return found
 
 
-def settle(model: PreTrainedModel, where: Mapping[str, Any]) -> None:
-    """Put the layers of a streamed model in their places; what is for the disk stays there.
+def place_layers(model: PreTrainedModel, where: Mapping[str, Any]) -> None:
+    """Move the layers of a streamed model to their devices; layers on disk stay there.
 
     Args:
         model: The model, changed in place.
-        where: What `places` found.
+        where: The device map from `places`.
     """
-    # By the parameter: unlike what a recipe names, its device has a number.
+    # The parameter's device has a number, which the recipe's may lack.
     home = DecoderView.of(model).embedding.weight.device
     for full, parameter in list(model.named_parameters()):
         place = _place(full, where)
@@ -100,7 +100,7 @@ def settle(model: PreTrainedModel, where: Mapping[str, Any]) -> None:
 
 
 def _place(name: str, where: Mapping[str, Any]) -> Any:
-    """The device of the longest part of a parameter's name that has one."""
+    """The device of the longest prefix of a parameter's name in the device map."""
     parts = name.split(".")
     prefixes = (".".join(parts[:end]) for end in range(len(parts), -1, -1))
     return next((where[prefix] for prefix in prefixes if prefix in where), "disk")

@@ -1,4 +1,4 @@
-"""Settings of the whole process that a component may use but not leave changed."""
+"""Process-wide settings that a component may change only temporarily."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from slm_plugin.lazy import np, torch
 
-# What a setting is called, how it is read and how it is set.
+# Name, getter and setter of every setting.
 _SETTINGS: tuple[tuple[str, Callable[[], Any], Callable[[Any], Any]], ...] = (
     (
         "gradients on or off",
@@ -54,21 +54,21 @@ _SETTINGS: tuple[tuple[str, Callable[[], Any], Callable[[Any], Any]], ...] = (
 
 @contextmanager
 def same_process(seed: int, device: torch.device) -> Iterator[list[str]]:
-    """Run something from the same start each time, and leave the process as it was.
+    """Run a block reproducibly, and restore the process's settings afterwards.
 
-    All random generators start from the seed, gradients are on and inference mode is off; what was
-    there before comes back afterwards.
+    All random generators are seeded, gradients are enabled and inference mode is off. The former
+    settings are restored at the end.
 
     Args:
-        seed: Where the random generators start.
+        seed: Seed of the random generators.
         device: Device of the model.
 
     Yields:
-        A list that holds, afterwards, which settings had been left changed.
+        A list that afterwards names the settings that had been left changed.
     """
     put_back: list[str] = []
     with ExitStack() as stack:
-        # A generator's state cannot be told from one that was merely used: it comes back unsaid.
+        # Use of a generator is not a change to report; its state is restored silently.
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())

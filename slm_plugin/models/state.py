@@ -1,8 +1,7 @@
-"""Everything about a model that a component must leave as it is, cheaply noted and compared.
+"""The state of a model that a component must not change, recorded and compared cheaply.
 
-Parameters keep version counters, but writes through ``.data`` or NumPy pass them by. The bits
-themselves are summed up instead: a pass over the memory, on the device, which takes about half
-of the time of the SHA-256 that a fingerprint is.
+Version counters of parameters miss writes through ``.data`` or NumPy. A checksum over the bits is
+computed instead: one pass over the memory, on the device, in about half the time of a SHA-256.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-# What kind of fact, and whose: ("weight", "model.norm.weight").
+# Kind and name of a fact: ("weight", "model.norm.weight").
 Key = tuple[str, str]
 State = dict[Key, object]
 WEIGHT = "weight"
-# Rotary embeddings of these kinds rewrite their frequencies at every forward, by its length.
+# Rotary embeddings of these kinds update their frequencies at every forward pass.
 MOVING_ROPE = ("dynamic", "longrope")
 HOOKS = (
     "_forward_pre_hooks",
@@ -36,18 +35,18 @@ HOOKS = (
     "_load_state_dict_post_hooks",
     "_post_accumulate_grad_hooks",
 )
-# Words that a checksum takes at a time (2 MB): what is computed on the way stays in the cache.
+# Words per chunk of the checksum (2 MB), so that intermediate results stay in the CPU cache.
 _CHUNK, _WIDTH = 2**18, 2**10
 _ODD = 0x1E3779B97F4A7C15
 
 
 @no_grad
 def checksum(tensor: Tensor) -> int:
-    """64 bits that change with the words of a tensor and with their places.
+    """A 64-bit checksum of the words of a tensor and their positions.
 
-    Every word is multiplied and mixed, so that changes of sign do not cancel; sums over rows and
-    columns then enter with a weight of their own each, odd for the one and even for the other. Of
-    changes by accident about one in 2^64 stays unseen; it is no defence against forgery.
+    Every word is multiplied and mixed, so that changes of sign do not cancel. Sums over rows and
+    columns are then combined with different weights, odd and even. About one in 2^64 accidental
+    changes is missed; the checksum does not detect forgery.
 
     Args:
         tensor: Of any shape and number format, in memory.
@@ -58,7 +57,7 @@ def checksum(tensor: Tensor) -> int:
     whole = flat.numel() // 8 * 8
     words = flat[:whole].view(torch.int64)
     total = _weighted(flat[whole:].to(torch.int64) + 1, 3)
-    # Two buffers for all chunks: fresh ones would cost more than the arithmetic.
+    # Two buffers for all chunks, because allocation would cost more than the arithmetic.
     buffers = words.new_empty(2, min(len(words), _CHUNK))
     for number, chunk in enumerate(torch.split(words, _CHUNK)):
         mixed, shifted = buffers[:, : len(chunk)]
@@ -72,16 +71,16 @@ def checksum(tensor: Tensor) -> int:
 
 
 def _weighted(sums: Tensor, start: int) -> Tensor:
-    """The sum with an odd weight for every place; it wraps at 64 bits."""
+    """The sum with an odd weight per position, modulo 2^64."""
     places = torch.arange(start, start + len(sums), device=sums.device)
     weights = places * _ODD
     return (sums * ((weights ^ (weights >> 31)) | 1)).sum()
 
 
 def weights_of(model: nn.Module) -> State:
-    """What stands for the values of every parameter; tied ones stand for one.
+    """The checksum of every parameter, tied ones once.
 
-    A streamed parameter stands for its source: files do not change, and are not read for this.
+    A streamed parameter is represented by its source, because files do not change.
     """
     return {(WEIGHT, name): _value(p) for name, p in model.named_parameters()}
 
@@ -100,14 +99,13 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def state_of(model: PreTrainedModel) -> State:
     """Weights, layout, modules, hooks and configuration of a model.
 
-    Modes of training, gradients and their flags are no part of it: those can be put back, and
-    `kept_trainability` does.
+    Training mode, gradients and their flags are not included: `kept_trainability` restores them.
     """
     return {**weights_of(model), **_layout(model), **_modules(model), **_settings(model)}
 
 
 def changes(before: Mapping[Key, object], after: Mapping[Key, object]) -> list[Key]:
-    """What differs, sorted: keys of either whose values are not those of the other."""
+    """The sorted keys whose values differ or that only one state has."""
     missing = object()
     return sorted(
         key
@@ -122,7 +120,7 @@ def without_operators(state: Mapping[Key, object]) -> State:
 
 
 def in_words(keys: list[Key], most: int = 3) -> str:
-    """Changed facts in words; many by the first few and their number."""
+    """Description of changed facts: the first few, and the number of others."""
     said = ", ".join(f"{kind} {place}" for kind, place in keys[:most])
     return said if len(keys) <= most else f"{said} and {len(keys) - most} more"
 
@@ -199,16 +197,16 @@ def _settings(model: PreTrainedModel) -> State:
 
 @contextmanager
 def kept_trainability(model: Callable[[], nn.Module]) -> Iterator[list[str]]:
-    """Put a model into evaluation mode, and put back what training leaves behind.
+    """Set evaluation mode, and restore gradients and their flags afterwards.
 
-    Afterwards the model is in evaluation mode, and every parameter that is still there has the
-    gradient and the flag that it had.
+    Afterwards the model is in evaluation mode, and every remaining parameter has its former
+    gradient and flag.
 
     Args:
-        model: Gives the model; afterwards it may give another one with the same parameters.
+        model: Returns the model; afterwards it may return another one with the same parameters.
 
     Yields:
-        A list that holds, afterwards, what had to be put back, in words.
+        A list that afterwards names what had to be restored.
     """
     model().eval()
     former = {name: (p.requires_grad, p.grad) for name, p in model().named_parameters()}

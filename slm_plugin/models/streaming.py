@@ -1,8 +1,8 @@
-"""Weights that are not in memory: read before a module runs, given back after it.
+"""Streamed weights: read before a module runs, freed after it.
 
 A streamed module is an ordinary one whose parameters are `StreamedParameter`: they have a shape
-and a number format, lie on PyTorch's meta device, and know where their values come from. Whoever
-shares such a parameter with another module shares its source, so merged layers need no memory.
+and a number format, are on PyTorch's meta device, and have a source of values. Modules that share
+such a parameter share its source, so merged layers need no memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """Where values come from: a place in a file, or a formula over such places."""
+    """A source of values: a position in a file, or a formula over other sources."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -49,7 +49,7 @@ def stub_for(source: Source, dtype: torch.dtype, home: torch.device) -> Streamed
 
 
 def derived(source: Source, weights: Iterable[Tensor]) -> Tensor:
-    """What a formula makes of weights: read now, or streamed if one of them is."""
+    """The result of a formula over weights; streamed if one of them is."""
     streamed = next((w for w in weights if is_stub(w)), None)
     if streamed is None:
         return source.read()
@@ -74,7 +74,7 @@ def is_streamed(module: nn.Module) -> bool:
 
 @contextmanager
 def held(module: nn.Module) -> Iterator[None]:
-    """Keep a module's weights in memory for a while; nothing to do for an ordinary module."""
+    """Hold a module's weights in memory during a block; no effect on an ordinary module."""
     taken = _take(module)
     try:
         yield
@@ -83,7 +83,7 @@ def held(module: nn.Module) -> Iterator[None]:
 
 
 def run_streamed(module: nn.Module) -> None:
-    """Make a module read its weights before each forward and give them back after it.
+    """Make a module read its weights before each forward pass and free them after it.
 
     The hooks are plain functions, so a copy of the module keeps them and uses its own weights.
     """
@@ -118,7 +118,7 @@ def _give_back(taken: _Taken) -> None:
 
 
 def _before(module: nn.Module, _args: tuple[Any, ...]) -> None:
-    # Weights that are held already are the holder's to give back.
+    # Weights that an outer block holds are freed by that block.
     taken = _take(module)
     if taken:
         module.__dict__["_slm_taken"] = taken

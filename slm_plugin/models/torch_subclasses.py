@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 class StreamedParameter(nn.Parameter):
-    """A parameter without memory, which knows how to get its values.
+    """A parameter without memory that reads its values from a source.
 
     Args:
-        source: Where they come from.
-        dtype: Number format that they take in memory.
-        home: Device that they are read to.
+        source: The source of its values.
+        dtype: Number format in memory.
+        home: Device for the values.
     """
 
     source: Source
@@ -57,9 +57,9 @@ class Listener(nn.Module):
         return hidden_states
 
 
-class Gone(nn.Module):
-    """Stands in for layers that are dropped: what reaches it passes through."""
+class Identity(nn.Module):
+    """Replaces dropped layers: returns its input."""
 
     def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
-        """Give the input back."""
+        """Return the input."""
         return hidden_states

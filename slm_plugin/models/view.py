@@ -22,7 +22,7 @@ MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 class Dimensions(BaseModel):
-    """Sizes of a decoder with uniform layers, and what one unit of each kind weighs.
+    """Sizes of a decoder with uniform layers, and the parameters per unit of each kind.
 
     All ``*_parameters`` count scalars; tied embeddings count once.
     """
@@ -72,7 +72,7 @@ class Dimensions(BaseModel):
 
 
 def check_architecture(name: str) -> None:
-    """Refuse a model class that is not one of SUPPORTED.
+    """Check that a model class is one of SUPPORTED.
 
     Raises:
         UnsupportedModelError: It is not.
@@ -85,13 +85,13 @@ def check_architecture(name: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class DecoderView:
-    """A causal language model seen as embedding, layers, final norm and head."""
+    """Access to a causal language model's embedding, layers, final norm and head."""
 
     model: PreTrainedModel
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> DecoderView:
-        """Look at a model.
+        """Wrap a model.
 
         Raises:
             UnsupportedModelError: The architecture is not one of SUPPORTED, or its layers
@@ -136,7 +136,7 @@ class DecoderView:
         return self.head.weight is self.embedding.weight
 
     def dimensions(self) -> Dimensions:
-        """Measure the live modules, not the config: what is there counts.
+        """Dimensions of the modules in memory, independent of the config.
 
         Raises:
             UnsupportedModelError: Layers differ from one another in shape.
@@ -199,7 +199,7 @@ def layer_weights(layer: nn.Module) -> dict[str, Tensor]:
 def layer_lists(config: PretrainedConfig) -> Iterator[tuple[str, list[object]]]:
     """Config fields that hold one entry per layer, as ``layer_types`` or ``no_rope_layers``.
 
-    Their names say so: a list of as many end tokens as there are layers is not one of them.
+    They are recognised by name, because other lists may have the same length.
     """
     count = config.num_hidden_layers
     for name, value in config.to_dict().items():

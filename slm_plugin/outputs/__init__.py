@@ -1,1 +1,1 @@
-"""Folders that commands write: where they may lie, who writes them, and how they appear whole."""
+"""Output folders: allowed locations, locks, and atomic replacement."""

@@ -1,4 +1,4 @@
-"""An output of a command: claimed before anything is computed, written whole or not at all."""
+"""Claim an output folder before any computation, and write it atomically."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from slm_plugin.outputs.place import (
     Input,
     Place,
     refuse_existing,
+    resolve_output,
     scratch_names,
-    settle,
 )
 from slm_plugin.outputs.replacing import finished, free_name, put_back, take_place
 from slm_plugin.outputs.scratch import (
@@ -45,8 +45,8 @@ class Output:
 
     Attributes:
         named: The folder as the user named it.
-        folder: Where to write: it becomes the output when all is done.
-        failed: What went wrong in parts of it, by part.
+        folder: The scratch folder, which becomes the output at the end.
+        failed: Errors in parts of it, by part.
     """
 
     named: Path
@@ -55,11 +55,11 @@ class Output:
 
     @contextmanager
     def part(self, name: str, *, whole: bool = False) -> Iterator[None]:
-        """A part of the output whose failure does not keep the others from being written.
+        """A part of the output that may fail without stopping the others.
 
         Args:
-            name: What messages call it.
-            whole: Keep the files that it wrote before it failed: each is whole by itself.
+            name: Its name in messages.
+            whole: Keep the files that it wrote before it failed, because each is complete.
         """
         before = set(names(self.folder))
         try:
@@ -75,39 +75,38 @@ class Output:
 def claim(
     folder: Path, kind: Kind, *, overwrite: bool = False, inputs: Iterable[Input] = ()
 ) -> Iterator[Output]:
-    """Claim an output folder, give a scratch folder for it, and put that in its place at the end.
+    """Claim an output folder, yield a scratch folder, and move that into place at the end.
 
-    On entry everything is found out that would keep the output from being written, the folder is
-    locked against other processes, and what killed ones left is put right. When the block, or a
-    part of the output, fails, what is whole is kept in ``FOLDER.incomplete``; when it is
-    interrupted, nothing is.
+    On entry all reasons that would prevent writing are checked, the folder is locked against other
+    processes, and leftovers of killed ones are cleaned up. If the block or a part of the output
+    fails, complete files are kept in ``FOLDER.incomplete``; after an interruption none are.
 
     Args:
         folder: The output folder.
         kind: The command that writes it.
-        overwrite: Replace a former result; it stays until the new one is whole.
-        inputs: What the output must not be, hold or lie in.
+        overwrite: Replace a former result once the new one is complete.
+        inputs: Files and folders that the output must not overlap.
 
     Raises:
         OutputError: The folder cannot be written, or exists and may not be replaced.
-        WriteError: Writing failed, and nothing is whole.
-        IncompleteError: Something failed, and what is whole was kept.
+        WriteError: Writing failed, and no file is complete.
+        IncompleteError: Something failed, and complete files were kept.
     """
     inputs = tuple(inputs)
-    place = settle(folder, inputs)
+    place = resolve_output(folder, inputs)
     with ExitStack() as stack:
         stack.enter_context(_parents(place.target))
         locks = _lock(stack, place)
         sweep_temporary()
         _clear_up(place, locks=locks)
-        # Another process may have written it before we had the lock, or just now put back.
-        place = settle(folder, inputs)
+        # Another process may have changed it before the lock was taken.
+        place = resolve_output(folder, inputs)
         refuse_existing(place, overwrite=overwrite)
         work = _work(place)
         try:
             yield from _written(work, place, kind, overwrite)
         finally:
-            # Without its record it holds what could not be moved out of it.
+            # Without its record it contains what could not be moved out of it.
             if (work.path / RECORD).exists() and (finished(work, place) or not work.holds_former):
                 work.remove()
 
@@ -129,11 +128,11 @@ def _written(work: Work, place: Place, kind: Kind, overwrite: bool) -> Iterator[
 
 
 def _give_up(output: Output, error: Exception | None, work: Work, place: Place, kind: Kind) -> None:
-    """Keep what is whole and raise what went wrong.
+    """Keep complete files and raise the error.
 
     Args:
-        output: Knows which parts failed.
-        error: What ended the block; None where nothing but parts failed.
+        output: The output, with its failed parts.
+        error: The exception of the block; None where only parts failed.
         work: The scratch folder.
         place: The output.
         kind: The command.
@@ -143,7 +142,7 @@ def _give_up(output: Output, error: Exception | None, work: Work, place: Place, 
         story.append(_reason(error))
     cause = error or next(iter(output.failed.values()))
     if work.holds_former:
-        # It could not be put back, and whoever does it needs all that lies beside it.
+        # It could not be restored, so the whole scratch folder is kept for that.
         story.append(f"the former result lies in {work.path}; the next start puts it back")
         raise IncompleteError("\n".join(story), kept=work.result) from cause
     kept = _keep(work, place, kind, story)
@@ -154,16 +153,16 @@ def _give_up(output: Output, error: Exception | None, work: Work, place: Place, 
     listed = ", ".join(name for name in names(kept) if name != MARKER)
     story.append(f"what is whole lies in {kept}: {listed}")
     if error is not None and not isinstance(error, SlmError | OSError):
-        # A fault of ours, or no memory: whoever catches it has to see it.
+        # A bug or lack of memory must reach the caller.
         say(story[-1])
         raise error
     raise IncompleteError("\n".join(story), kept=kept) from cause
 
 
 def _keep(work: Work, place: Place, kind: Kind, story: Sequence[str]) -> Path | None:
-    """Move what is whole to a name that says it is not all; None where nothing is whole."""
+    """Move complete files to ``FOLDER.incomplete``; None where there are none."""
     for name in names(work.result):
-        # A hidden name is that of something unfinished.
+        # A hidden name marks an unfinished file.
         if name.startswith("."):
             remove(work.result / name)
     whole = names(work.result)
@@ -186,7 +185,7 @@ def _keep(work: Work, place: Place, kind: Kind, story: Sequence[str]) -> Path | 
 
 
 def _reason(error: Exception) -> str:
-    """An error in a line."""
+    """An error as one line."""
     if isinstance(error, SlmError):
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
@@ -196,7 +195,7 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _parents(target: Path) -> Iterator[None]:
-    """Leave no empty folders above an output that was not written."""
+    """Delete empty folders above an output that was not written."""
     missing = [path for path in target.parents if not path.exists()]
     try:
         yield
@@ -226,7 +225,7 @@ def _lock(stack: ExitStack, place: Place) -> bool:
 
 
 def _clear_up(place: Place, *, locks: bool) -> None:
-    """Put right what killed processes left of this output."""
+    """Clean up what killed processes left of this output."""
     for work in works(*scratch_names(place)):
         ended = dead(work, locked=locks)
         if ended or locks:

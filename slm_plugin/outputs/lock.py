@@ -1,7 +1,7 @@
-"""One writer for an output: a lock of the operating system, which dies with its process.
+"""A lock of the operating system for each output, released when its process ends.
 
-Not `filelock`: it keeps the file of a lock for ever, falls back to locks that outlive a killed
-process, and children that are forked inherit what it holds.
+`filelock` is not used: it never deletes lock files, falls back to locks that outlive a killed
+process, and its locks are inherited by forked children.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _held: set[int] = set()
 
 
 def _forget() -> None:
-    """In a forked child: a lock must not live on in it when its parent is killed."""
+    """Release locks in a forked child, so that they end with the parent."""
     for descriptor in _held:
         with suppress(OSError):
             os.close(descriptor)
@@ -43,14 +43,14 @@ if hasattr(os, "register_at_fork"):
 def locked(file: Path, target: Path, named: Path) -> Iterator[bool]:
     """Hold the lock of an output; yield whether its file system has locks at all.
 
-    The file is deleted while the lock is still held, and whoever has opened it meanwhile notices
-    that its name is free or another's: two can never hold the lock of one name. The folder itself
-    is locked as well where it exists: another mount may show it under another parent.
+    The file is deleted while the lock is held, and a process that opened it meanwhile notices that
+    the name is free or another file's. So two processes never hold the lock of one name. An
+    existing folder is locked too, because another mount may show it under another parent.
 
     Args:
         file: The lock's file.
         target: The output folder.
-        named: What the user calls it.
+        named: The folder as the user named it.
 
     Raises:
         OutputError: Another process writes this output.
@@ -126,12 +126,12 @@ def _open(file: Path) -> int:
             with suppress(FileExistsError):
                 return os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags, 0o666)
         except PermissionError:
-            # Another user's, left by a kill: to read it is enough to lock it.
+            # Another user's leftover: read access is enough to lock it.
             return os.open(file, os.O_RDONLY | flags)
 
 
 def _sign(descriptor: int, file: Path) -> bool:
-    """Say in the file who holds the lock; False for a stranger's file, which stays as it is."""
+    """Write the holder into the file; False for a foreign file, which is not changed."""
     if os.fstat(descriptor).st_size and read_record(file) is None:
         return False
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Which folders this tool wrote, and what in them it did not write."""
+"""Marker files: which folders this tool wrote, and which files in them it did not write."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ INSIDE = "slm-plugin"
 # system has at its root.
 LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
 LOST = "lost+found"
-# Bytes of a marker or a report; a larger file is not ours.
+# Largest marker or report in bytes; a larger file is foreign.
 LARGEST = 1 << 28
 _PLAN = re.compile(r"plan-[0-9]+-(.+)\.json")
 # All that a checkpoint of before the marker can hold.
@@ -51,12 +51,12 @@ _BESIDE = {
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What lies in a folder.
+    """The contents of a folder.
 
     Attributes:
-        empty: Nothing that counts.
-        known: This tool wrote the folder, going by its marker or its report.
-        strangers: What this tool did not write, as paths inside the folder.
+        empty: It has no relevant files.
+        known: This tool wrote it, according to its marker or its report.
+        strangers: Files that this tool did not write, as paths inside the folder.
     """
 
     empty: bool
@@ -87,7 +87,7 @@ def mark(folder: Path, kind: Kind, *, incomplete: bool = False) -> None:
 
 
 def contents(folder: Path, *, inside: bool = False) -> Contents:
-    """Look into a folder; only a known one is walked through.
+    """Examine a folder; only a known one is walked.
 
     Args:
         folder: The folder.
@@ -128,7 +128,7 @@ def entries(folder: Path, *, inside: bool = False) -> list[str]:
 
 
 def _is_litter(path: Path) -> bool:
-    """Whether an entry is nobody's work; what only has the name of such a thing is."""
+    """Whether an entry is litter of the system by kind, not only by name."""
     if path.name in LITTER:
         return stat.S_ISREG(path.lstat().st_mode)
     if path.name != LOST or path.is_symlink() or not path.is_dir() or mounted(path):

@@ -1,4 +1,4 @@
-"""Who made a scratch folder, and whether that process is surely dead."""
+"""The owner process of a scratch folder, and whether it has certainly ended."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _LARGEST = 1 << 16
 def this_process(folder: str) -> dict[str, Any]:
     """The record of this process as the owner of what becomes ``folder``.
 
-    A process id alone says little: ids are used again, containers on one disk count their own, and
-    a disk is shared by machines. So the record names machine, boot, id space and start time, too.
+    A process id alone is ambiguous: ids are reused, containers have their own, and machines share
+    disks. The record therefore includes machine, boot, id namespace and start time.
     """
     return {
         "tool": TOOL,
@@ -48,11 +48,11 @@ def read_record(file: Path, folder: str | None = None) -> dict[str, Any] | None:
 
 
 def surely_dead(record: Mapping[str, Any], *, locked: bool = False) -> bool:
-    """Whether the process of a record has ended; False where this machine cannot tell.
+    """Whether the process of a record has ended; False where this is unknown.
 
     Args:
         record: As `this_process` makes it.
-        locked: We hold the lock that the process must have held while it lived.
+        locked: This process holds the lock that the owner held while it ran.
     """
     here = this_process("")
     if record.get("boot") != here["boot"]:

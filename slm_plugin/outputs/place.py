@@ -1,4 +1,4 @@
-"""Where an output may lie: everything that can be known before anything is computed."""
+"""Check the location of an output before any computation."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _BELOW = 512
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A file or folder that an output must leave alone.
+    """A file or folder that an output must not overwrite.
 
     Attributes:
-        what: What messages call it.
-        path: Where it lies.
-        roomy: Outputs may lie in it: a folder with more in it than what is read.
+        what: Its name in messages.
+        path: Its path.
+        roomy: Outputs may be inside it, because it has more than the input.
     """
 
     what: str
@@ -42,11 +42,10 @@ class Place:
     """A folder that may become an output.
 
     Attributes:
-        named: As the user wrote it.
-        target: Where that leads, without links.
-        inside: It is filled in place: it cannot be renamed, as it is a mount point or nothing can
-            be written beside it.
-        found: What was at the target when it was looked at; None where there was nothing.
+        named: The path as the user wrote it.
+        target: The path with links resolved.
+        inside: It is filled in place, because it is a mount point or its parent is not writable.
+        found: Identity of the existing target; None where there was none.
     """
 
     named: Path
@@ -56,7 +55,7 @@ class Place:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """What has a name at this moment: disk and number; None where nothing has it."""
+    """The present identity of a path, device and inode; None where it does not exist."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -92,12 +91,12 @@ def located(text: str) -> Path:
 
 
 def local(what: str, name: str, *, roomy: bool = False) -> tuple[Input, ...]:
-    """What a name means on this disk, as a thing that an output must leave alone.
+    """The existing file or folder of a name, as an input that an output must not overwrite.
 
     Args:
-        what: What messages call it.
+        what: Its name in messages.
         name: A path, or something else.
-        roomy: Outputs may lie in it when it holds the working directory, as they mostly do.
+        roomy: Outputs may be inside it if it contains the working directory.
     """
     found = []
     with suppress(OSError, ValueError, RuntimeError):
@@ -108,14 +107,14 @@ def local(what: str, name: str, *, roomy: bool = False) -> tuple[Input, ...]:
     return tuple(found)
 
 
-def settle(folder: Path, inputs: Iterable[Input] = ()) -> Place:
-    """Find out where an output folder lies; writes nothing.
+def resolve_output(folder: Path, inputs: Iterable[Input] = ()) -> Place:
+    """Resolve and check an output folder; writes nothing.
 
-    A symbolic link to a folder is followed: its target is what is written, and the link stays.
+    A symbolic link to a folder is followed: its target is written, and the link remains.
 
     Args:
-        folder: As the user names it.
-        inputs: What it must not be, hold or lie in.
+        folder: The path as the user named it.
+        inputs: Files and folders that it must not overlap.
 
     Raises:
         OutputError: It cannot be written, or is not one to replace.
@@ -145,10 +144,10 @@ def _unreadable(folder: Path, error: OSError) -> OutputError:
 
 
 def refuse_existing(place: Place, *, overwrite: bool) -> None:
-    """Refuse a folder with something in it, unless it is a former result and may be replaced.
+    """Check that a folder is empty, or a former result that may be replaced.
 
     Raises:
-        OutputError: It is.
+        OutputError: It is neither.
     """
     try:
         if identity(place.target) != place.found:
@@ -169,10 +168,10 @@ def refuse_existing(place: Place, *, overwrite: bool) -> None:
 
 
 def refuse_same(folder: Path, other: Path, what: str) -> None:
-    """Refuse two outputs of which one is, or lies in, the other.
+    """Check that two outputs do not overlap.
 
     Raises:
-        OutputError: They are.
+        OutputError: They do.
     """
     first, second = Path(os.path.realpath(folder)), Path(os.path.realpath(other))
     if _holds(first, second) or _holds(second, first):
@@ -280,7 +279,7 @@ def _holds(outer: Path, inner: Path) -> bool:
 
 
 def _same(one: Path, other: Path) -> bool:
-    """By name or, as disks may know two names for one folder, by what the system says."""
+    """Whether two paths are the same, by name or by identity, as a folder may have two names."""
     if one == other:
         return True
     try:
@@ -311,7 +310,7 @@ def _writable(folder: Path) -> bool:
 
 
 def _half_replaced(target: Path) -> bool:
-    """Whether a process died while it filled a folder in place, which `claim` puts right."""
+    """Whether a process ended while it filled a folder in place, which `claim` cleans up."""
     left = list(works(target, prefix(INSIDE), INSIDE))
     return any(work.replacing.exists() or work.replaced.exists() for work in left)
 

@@ -1,9 +1,9 @@
-"""Put a result in its place; the former one is there again whatever fails on the way.
+"""Replace a former result, and restore it if anything fails.
 
-A folder takes its place by two renames: the former result into the scratch folder, the new one out
-of it. A folder that cannot be renamed is filled in place, entry by entry, the marker last. In both
-cases the scratch folder tells afterwards how far it came: `undo` needs no other memory, so that the
-next process can do what a killed one could not.
+A folder is replaced by two renames: the former result into the scratch folder, the new one out of
+it. A folder that cannot be renamed is filled in place, entry by entry, the marker last. In both
+cases the scratch folder shows how far the replacement got, so that `undo` works in the next process
+after a kill.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def take_place(work: Work, place: Place) -> None:
     """Make the marked result the output.
 
     Raises:
-        OSError: It cannot be; everything is as it was.
+        OSError: It cannot be replaced; the former result is unchanged.
     """
     _to_disk(work.result)
     try:
@@ -44,7 +44,7 @@ def take_place(work: Work, place: Place) -> None:
 
 
 def _keep_mode(result: Path, former: Path) -> None:
-    """A folder that its owner made private, or gave to a group, stays so."""
+    """Keep the mode and the group of the former folder."""
     status = former.stat()
     # Whoever moves a folder has to be able to write into it.
     result.chmod(stat.S_IMODE(status.st_mode) | stat.S_IRWXU)
@@ -54,7 +54,7 @@ def _keep_mode(result: Path, former: Path) -> None:
 
 
 def _refuse_newcomers(work: Work, place: Place) -> None:
-    """What was moved away is deleted in the end: it has to be what was looked at before."""
+    """Check that the moved folder is the one that was examined, because it will be deleted."""
     if identity(work.replaced) != place.found or contents(work.replaced).strangers:
         raise OutputError(
             f"the output folder {place.named} was changed in the moment of replacing it",
@@ -63,7 +63,7 @@ def _refuse_newcomers(work: Work, place: Place) -> None:
 
 
 def undo(work: Work, place: Place) -> None:
-    """Put everything back where it was before `take_place`.
+    """Restore the state before `take_place`.
 
     Raises:
         OSError: Something cannot be moved back; it stays in the scratch folder.
@@ -78,7 +78,7 @@ def undo(work: Work, place: Place) -> None:
 
 
 def put_back(work: Work, place: Place) -> Path | None:
-    """Put back the former result that a killed process had moved away; where it lies now.
+    """Restore the former result that a killed process had moved; returns its path.
 
     Raises:
         OSError: It cannot be moved; it stays in the scratch folder.
@@ -97,7 +97,7 @@ def put_back(work: Work, place: Place) -> Path | None:
 
 
 def free_name(path: Path, word: str) -> Path:
-    """A name beside a folder that says something of it and that nothing has yet."""
+    """A free name beside a folder, with a suffix."""
     found, number = path.with_name(f"{path.name}.{word}"), 1
     while os.path.lexists(found):
         number += 1
@@ -144,7 +144,7 @@ def _unfill(work: Work, target: Path) -> bool:
 
 
 def _to_disk(folder: Path) -> None:
-    """Have the system write everything out: a name must not outlive a power cut without content."""
+    """Flush everything to disk before a rename, so that a power cut loses no content."""
     for at, _, files in os.walk(folder):
         for name in files:
             path = Path(at) / name

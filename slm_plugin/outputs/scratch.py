@@ -1,4 +1,4 @@
-"""Scratch folders that say whose they are, so that a later start can clear up after a kill."""
+"""Scratch folders with an owner record, so that a later run can clean up after a kill."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Work:
 
     @property
     def result(self) -> Path:
-        """What is being written; it is renamed to its place."""
+        """The new result, which is renamed to its destination."""
         return self.path / "result"
 
     @property
     def replaced(self) -> Path:
-        """Where the former result lies while the new one takes its place."""
+        """The former result during the replacement."""
         return self.path / "replaced"
 
     @property

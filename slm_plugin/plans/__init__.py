@@ -1,4 +1,4 @@
-"""Pruning plans as data: operations, scores and promises; surgery carries them out."""
+"""Pruning plans as data: operations, scores and resulting dimensions; surgery applies them."""
 
 from slm_plugin.plans.plan import (
     ConcatLayers,

@@ -1,4 +1,4 @@
-"""What a plan that was read must keep, beyond the form of its fields: places, sizes, promises."""
+"""Checks of a plan beyond the schema: indices, sizes, resulting dimensions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from slm_plugin.plans import (
 from slm_plugin.plans.rules import check_planned_rule
 from slm_plugin.texts import first_problem, shown
 
-# Sizes of which no model is: explaining a plan makes lists of layers and of heads.
+# Limits on sizes, because explaining a plan builds lists of layers and of heads.
 MOST = {"layers": 100_000, "attention_heads": 1 << 16, "kv_heads": 1 << 16}
 _MOST_OTHERWISE = 1 << 62
 _HINT = "write plans with `slm-plugin plan` and edit only `operations`"
@@ -65,7 +65,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_plan(plan: PruningPlan) -> None:
-    """Refuse a plan whose parts contradict one another or no model.
+    """Check that the parts of a plan agree.
 
     Raises:
         PlanError: The first contradiction, with its place in the plan.
@@ -99,12 +99,12 @@ def _check_kind(place: str, operation: Operation, kind: str) -> None:
     if (kind == "depth") != isinstance(operation, DepthOperation):
         raise PlanError(
             f"{place}: {operation.op} is no operation of a {kind} plan",
-            hint="make it two plans, one a stage",
+            hint="make it two plans, one per stage",
         )
 
 
 def _check_operation(place: str, operation: Operation, before: Dimensions) -> None:
-    """Whether one operation names what the model has, each thing once."""
+    """Check that an operation names existing layers and units, each once."""
     if isinstance(operation, MergeLayers | ConcatLayers):
         _check_indices(place, "layer", [operation.first, operation.last], before.layers)
     if isinstance(operation, MergeLayers):
@@ -136,7 +136,7 @@ def _check_indices(place: str, what: str, indices: Sequence[int], size: int) -> 
 
 
 def _touched(operation: Operation) -> Iterator[tuple[str, int]]:
-    """What an operation takes for itself, by layer: blocks or units."""
+    """The blocks or units that an operation uses, by layer."""
     if isinstance(operation, MergeLayers | ConcatLayers):
         layers: Sequence[int] = range(operation.first, operation.last + 1)
     elif isinstance(operation, DropLayers):
@@ -154,7 +154,7 @@ def _touched(operation: Operation) -> Iterator[tuple[str, int]]:
 
 
 def _check_promise(plan: PruningPlan) -> None:
-    """Whether ``after`` is what the operations leave of ``before``."""
+    """Check that ``after`` is the result of the operations on ``before``."""
     depth = [op for op in plan.operations if isinstance(op, DepthOperation)]
     removed = sum(operation.layers_removed for operation in depth)
     if removed >= plan.before.layers:

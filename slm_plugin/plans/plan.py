@@ -1,4 +1,4 @@
-"""The pruning plan: what a strategy decided, as data that can be read, edited and applied later."""
+"""The pruning plan: the result of a strategy, as data that can be read, edited and applied."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from slm_plugin.models.view import Dimensions
 from slm_plugin.target import Target
 from slm_plugin.texts import read_text, shown_path
 
-# Bytes of a plan's file.
+# Largest plan file in bytes.
 LARGEST = 1 << 29
 # Operations that a notebook shows.
 MOST_SHOWN = 40
@@ -25,7 +25,7 @@ MOST_SHOWN = 40
 MOST = 2**31 - 1
 Index = Annotated[int, Field(ge=0, le=MOST)]
 Share = Annotated[float, Field(ge=0, le=1)]
-# A list of millions that is wrong throughout is told by its first entry.
+# Report only the first invalid entry of a long list.
 Indices = Annotated[tuple[Index, ...], Field(min_length=1), FailFast()]
 
 
@@ -34,9 +34,9 @@ class _Data(BaseModel):
 
 
 class MergeLayers(_Data):
-    """Layers first..last (inclusive) become one layer, at the place of the first.
+    """Merge layers first..last (inclusive) into one, at the position of the first.
 
-    With ``weights_only``, biases and the norms of queries and keys stay the first layer's.
+    With ``weights_only``, biases and query and key norms are the first layer's.
     """
 
     op: Literal["merge_layers"] = "merge_layers"
@@ -47,7 +47,7 @@ class MergeLayers(_Data):
 
     @property
     def layers_removed(self) -> int:
-        """Layers that go."""
+        """Number of layers removed."""
         return self.last - self.first
 
     @model_validator(mode="after")
@@ -58,24 +58,24 @@ class MergeLayers(_Data):
 
 
 class DropLayers(_Data):
-    """Whole layers go."""
+    """Drop whole layers."""
 
     op: Literal["drop_layers"] = "drop_layers"
     indices: Indices
 
     @property
     def layers_removed(self) -> int:
-        """Layers that go."""
+        """Number of layers removed."""
         return len(self.indices)
 
 
 class LayerPart(_Data):
-    """What one layer gives to a layer that several are concatenated to.
+    """The part of one layer in a concatenated layer.
 
     Attributes:
         layer: The layer.
-        channels: MLP channels (rows of gate and up, columns of down) that it gives; may be none.
-        kv_groups: Key/value heads that it gives, each with the query heads that read it.
+        channels: MLP channels (rows of gate and up, columns of down) of the part; may be empty.
+        kv_groups: Key/value heads of the part, each with the query heads that read it.
         norm_share: Its share in the mean of the layers' norms.
         bias_share: Its share in the sum of the biases of o_proj and down_proj.
     """
@@ -88,10 +88,10 @@ class LayerPart(_Data):
 
 
 class ConcatLayers(_Data):
-    """Consecutive layers become one of the same shape, made of channels and heads of each.
+    """Concatenate channels and heads of consecutive layers to one layer of the same shape.
 
-    The channels and the KV groups of the parts add up to those of one layer, and stand in it part
-    after part. It stands at the place of the lowest layer.
+    The channels and the KV groups of the parts add up to those of one layer, in the order of the
+    parts. The layer takes the position of the lowest one.
     """
 
     op: Literal["concat_layers"] = "concat_layers"
@@ -99,17 +99,17 @@ class ConcatLayers(_Data):
 
     @property
     def first(self) -> int:
-        """Lowest layer that takes part."""
+        """Lowest layer of the parts."""
         return self.parts[0].layer
 
     @property
     def last(self) -> int:
-        """Highest layer that takes part."""
+        """Highest layer of the parts."""
         return self.parts[-1].layer
 
     @property
     def layers_removed(self) -> int:
-        """Layers that go."""
+        """Number of layers removed."""
         return len(self.parts) - 1
 
     @model_validator(mode="after")
@@ -121,10 +121,10 @@ class ConcatLayers(_Data):
 
 
 class DropSublayers(_Data):
-    """Attention blocks and as many MLP blocks go, each with the norm in front of it.
+    """Drop attention blocks and as many MLP blocks, each with its norm.
 
-    Of what is left, each attention makes a layer with the MLP that follows it; a plan whose blocks
-    do not alternate then cannot be carried out.
+    Each remaining attention forms a layer with the MLP after it. A plan after which blocks do not
+    alternate cannot be applied.
     """
 
     op: Literal["drop_sublayers"] = "drop_sublayers"
@@ -133,7 +133,7 @@ class DropSublayers(_Data):
 
     @property
     def layers_removed(self) -> int:
-        """Layers that go."""
+        """Number of layers removed."""
         return len(self.attention)
 
     @model_validator(mode="after")
@@ -147,7 +147,7 @@ class DropSublayers(_Data):
 
 
 class KeepChannels(_Data):
-    """MLP channels (rows of gate and up, columns of down) that stay in one layer."""
+    """MLP channels (rows of gate and up, columns of down) to keep in one layer."""
 
     op: Literal["keep_channels"] = "keep_channels"
     layer: Index
@@ -155,7 +155,7 @@ class KeepChannels(_Data):
 
 
 class KeepHeads(_Data):
-    """Key/value heads that stay in one layer, each with the query heads that read it."""
+    """Key/value heads to keep in one layer, each with the query heads that read it."""
 
     op: Literal["keep_heads"] = "keep_heads"
     layer: Index
@@ -170,10 +170,10 @@ Operation = Annotated[DepthOperation | KeepChannels | KeepHeads, Field(discrimin
 class Trial(_Data):
     """One candidate that a depth strategy evaluated: layers merged into one, or dropped.
 
-    ``committed`` holds the windows that were merged already when the trial was made. The
-    similarity is the criterion's mean over the calibration samples; ``samples`` says how many of
-    them were seen where fewer than all decided that the trial fails; ``layers_removed`` how many
-    layers the tried model lacks, where some windows were merged and others dropped.
+    ``committed`` holds the windows that were merged before the trial. The similarity is the
+    criterion's mean over the calibration samples; ``samples`` is the number of evaluated samples
+    after early stopping. ``layers_removed`` is the number of layers removed in the trial, if some
+    windows were merged and others dropped.
     """
 
     first: Index
@@ -187,7 +187,7 @@ class Trial(_Data):
 
 
 class UnitScores(_Data):
-    """Importance of every prunable unit of one layer; the lowest go first."""
+    """Importance of every prunable unit of one layer; the lowest are removed first."""
 
     layer: Index
     unit: Literal["mlp_channel", "kv_group"]
@@ -195,9 +195,9 @@ class UnitScores(_Data):
 
 
 class LayerScores(_Data):
-    """What a depth strategy says of every layer, or of every block by its lowest layer.
+    """Scores of a depth strategy for every layer, or for every block by its lowest layer.
 
-    The lowest go first, among those that the strategy may take.
+    The lowest eligible ones are removed first.
     """
 
     meaning: str
@@ -205,12 +205,11 @@ class LayerScores(_Data):
 
 
 class PruningPlan(_Data):
-    """What a strategy decided for one model, with the scores that led to it.
+    """The result of a strategy for one model, with the scores behind it.
 
-    Indices are those of the model that the plan was made for, which ``fingerprint`` names.
-    ``after`` is a promise: surgery fails when the pruned model does not measure exactly so.
-    ``trials`` are those of the decision in their order; ``explored`` are the further ones that a
-    search made on its way there.
+    Indices refer to the model that ``fingerprint`` identifies. Surgery fails unless the pruned
+    model has exactly the dimensions ``after``. ``trials`` are the trials of the result, in order;
+    ``explored`` are the other trials of the search.
     """
 
     format: Literal[1] = 1
@@ -232,16 +231,16 @@ class PruningPlan(_Data):
 
     @property
     def layers_removed(self) -> int:
-        """Decoder layers that the plan takes away."""
+        """Number of decoder layers that the plan removes."""
         return self.before.layers - self.after.layers
 
     @property
     def parameters_removed(self) -> int:
-        """Scalars that the plan takes away."""
+        """Number of parameters that the plan removes."""
         return self.before.parameters - self.after.parameters
 
     def upto(self, count: int) -> PruningPlan:
-        """The plan cut to its first operations, in the order in which they were decided.
+        """The plan cut to its first operations, in the order of the search.
 
         Raises:
             PlanError: The plan has fewer operations, or is about width, where every layer's
@@ -250,7 +249,7 @@ class PruningPlan(_Data):
         if self.kind != "depth":
             raise PlanError(
                 f"a plan by {self.pruner} cannot be cut: all layers have one width",
-                hint="plan anew with a smaller target",
+                hint="plan again with a smaller target",
             )
         if count > len(self.operations):
             raise PlanError(
@@ -283,7 +282,7 @@ class PruningPlan(_Data):
         return f"<pre>{escape(str(self))}</pre>"
 
     def to_json(self) -> str:
-        """The plan as JSON with one operation, trial or score list a line, so that diffs read."""
+        """The plan as JSON with one operation, trial or score list per line, for readable diffs."""
         fields = self.model_dump(mode="json", exclude_none=True)
         lines = []
         for name, value in fields.items():
@@ -295,7 +294,7 @@ class PruningPlan(_Data):
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
     def write(self, path: str | Path) -> None:
-        """Write the plan; the file appears whole or not at all."""
+        """Write the plan atomically."""
         write_text(Path(path), self.to_json())
 
     @classmethod
@@ -315,7 +314,7 @@ class PruningPlan(_Data):
 
         Args:
             text: The JSON text.
-            origin: What messages call it.
+            origin: Its name in messages.
 
         Raises:
             PlanError: It is not JSON, does not fit the schema, or contradicts itself.

@@ -1,4 +1,4 @@
-"""Names of merge rules, and the factors by which each adds up the layers of a run.
+"""Names of merge rules, and their factors for the layers of a run.
 
 What a rule does to the tensors of a layer is in `slm_plugin.surgery.merge_rules`.
 
@@ -35,7 +35,7 @@ def check_rule(rule: str) -> str:
 
 
 def check_planned_rule(rule: str, layers: int) -> None:
-    """Refuse a rule that no plan can hold for a run of so many layers.
+    """Check that a rule is valid for a run of this many layers.
 
     Raises:
         PlanError: The rule is for another number of layers, or there is no such rule.

@@ -1,4 +1,4 @@
-"""The common pruner interface: a strategy scores and decides, it never changes the model."""
+"""The pruner interface: a strategy scores and plans, and never changes the model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CHANNELS_AT_A_TIME = 8
 
 
 class Options(BaseModel):
-    """Base of every component's options: unknown keys are errors, values are fixed."""
+    """Base of every component's options: unknown keys are errors, instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,8 +32,8 @@ class Pruner(ABC):
     A subclass sets the class variables, registers itself under a name with
     `slm_plugin.register_pruner` and implements `plan`. Its ``Options`` become the keys of its
     stage in a recipe. ``streams`` says that the strategy works on a model whose layers are read
-    from disk one at a time: it runs layers through `run_batches` and looks at no weight itself;
-    ``keeps_trials`` that it writes a journal of them into the cache folder.
+    from disk one at a time: it runs layers through `run_batches` and reads no weights itself.
+    ``keeps_trials`` says that it writes a journal of trials into the cache folder.
 
     Args:
         options: An instance of the class's ``Options``.
@@ -59,37 +59,37 @@ class Pruner(ABC):
 
     @abstractmethod
     def plan(self, session: Session) -> PruningPlan:
-        """Decide what to prune, and leave the session's model as it is.
+        """Plan what to prune, without changing the session's model.
 
-        `Session.plan` calls it, in evaluation mode and from the session's seed, and refuses a
-        strategy that changed the model. Whatever is random here starts from `Session.seed`.
+        `Session.plan` calls it in evaluation mode and from the session's seed, and raises an error
+        if the model changed. Seed random generators from `Session.seed`.
 
         Raises:
             TargetError: The target cannot be reached.
         """
 
-    def check(self) -> None:  # noqa: B027 - most options go with most targets
-        """Refuse a target that goes with these options on no model, when the recipe is read.
+    def check(self) -> None:  # noqa: B027 - few options exclude a target
+        """Check, when the recipe is read, that the options allow the target on some model.
 
         Raises:
-            TargetError: It does not.
+            TargetError: They do not.
         """
 
     def check_target(self, original: Dimensions, current: Dimensions) -> None:
-        """Refuse an impossible target before any work; strategies refine this.
+        """Check the target before any work; strategies refine this.
 
         Raises:
-            TargetError: The target is out of reach for every strategy of this kind.
+            TargetError: No strategy of this kind can reach the target.
         """
         if self.kind == "depth" and self.target.kind != "threshold":
             layers_to_remove(self.target, original, current)
 
 
 def layers_to_remove(target: Target, original: Dimensions, current: Dimensions) -> int:
-    """Whole layers that come nearest to a target.
+    """Number of whole layers nearest to a target.
 
     Raises:
-        TargetError: That would be no layer, or all of them.
+        TargetError: The number is 0, or all layers.
     """
     if target.layers_removed is not None:
         wanted = target.layers_removed
@@ -106,22 +106,22 @@ def layers_to_remove(target: Target, original: Dimensions, current: Dimensions) 
         raise TargetError(
             f"the target ({target.describe()}) means {wanted} layers; the model has "
             f"{current.layers}",
-            hint=f"at most {current.layers - 1} can go: layers_removed {current.layers - 1} or "
-            f"ratio {(current.layers - 1) * share:.2f}",
+            hint=f"at most {current.layers - 1} can be removed: "
+            f"layers_removed {current.layers - 1} or ratio {(current.layers - 1) * share:.2f}",
         )
     return wanted
 
 
 def missed(target: Target, plan: PruningPlan, original: Dimensions) -> str:
-    """How far a plan is from its target, in words; empty where no other plan need be nearer.
+    """Message about a plan that missed its target; empty where it met the target.
 
-    A size is met to half of what is taken at a time: a layer, or, in every layer, one KV group or
-    as many channels as the built-in width strategy rounds to by itself.
+    A size is met to half a step: one layer, or, in every layer, one KV group or as many channels
+    as the built-in width strategy rounds to by default.
 
     Args:
-        target: What was asked for.
-        plan: What was decided.
-        original: The model as it was loaded.
+        target: The target.
+        plan: The plan.
+        original: Dimensions of the original model.
     """
     if target.layers_removed is not None:
         if plan.layers_removed == target.layers_removed:
@@ -147,21 +147,21 @@ def missed(target: Target, plan: PruningPlan, original: Dimensions) -> str:
 
 
 def refuse_beyond(target: Target, wanted: int, most: int, layers: int, protection: str) -> None:
-    """Refuse to remove more layers than protection leaves.
+    """Check that protected layers leave enough to remove.
 
     Args:
-        target: What was asked for.
-        wanted: Layers that it means.
-        most: Layers that can go.
+        target: The target.
+        wanted: Number of layers to remove.
+        most: Number of layers that can be removed.
         layers: Layers of the model.
-        protection: What keeps the others, in words.
+        protection: Description of the protected layers.
 
     Raises:
-        TargetError: More layers are wanted than can go.
+        TargetError: The target needs more layers than can be removed.
     """
     if wanted > most:
         raise TargetError(
             f"the target ({target.describe()}) means {wanted} layers; with {protection} "
-            f"at most {most} of {layers} can go",
+            f"at most {most} of {layers} can be removed",
             hint="lower the target or the protection",
         )

@@ -1,4 +1,4 @@
-"""Gradients of the calibration loss, taken without a trace on the model."""
+"""Gradients of the calibration loss, computed without side effects on the model."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ BACKWARD_TOKENS = 512
 
 @contextmanager
 def only_trainable(model: nn.Module, parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Let autograd follow some parameters and no others.
+    """Enable gradients for some parameters only.
 
-    ``requires_grad`` and ``.grad`` of all parameters are as found when the block ends.
+    ``requires_grad`` and ``.grad`` of all parameters are restored at the end.
     """
     wanted = {id(parameter) for parameter in parameters}
     found = [(p, p.requires_grad, p.grad) for p in model.parameters()]
@@ -43,15 +43,15 @@ def loss_gradients(
     batches: Iterable[Tensor],
     weights_of: Callable[[nn.Module], dict[str, Tensor]] = projection_weights,
 ) -> list[dict[str, Tensor]]:
-    """Gradient of the mean next-token cross entropy over all batches.
+    """Gradient of the mean next-token cross-entropy over all batches.
 
-    Each weight's gradient moves into its float32 sum as soon as it exists, so that one set of
-    gradients is held and half precision does not swallow small terms.
+    Each weight's gradient is added to a float32 sum and freed at once. Memory holds one set of
+    gradients, and small terms are not lost in half precision.
 
     Args:
         view: The model.
         batches: Token ids, each ``(samples, length)`` with the same length.
-        weights_of: The weights of a layer that are asked for, by name.
+        weights_of: Returns the weights of a layer to differentiate, by name.
 
     Returns:
         For every layer, by name, the gradient of the weight in the weight's shape, float32.
@@ -70,7 +70,7 @@ def loss_gradients(
         ]
         try:
             for tokens in _small(batches):
-                # The model shifts labels itself: position t is asked for token t+1.
+                # The model shifts the labels itself: position t predicts token t+1.
                 loss = view.model(input_ids=tokens, labels=tokens, use_cache=False).loss
                 _require_finite(loss)
                 (loss * len(tokens)).backward()

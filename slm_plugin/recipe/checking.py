@@ -20,13 +20,13 @@ from slm_plugin.texts import shown
 
 M = TypeVar("M", bound=BaseModel)
 C = TypeVar("C", covariant=True)
-# What a value is that other readers of YAML take for true, false or a number.
+# Texts that other YAML readers take for true, false or a number.
 _YES = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 _GROUPED = re.compile(r"[-+]?[0-9]{1,3}(?:[_,' ][0-9]{3})+")
 
 
 _DECIMAL_COMMA = re.compile(r"[-+]?(?:0,[0-9]+|[0-9]+,(?:[0-9]{1,2}|[0-9]{4,}))")
-# What pydantic calls by the names of Python.
+# Messages of pydantic that use Python's type names.
 _YAML = {
     "bool_type": "should be true or false",
     "tuple_type": "should be a list",
@@ -38,14 +38,14 @@ _YAML = {
 
 @dataclass(frozen=True, slots=True)
 class Placed(Generic[C]):
-    """A component and where it stands in the file."""
+    """A component and its place in the file."""
 
     place: Place
     component: C
 
 
 def validated(model: type[M], data: Any, place: Place, problems: list[Problem]) -> M | None:
-    """Validate strictly: a quoted number is no number, ``true`` is not 1."""
+    """Validate strictly: a quoted number is not a number, ``true`` is not 1."""
     try:
         made = _made(model, json.dumps(data, default=str))
         loose = list(_loosely_equal(model, data, place))
@@ -65,23 +65,23 @@ def validated(model: type[M], data: Any, place: Place, problems: list[Problem]) 
 def _told(
     model: type[BaseModel], data: Any, place: Place, error: ValidationError
 ) -> Iterator[Problem]:
-    """Mistakes at the places where they are written, one for each."""
+    """One mistake per place in the file."""
     at: dict[Place, list[dict[str, Any]]] = {}
     for one in error.errors():
         at.setdefault(_written(data, tuple(one["loc"]), one["type"]), []).append(dict(one))
     for path, found in at.items():
-        # A list loses the entries that are wrong: that it is too short then says nothing.
+        # Invalid entries are removed from a list, so an error about its length may be spurious.
         below = any(other[: len(path)] == path for other in at if other != path)
         if below and all(one["type"] == "too_short" for one in found):
             continue
-        # Of several forms that a value may have, one that it has counts.
+        # If a value may have several forms, only the error of the matching form counts.
         nearest_form = [one for one in found if not one["type"].endswith(("_type", "_error"))]
         said = [_message(model, path, one) for one in nearest_form or found]
         yield Problem((*place, *path), _either(said))
 
 
 def _either(said: list[str]) -> str:
-    """One message of several that begin and end alike."""
+    """One message for several with the same start and end."""
     first, *others = dict.fromkeys(said)
     for other in others:
         middle = other.removeprefix("should be ").partition(", not ")[0]
@@ -107,7 +107,7 @@ def _is_index(data: Any, part: str | int) -> bool:
 
 
 def _loosely_equal(model: type[BaseModel], data: Any, place: Place) -> Iterator[Problem]:
-    """Values that are taken for another of their kind: in Python, true and 1.0 are 1."""
+    """Check for values that Python considers equal: true and 1.0 equal 1."""
     for name, field in model.model_fields.items():
         if not isinstance(data, dict) or name not in data:
             continue
@@ -140,14 +140,14 @@ def _made(model: type[M], text: str) -> M:
     if is_ours(model):
         return model.model_validate_json(text, strict=True)
     said = f"{model.__module__}.{model.__qualname__} failed"
-    with contained(said, hint="tell those who make the plugin", passing=(ValidationError,)):
+    with contained(said, hint="report it to the plugin's author", passing=(ValidationError,)):
         return model.model_validate_json(text, strict=True)
 
 
 def known_class(
     registry: Registry[Any], name: Any, place: Place, problems: list[Problem]
 ) -> Any | None:
-    """The class of a name, or a problem that says which names there are."""
+    """The class of a name, or a problem that lists the known names."""
     registry.tell_shadowed(str(name))
     try:
         return registry.get(str(name))
@@ -157,7 +157,7 @@ def known_class(
 
 
 def check_extra(component: Any, place: Place, problems: list[Problem]) -> None:
-    """Note when the optional packages of a component are missing."""
+    """Add a problem if optional packages of a component are missing."""
     if component.extra is None:
         return
     try:
@@ -169,7 +169,7 @@ def check_extra(component: Any, place: Place, problems: list[Problem]) -> None:
 def unstreamable(
     components: Iterable[Placed[Any]], calibration: CalibrationSource | None
 ) -> Iterator[Problem]:
-    """What needs the whole model, when its layers are to be read one at a time.
+    """Problems of components that need the whole model when model.memory is layerwise.
 
     Args:
         components: Those of the file.
@@ -180,7 +180,7 @@ def unstreamable(
             yield Problem(
                 one.place,
                 f"'{one.component.name}' needs the whole model and model.memory is layerwise; "
-                "leave it out or set `memory: whole`",
+                "remove it or set `memory: whole`",
             )
     if calibration is not None and calibration.source == "self":
         yield Problem(
@@ -208,7 +208,7 @@ def _message(model: type[BaseModel], path: Place, error: dict[str, Any]) -> str:
 
 
 def _wording(kind: str, text: str, context: dict[str, Any]) -> str:
-    """What is wanted, in the words of YAML."""
+    """The requirement, in terms of YAML."""
     least, most = context.get("min_length"), context.get("max_length")
     if kind == "string_too_short":
         return "should not be empty" if least == 1 else f"should have {least} characters or more"
@@ -219,7 +219,7 @@ def _wording(kind: str, text: str, context: dict[str, Any]) -> str:
     if kind == "too_long":
         return f"should have at most {most} entries"
     if kind == "string_pattern_mismatch":
-        return "has not the form that the key's description in `slm-plugin list` asks for"
+        return "does not have the form described in `slm-plugin list`"
     return _YAML.get(kind) or text.removeprefix("Input ")
 
 
@@ -235,7 +235,7 @@ def _plain(value: Any) -> str:
 
 
 def _remedy(kind: str, found: Any) -> str:
-    """What to write instead, where a value is a text that looks like something else."""
+    """A correction for a text that looks like another type."""
     if not isinstance(found, str):
         return ""
     word = found.strip()

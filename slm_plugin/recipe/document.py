@@ -1,4 +1,4 @@
-"""A recipe as a YAML document: data, the place of every value, overrides, mistakes."""
+"""A recipe as a YAML document: data, positions, overrides, mistakes."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from slm_plugin.texts import read_text, shown
 
 Place = tuple[str | int, ...]
 T = TypeVar("T")
-# Characters of an override that messages show: enough to tell which one it is.
+# Characters of an override that messages show: enough to recognise it.
 SHOWN = 72
-# Characters of a message, and lines of a complaint: no value is told whole that fills a screen.
+# Largest message in characters and largest number of reported mistakes.
 LONGEST = 600
 MOST_LINES = 50
 # Bytes of a recipe file.
@@ -45,8 +45,8 @@ class Problem:
 class Located:
     """A YAML document as plain data, with line and column (from 1) of every key and item.
 
-    ``overridden`` holds the setting of each place that is not as the file has it, ``caused`` that
-    of each problem which a setting makes elsewhere.
+    ``overridden`` holds the override of each changed place, ``caused`` the override behind each
+    problem elsewhere.
     """
 
     data: Any
@@ -61,7 +61,7 @@ class Located:
         return next((self.overridden[path[:e]] for e in ends if path[:e] in self.overridden), None)
 
     def place(self, path: Place) -> tuple[int, int] | None:
-        """Line and column of a value or of the nearest enclosing one that is written."""
+        """Line and column of a value or of the nearest enclosing one in the file."""
         for end in range(len(path), -1, -1):
             if path[:end] in self.places:
                 return self.places[path[:end]]
@@ -83,9 +83,9 @@ def read_yaml(text: str) -> Located:
 
 
 class _Walk:
-    """Makes plain data of nodes, and notes where everything stands and what is wrong with it.
+    """Converts nodes to plain data, and records positions and mistakes.
 
-    What an alias stands for is made anew at every place, so that an override changes one of them.
+    Every alias gets a copy, so that an override changes only one place.
     """
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ class _Walk:
         """The data of a node.
 
         Raises:
-            Unreadable: Aliases make more values, or more levels, than a recipe may have.
+            Unreadable: Aliases expand to more values or levels than allowed.
         """
         place = _mark(node)
         self.places.setdefault(path, place)
@@ -129,7 +129,7 @@ class _Walk:
     def _pairs(
         self, node: yaml.Node, path: Place, above: frozenset[int]
     ) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
-        """Keys with their values: a mapping's own, then those that it takes in by ``<<``."""
+        """Keys with their values: a mapping's own, then those merged by ``<<``."""
         seen: set[str] = set()
         before: yaml.Node | None = None
         others: list[yaml.MappingNode] = []
@@ -137,7 +137,7 @@ class _Walk:
         for key, value in node.value:
             before, number = value, _decimal(before, key, value)
             if number:
-                self._note(path, f"a comma parts keys; write {number}", key)
+                self._note(path, f"a comma separates keys; write {number}", key)
             elif is_merge(key):
                 merges += 1
                 others += self._merged(key, value, path)
@@ -245,12 +245,12 @@ def override(located: Located, setting: str) -> Iterator[Problem]:
 
 
 def _number(part: str) -> int | None:
-    """The place in a list that a part of a path names."""
+    """The list index that a part of a path names."""
     return int(part) if part.isascii() and part.isdecimal() and len(part) < 9 else None
 
 
 def _named(setting: str) -> str:
-    """What messages call an override: one line, however many it was given in."""
+    """An override in messages, as one line."""
     return f"--set {shown(' '.join(setting.split()), SHOWN)}"
 
 
@@ -279,7 +279,7 @@ def _blame(
     located: Located,
     problems: Sequence[Problem],
 ) -> None:
-    """Note for each problem that the file alone has not, behind which override it comes up."""
+    """For each problem that the file alone does not have, record the override that causes it."""
     left = {problem for problem in problems if located.setting(problem.path) is None}
     for count in range(len(overrides)):
         if not left:
@@ -321,7 +321,7 @@ def has_key(text: str, key: str) -> bool:
 
 
 def checked_data(data: Any, origin: str, build: Callable[[Any, list[Problem]], T | None]) -> T:
-    """Build from data that stood in no file; all mistakes are told together.
+    """Build from data without a file; all mistakes are reported together.
 
     Raises:
         RecipeError: The data has mistakes; the message lists them, a line each.
@@ -347,13 +347,13 @@ def checked(
     overrides: Sequence[str],
     build: Callable[[Any, list[Problem]], T | None],
 ) -> T:
-    """Parse, override and build; all mistakes are told together.
+    """Parse, override and build; all mistakes are reported together.
 
     Args:
         text: The YAML text.
-        origin: What messages call it.
+        origin: Its name in messages.
         overrides: Settings as ``path.to.key=value``.
-        build: Makes the result from plain data, or notes what is wrong with them.
+        build: Builds the result from plain data, or adds problems.
 
     Raises:
         RecipeError: The text has mistakes; the message lists them, a line each.

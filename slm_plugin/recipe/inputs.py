@@ -1,4 +1,4 @@
-"""What a file names of this disk: its output must leave all of it alone."""
+"""Files and folders that a recipe reads, which its output must not overwrite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from slm_plugin.errors import SlmError
 from slm_plugin.export.base import Exporter
 from slm_plugin.models.bundled import BUNDLED, default_cache
-from slm_plugin.outputs.place import Input, local, located, settle
+from slm_plugin.outputs.place import Input, local, located, resolve_output
 from slm_plugin.recipe.checking import Placed
 from slm_plugin.recipe.document import Place, Problem
 
@@ -24,13 +24,13 @@ def inputs_of(data: dict[str, Any], file: Path | None) -> tuple[Input, ...]:
     """The files and folders that a recipe or a comparison reads, the file itself and the cache.
 
     Args:
-        data: The recipe as plain data. Whatever text in it is the path of something counts, as
-            plugins have options of their own.
-        file: Where the recipe was read from.
+        data: The recipe as plain data. Every text that is an existing path counts, because plugins
+            have their own options.
+        file: The recipe file.
     """
     found = [] if file is None else [Input("the recipe", file)]
     with suppress(SlmError):
-        # Whoever needs the cache says what is wrong with it.
+        # Errors of the cache folder are reported where it is used.
         cache = default_cache()
         found += [] if cache is None else [Input("the cache of slm-plugin", cache)]
     for place, text in _texts(data, (), set()):
@@ -44,10 +44,10 @@ def inputs_of(data: dict[str, Any], file: Path | None) -> tuple[Input, ...]:
 
 
 def output_of(text: str, inputs: tuple[Input, ...], problems: list[Problem]) -> Path | None:
-    """The output folder, or a problem that says why it cannot be one."""
+    """The output folder, or a problem with the reason why it cannot be one."""
     try:
         folder = located(text)
-        settle(folder, inputs)
+        resolve_output(folder, inputs)
     except SlmError as error:
         problems.append(Problem(("output",), str(error)))
         return None
@@ -55,7 +55,7 @@ def output_of(text: str, inputs: tuple[Input, ...], problems: list[Problem]) -> 
 
 
 def refuse_twice(exporters: Sequence[Placed[Exporter]]) -> Iterator[Problem]:
-    """Two exporters of one name would write one folder."""
+    """Check that no exporter is named twice, because both would write one folder."""
     seen: set[str] = set()
     for place, exporter in ((one.place, one.component) for one in exporters):
         if exporter.name in seen:

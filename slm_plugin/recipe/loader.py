@@ -1,9 +1,9 @@
-"""YAML as recipes use it: plain values, read by the rules of YAML 1.2, within bounds.
+"""YAML loader of recipes: plain values by the rules of YAML 1.2, with size limits.
 
 PyYAML follows YAML 1.1, in which ``1e-4`` is a text, ``010`` is 8, ``1:30`` is 90 and ``no`` is
-false. Here a value is what it looks like: numbers, ``true``, ``false``, ``null`` and texts, all as
-in the core schema of YAML 1.2, and what readers of YAML disagree on is refused. No value makes an
-object of any class.
+false. This loader follows the core schema of YAML 1.2 for numbers, ``true``, ``false``, ``null``
+and texts, and rejects what YAML readers interpret differently. No value creates an object of a
+class.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _PLAIN = re.compile(
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))",
 )
 _BASES = {"0o": 0, "0x": 0}
-# Tags that say of a value what it is anyway, or make a text of it.
+# Tags that state a value's own type, or make it a text.
 _KNOWN = ("str", "int", "float", "bool", "null")
 
 
 class Unreadable(Exception):
-    """A text that is no YAML document, with line and column (from 1) where there is one."""
+    """An invalid YAML document, with line and column (from 1) where there is one."""
 
     def __init__(self, message: str, place: tuple[int, int] | None = None) -> None:
         super().__init__(message)
@@ -46,7 +46,7 @@ class Unreadable(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes and stops at the bounds; it resolves no plain value itself."""
+    """Composes nodes within the limits, without resolving plain values."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - as PyYAML declares it
 
@@ -97,7 +97,7 @@ class _Loader(yaml.SafeLoader):
             self.level -= 1
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
-        # Without resolvers a plain value and a quoted one have one tag as nodes: the event tells.
+        # Without resolvers plain and quoted nodes have the same tag; only the event differs.
         event = self.next_event()
         node = super().compose_scalar_node(anchor)
         if event.tag in (None, "!"):
@@ -174,7 +174,7 @@ def scalar(node: yaml.ScalarNode) -> Any:
 
 
 def check_tag(node: yaml.Node) -> None:
-    """Refuse a mapping or list that is said to be something else.
+    """Check that a mapping or list has no tag of another type.
 
     Raises:
         ValueError: It is.
@@ -185,16 +185,16 @@ def check_tag(node: yaml.Node) -> None:
 
 
 def is_merge(node: yaml.Node) -> bool:
-    """Whether a key is a plain ``<<``, which takes in the keys of other mappings."""
+    """Whether a key is a plain ``<<``, the merge key."""
     plain = node.tag in ("", f"{_TAG}merge")
     return isinstance(node, yaml.ScalarNode) and plain and node.value == "<<"
 
 
 def merged(node: yaml.Node) -> Iterator[yaml.MappingNode]:
-    """The mappings that stand behind ``<<``.
+    """The mappings after ``<<``.
 
     Raises:
-        ValueError: Something else stands there.
+        ValueError: The value is something else.
     """
     listed = node.value if isinstance(node, yaml.SequenceNode) else [node]
     for one in listed:

@@ -1,4 +1,4 @@
-"""A recipe: one compression run from beginning to end, checked whole before anything is loaded."""
+"""A recipe: one compression run, checked completely before anything is loaded."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ class Frame(Common):
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A checked recipe, its components made and ready.
+    """A checked recipe with its components created.
 
     Attributes:
-        name: What the run is called in reports: the file's stem.
-        model: What to load; None where the caller passes a model in memory.
-        output: Folder for everything written; None where nothing is.
+        name: Name of the run in reports: the file's stem.
+        model: The model to load; None where the caller passes a model in memory.
+        output: The output folder; None where nothing is written.
         data: The recipe as plain data, overrides included.
-        inputs: What the run reads of this disk, which its output must leave alone.
+        inputs: Files that the run reads, which its output must not overwrite.
     """
 
     name: str
@@ -103,10 +103,10 @@ class Recipe:
 
         Args:
             text: The YAML text.
-            name: What the run is called in reports.
-            origin: What messages call the text.
+            name: Name of the run in reports.
+            origin: Name of the text in messages.
             overrides: Settings as ``stages.0.target.ratio=0.2``; values are YAML.
-            file: The file that holds the text, which the output must leave alone.
+            file: The file with the text, which the output must not overwrite.
 
         Raises:
             RecipeError: The text has mistakes; the message lists all of them, a line each.
@@ -121,7 +121,7 @@ class Recipe:
             data: The keys of a recipe file. ``version`` may be left out, ``model`` too when a
                 model is passed to `run`, and ``output`` when nothing is to be written. Stages,
                 evaluators and exporters may be objects.
-            name: What the run is called in reports and messages.
+            name: Name of the run in reports and messages.
 
         Raises:
             RecipeError: The data has mistakes; the message lists all of them, a line each.
@@ -143,7 +143,7 @@ def _build(
         return None
     written_down = plain(data)
     frame = validated(keys, written_down, (), problems)
-    # Lists are checked even when the frame is not whole: one reading shows all mistakes.
+    # Lists are checked even when the frame has mistakes, so that one run reports all of them.
     stages = [
         Placed(place, stage)
         for index, entry in entries(data, "stages")
@@ -169,7 +169,7 @@ def _build(
     if frame.output is not None:
         output = output_of(frame.output, inputs, problems)
     elif written:
-        problems.append(Problem(("export",), "what is exported needs a folder; add `output`"))
+        problems.append(Problem(("export",), "exports need a folder; add `output`"))
     if problems:
         return None
     return cls(
@@ -231,7 +231,7 @@ def _stage(entry: Any, place: Place, problems: list[Problem]) -> Stage | None:
 def _misplaced(
     stages: Sequence[Placed[Stage]], exporters: Sequence[Placed[Exporter]]
 ) -> Iterator[Problem]:
-    """What cannot be once a recovery has put operators between layers."""
+    """Check what follows a recovery that inserts operators between layers."""
     first = next(
         (
             number
@@ -247,15 +247,15 @@ def _misplaced(
         if isinstance(stage.component, Pruner) or stage.component.reference:
             yield Problem(
                 stage.place,
-                f"'{stage.component.name}' cannot come behind '{name}', which puts operators "
-                f"between layers; move it before '{name}' or leave one out",
+                f"'{stage.component.name}' cannot follow '{name}', which inserts operators "
+                f"between layers; move it before '{name}' or remove one",
             )
     for exporter in exporters:
         if not exporter.component.operators:
             yield Problem(
                 exporter.place,
-                f"'{exporter.component.name}' cannot hold the operators that '{name}' puts between "
-                "layers; export `onnx`, or repair by `fold_linear` or `refit`",
+                f"'{exporter.component.name}' cannot hold the operators that '{name}' inserts "
+                "between layers; export `onnx`, or repair by `fold_linear` or `refit`",
             )
 
 
@@ -272,7 +272,7 @@ def _check_ratios(stages: Sequence[Placed[Stage]], problems: list[Problem]) -> N
         problems.append(
             Problem(
                 ("stages",),
-                f"the ratios add up to {total:.0%} of the original model; nothing would stay",
+                f"the ratios add up to {total:.0%} of the original model; nothing would remain",
             )
         )
 
@@ -280,7 +280,7 @@ def _check_ratios(stages: Sequence[Placed[Stage]], problems: list[Problem]) -> N
 def _check_layers(
     source: ModelSource, stages: Sequence[Placed[Stage]], problems: list[Problem]
 ) -> None:
-    """Refuse to remove as many layers as there are, where the model tells them unloaded."""
+    """Check that layers remain, where their number is known without loading the model."""
     layers = stored_layers(source.id)
     wanted = 0
     for pruner in _pruners(stages):
@@ -290,7 +290,7 @@ def _check_layers(
                 Problem(
                     (*pruner.place, "target"),
                     f"the stages up to this one remove {wanted} layers; the model has {layers}, "
-                    f"of which at most {layers - 1} can go",
+                    f"at most {layers - 1} can be removed",
                 )
             )
             return

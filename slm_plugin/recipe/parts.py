@@ -1,4 +1,4 @@
-"""What recipes and comparisons have in common: the keys around them and named components."""
+"""Shared by recipes and comparisons: common keys and named components."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from slm_plugin.recovery.base import Recovery
 from slm_plugin.registry import Registry
 from slm_plugin.texts import read_text
 
-# Bytes of a model's config.json.
+# Largest config.json of a model in bytes.
 LARGEST_CONFIG = 1 << 24
 
 
@@ -31,7 +31,7 @@ F = TypeVar("F", bound=BaseModel)
 
 
 class Common(BaseModel):
-    """The keys that every file has at its top."""
+    """The top-level keys of every file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -60,7 +60,7 @@ def in_memory(frame: type[F]) -> type[F]:
 
 
 def plain(value: Any) -> Any:
-    """Data of a caller as a file has it: lists, and components by their names and options."""
+    """A caller's data in the form of a file: lists, and components as names with options."""
     if isinstance(value, Pruner | Recovery | Evaluator | Exporter):
         return _written_down(value, value.options.model_dump(mode="json"))
     if isinstance(value, Mapping):
@@ -119,7 +119,7 @@ def named_entries(
 
 
 def stored_layers(model: str) -> int | None:
-    """Layers of a bundled model, or by the config of a folder; None where nothing tells."""
+    """Number of layers of a bundled model or of a folder's config; None where unknown."""
     if model in BUNDLED:
         return BUNDLED[model].layers
     try:
@@ -128,7 +128,7 @@ def stored_layers(model: str) -> int | None:
             return None
         config = json.loads(read_text(file, "the config", UserError, LARGEST_CONFIG))
     except (OSError, ValueError, RecursionError, RuntimeError, UserError):
-        # What is wrong with a model is told when it is loaded.
+        # Errors of a model are reported when it is loaded.
         return None
     layers = config.get("num_hidden_layers") if isinstance(config, dict) else None
     return layers if type(layers) is int and layers > 0 else None
@@ -142,15 +142,15 @@ def component(
     verb: str | None,
     problems: list[Problem],
 ) -> Any | None:
-    """A recovery, evaluator or exporter with its options, or problems that say why not.
+    """A recovery, evaluator or exporter with its options; None, with problems added, on a mistake.
 
     Args:
-        registry: Where its name is looked up.
-        name: As it is written in the file.
-        options: As they are written in the file.
-        place: Where the entry stands.
-        verb: The key that holds the name, when the options stand beside it.
-        problems: Grows by what is wrong.
+        registry: The registry of its kind.
+        name: The name in the file.
+        options: The options in the file.
+        place: The place of the entry.
+        verb: The key with the name, if the options are beside it.
+        problems: Mistakes are added to it.
     """
     before = len(problems)
     named = (*place, verb) if verb else place
@@ -172,7 +172,7 @@ def component(
 
 
 def checked_target(pruner: Pruner, place: Place, problems: list[Problem]) -> bool:
-    """Whether a strategy's target goes with its options; what is wrong is noted."""
+    """Whether a strategy's options allow its target; mistakes are added to the problems."""
     try:
         pruner.check()
     except SlmError as error:
@@ -182,11 +182,11 @@ def checked_target(pruner: Pruner, place: Place, problems: list[Problem]) -> boo
 
 
 def check_surroundings(model: ModelSource, problems: list[Problem]) -> None:
-    """Note a model that cannot be found, and a cache folder that cannot be.
+    """Add problems for a model that cannot be found and for an unusable cache folder.
 
     Args:
         model: The model.
-        problems: Grows by what is wrong.
+        problems: Mistakes are added to it.
     """
     try:
         check_name(model.id)
@@ -203,12 +203,12 @@ def check_calibration(
     wanting: Iterable[Placed[Pruner | Recovery]],
     problems: list[Problem],
 ) -> None:
-    """Note a source that cannot be read, or who needs one when there is none.
+    """Add problems for a source that cannot be read, or that is missing and needed.
 
     Args:
         calibration: The calibration source.
         wanting: Strategies and recoveries.
-        problems: Grows by what is wrong.
+        problems: Mistakes are added to it.
     """
     if calibration is not None:
         try:

@@ -29,7 +29,7 @@ def schema() -> Schema:
 
 
 def framed(frame: type[Common], title: str) -> tuple[Schema, Schema]:
-    """The schema of the keys at the top of a file, and its definitions, which grow."""
+    """The schema of the top-level keys of a file, and its definitions, which are extended."""
     made = frame.model_json_schema()
     made["title"] = title
     definitions = made.setdefault("$defs", {})

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class RecoveryRecord(BaseModel):
-    """What a recovery stage did, as figures over its steps."""
+    """The record of one recovery stage: options, losses and notes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -31,17 +31,17 @@ class RecoveryOptions(BaseModel):
 class Recovery(ABC):
     """Changes the values of weights, and nothing else of the model.
 
-    `Session.recover` runs it, in evaluation mode and from the session's seed, and holds it to that:
-    shapes, number format, device, modules, hooks and configuration are as before when it ends, and
-    no weight is NaN. A recovery that raises leaves the model as it was. Gradients, their flags and
-    training mode are put back for it, and the session forgets by itself what it had derived.
+    `Session.recover` runs it in evaluation mode and from the session's seed, and checks the result:
+    shapes, number format, device, modules, hooks and configuration must be unchanged, and no weight
+    may be NaN. A recovery that raises must leave the model unchanged. The session restores
+    gradients, their flags and the training mode, and clears its own cached values.
 
-    ``reference`` says that the recovery leads the model back to what its layers computed before
-    the first stage: it finds that in `Session.reference`. ``operators`` says that it puts operators
-    between layers (`slm_plugin.models.operators`), which no stock class holds: a recipe then may
-    neither prune nor repair by the reference behind it, and exports only what can hold them.
-    ``fewest_samples`` says how many samples the calibration set must have: less is refused before
-    the first stage, and not behind a search of hours.
+    ``reference`` says that the recovery needs the hidden states of the dense model, which it reads
+    from `Session.reference`. ``operators`` says that it inserts operators between layers
+    (`slm_plugin.models.operators`). No stock model class holds operators, so no later stage of the
+    recipe may prune or use the reference, and only exporters that support operators can follow.
+    ``fewest_samples`` is the smallest calibration set that it accepts. A smaller one is rejected
+    before the first stage.
 
     Args:
         options: An instance of the class's ``Options``.

@@ -1,4 +1,4 @@
-"""What a recovery may change, which is the values of weights, and how anything else is found."""
+"""Check that a recovery changed nothing but the values of weights."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def check_repaired(
     before: State,
     state: Callable[[], State],
 ) -> None:
-    """Hold a recovery to its contract.
+    """Check that a recovery kept its contract.
 
     Args:
         recovery: The recovery.
-        model: The model that it was given.
-        repaired: The session's model behind it.
-        before: The state of the session before it.
-        state: Gives the state of the session now.
+        model: The model before the recovery.
+        repaired: The session's model after the recovery.
+        before: The state of the session before the recovery.
+        state: Returns the present state of the session.
 
     Raises:
-        ContractError: It changed more than the values of weights, and the operators that it
-            declares.
+        ContractError: It changed something other than the values of weights and the operators
+            that it declares.
         NumericalError: It left NaN or infinity in a weight.
     """
     name = getattr(recovery, "name", type(recovery).__name__)
@@ -60,7 +60,7 @@ def check_repaired(
 
 
 def _refuse_non_finite(parameter: Tensor, name: str, recovery: str) -> None:
-    # A sum is a pass without a copy; one that is finite has finite terms.
+    # A sum needs one pass and no copy; a finite sum has finite terms.
     if torch.isfinite(parameter.detach().sum(dtype=torch.float32)):
         return
     if not torch.isfinite(parameter).all():

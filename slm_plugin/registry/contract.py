@@ -1,4 +1,4 @@
-"""What a component of somebody else's has to be, and how a fault of it stays its own."""
+"""The contract of third-party components, and the attribution of their errors."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ HINT = "SLM_PLUGIN_TRACEBACK=1 shows where; tell those who make it"
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """What all components of one kind have in common.
+    """The requirements on all components of one kind.
 
     Attributes:
-        base: Their base class, as ``module:name``; nothing is imported before it is needed.
-        calls: Methods and properties of theirs that are called.
-        reserved: Keys that no option may be called by, as they stand beside the options.
+        base: Their base class, as ``module:name``, imported when needed.
+        calls: Their methods and properties that are called.
+        reserved: Names that no option may have, because they are other keys of an entry.
+        renamed: Former and present names of methods, for a message to authors.
     """
 
     base: str
     calls: tuple[str, ...]
     reserved: frozenset[str] = field(default=frozenset())
+    renamed: tuple[tuple[str, str], ...] = ()
 
     def fault(self, cls: Any) -> str:
-        """Why a class cannot be used, in words; empty when it can."""
+        """Why a class cannot be used; empty when it can."""
         base = _named(self.base)
         if not isinstance(cls, type):
             return f"it is {article(type(cls).__name__)}, and no class"
@@ -43,6 +45,9 @@ class Contract:
         missing = sorted(getattr(cls, "__abstractmethods__", ()))
         if missing:
             return f"{cls.__qualname__} does not implement {', '.join(missing)}"
+        for former, present in self.renamed:
+            if hasattr(cls, former) and getattr(cls, present) is getattr(base, present):
+                return f"{cls.__qualname__}.{former} is not called any more; name it {present}"
         if not isinstance(cls.__doc__, str | None):
             return "its docstring is no text"
         extra = getattr(cls, "extra", None)
@@ -51,19 +56,19 @@ class Contract:
         return _options_fault(cls, base, self.reserved) or _pruner_fault(cls)
 
     def contain(self, cls: type[Any], what: str) -> None:
-        """Make whatever the class's own code raises an error that says so.
+        """Attribute every exception of the class's own code to it.
 
-        What it gives back is checked where it is received (`slm_plugin.returned`).
+        Return values are checked by the callers (`slm_plugin.returned`).
 
         Args:
             cls: A class without fault.
-            what: What the errors call it.
+            what: Name of the component in errors.
         """
-        # A name of its own: a plugin may have a `label` of whatever kind.
+        # A private name, because a plugin may have its own `label`.
         cls._slm_plugin_label = what
         for name in ("__init__", *self.calls):
             own = inspect.getattr_static(cls, name, None)
-            # What is inherited from this package needs no guard.
+            # Methods inherited from this package need no guard.
             holder = next((kind for kind in cls.__mro__ if name in vars(kind)), cls)
             if is_ours(holder) or getattr(getattr(own, "fget", own), "contained", False):
                 continue
@@ -78,10 +83,10 @@ class Contract:
 
 @contextmanager
 def cleaned(what: str) -> Iterator[None]:
-    """Undo what foreign code does to the process, and say so.
+    """Undo changes of foreign code to the process, and report them.
 
     Args:
-        what: Whose code it is.
+        what: Name of the component.
     """
     put_back: list[str] = []
     try:
@@ -92,13 +97,13 @@ def cleaned(what: str) -> Iterator[None]:
 
 
 def tell_put_back(what: str, put_back: list[str]) -> None:
-    """Say what somebody's code had left changed, if anything."""
+    """Report the changes that were undone, if any."""
     if put_back:
         say(f"  warning: {what} left changed, and it was put back: {', '.join(put_back)}")
 
 
 def _whole(constructor: Any, base: Any) -> Callable[..., None]:
-    """A constructor after which everything is there that the base class's own keeps."""
+    """A constructor that checks the attributes set by the base class's constructor."""
 
     @functools.wraps(constructor)
     def made(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -111,7 +116,7 @@ def _whole(constructor: Any, base: Any) -> Callable[..., None]:
 
 
 def _guarded(own: Any, name: str, what: str, *, asked: bool = False) -> Callable[..., Any]:
-    """What a class holds under a name, of whichever kind, as a function that fails by one error."""
+    """A class attribute of any kind as a function whose exceptions are attributed to the class."""
     place = f"{what} failed in {name.strip('_')}"
 
     @functools.wraps(own, updated=())
@@ -144,7 +149,7 @@ def _options_fault(cls: Any, base: Any, reserved: frozenset[str]) -> str:
 
 
 def _pruner_fault(cls: Any) -> str:
-    """What a strategy says of itself; other components say nothing of the kind."""
+    """Check a strategy's kind and targets; other components have none."""
     if "targets" not in _annotated(cls):
         return ""
     kind, targets = getattr(cls, "kind", None), getattr(cls, "targets", None)
@@ -165,5 +170,5 @@ def _named(path: str) -> Any:
 
 
 def article(word: str) -> str:
-    """A word with the article that it takes."""
+    """A word with its indefinite article."""
     return f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}"

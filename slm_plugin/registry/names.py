@@ -232,7 +232,11 @@ _RECOVERY = Contract(
     ("recover", "needs_calibration"),
     reserved=frozenset({"recover"}),
 )
-_EVALUATOR = Contract("slm_plugin.evaluation.base:Evaluator", ("measure", "check", "load", "fit"))
+_EVALUATOR = Contract(
+    "slm_plugin.evaluation.base:Evaluator",
+    ("measure", "check", "load", "check_model"),
+    renamed=(("fit", "check_model"),),
+)
 _EXPORTER = Contract("slm_plugin.export.base:Exporter", ("export", "check_model"))
 pruners: Registry[Pruner] = Registry(
     "pruner",

@@ -1,4 +1,4 @@
-"""What a run changed: measurements side by side, sizes, warnings, and all in one sentence."""
+"""Comparison before and after a run: measurements, sizes, warnings and a summary."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Comparison:
     """One figure in every state of the model.
 
     Attributes:
-        measured: One measurement a state, in their order; None where it was not taken.
+        measured: One measurement per state, in order; None where it was not measured.
     """
 
     name: str
@@ -50,26 +50,26 @@ class Comparison:
 
     @property
     def ratio(self) -> float | None:
-        """After divided by before, where that means something."""
+        """After divided by before, where both are finite and before is not 0."""
         if self.difference is None or self.before is None or self.after is None:
             return None
         return self.after.value / self.before.value if self.before.value else None
 
     @property
     def verdict(self) -> Verdict | None:
-        """Whether the change is for the better; a change within the standard error is no change."""
+        """Whether the change is an improvement, unless it is within the standard error."""
         if self.before is None or self.after is None:
             return None
-        rise = self.after.value - self.before.value
-        if math.isnan(rise) or rise == 0:
-            return "same" if rise == 0 else None
-        if abs(rise) <= math.hypot(self.before.stderr or 0, self.after.stderr or 0):
+        difference = self.after.value - self.before.value
+        if math.isnan(difference) or difference == 0:
+            return "same" if difference == 0 else None
+        if abs(difference) <= math.hypot(self.before.stderr or 0, self.after.stderr or 0):
             return "within error"
-        return "better" if (rise > 0) == (self.better == "higher") else "worse"
+        return "better" if (difference > 0) == (self.better == "higher") else "worse"
 
     @property
     def decimals(self) -> int:
-        """Digits behind the point that all figures of the row share."""
+        """Decimal places that all figures of the row share."""
         return numbers.places(m.value for m in self.measured if m is not None)
 
 
@@ -79,9 +79,9 @@ def ordered_states(report: RunReport) -> tuple[StateRecord, ...]:
 
 
 def compare(report: RunReport) -> list[Comparison]:
-    """All figures of a run, each with its values in every state, in the order they were taken.
+    """All figures of a run, each with its values in every state, in the order of measurement.
 
-    Measurements compare only when name and protocol are equal; otherwise they are rows apart.
+    Only measurements with the same name and protocol share a row.
     """
     states = ordered_states(report)
     taken = [{(m.name, m.protocol): m for m in state.measurements} for state in states]
@@ -125,7 +125,7 @@ _MEASURES: tuple[tuple[str, Callable[[Dimensions], int]], ...] = (
 
 
 def sizes(report: RunReport) -> list[Size]:
-    """Dimensions of the model in every state of `size_states`, and what changed in all."""
+    """Dimensions of the model in every state of `size_states`, and the total change."""
     states = [dimensions for _, dimensions in size_states(report)]
     return [
         Size(
@@ -146,7 +146,7 @@ def _difference(before: int, after: int) -> str:
 
 
 def removed(before: Dimensions, after: Dimensions) -> str:
-    """What went, in layers and in share of parameters: one without the other is ambiguous."""
+    """Removed layers and share of parameters; one without the other would be ambiguous."""
     share = (before.parameters - after.parameters) / before.parameters
     layers = numbers.plural(before.layers - after.layers, "layer")
     return f"{layers} and {share:.1%} of the parameters removed"
@@ -161,21 +161,21 @@ def summary(report: RunReport) -> str:
     layers = numbers.plural(before.layers, "layer")
     if before.parameters == after.parameters:
         size = numbers.count(before.parameters)
-        return f"{report.model} kept its {layers} and {size} parameters, {spent}."
+        return f"{report.model} keeps its {layers} and {size} parameters, {spent}."
     share = (before.parameters - after.parameters) / before.parameters
-    went = (
-        f"kept its {layers} and went"
+    shrunk = (
+        f"keeps its {layers} and shrinks"
         if before.layers == after.layers
-        else f"went from {before.layers} to {numbers.plural(after.layers, 'layer')} and"
+        else f"shrinks from {before.layers} to {numbers.plural(after.layers, 'layer')} and"
     )
     return (
-        f"{report.model} {went} from {numbers.count(before.parameters)} to "
+        f"{report.model} {shrunk} from {numbers.count(before.parameters)} to "
         f"{numbers.count(after.parameters)} parameters ({share:.1%} fewer), {spent}."
     )
 
 
 def warnings(report: RunReport, plans: Mapping[str, PruningPlan]) -> list[tuple[int, str]]:
-    """Stage number and text of every warning, said once."""
+    """Stage number and text of every warning, without duplicates."""
     found = []
     for stage in report.stages:
         plan = plans.get(stage.plan) if stage.plan else None

@@ -1,4 +1,4 @@
-"""The model card: a README.md for the Hub that says what was done, measured and not measured."""
+"""The model card: a README.md for the Hub with stages, measurements and limits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slm_plugin.report.environment import environment
 from slm_plugin.report.record import RunReport
 from slm_plugin.report.usage import recipe_yaml, snippets
 
-# The Hub's rule for repository ids, with the owner that a base model always has.
+# The Hub's rule for repository ids, with the owner required.
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))(?=.{3,96}$)\w[\w.-]*\b/\w[\w.-]*\b", re.ASCII)
 _LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
@@ -27,7 +27,7 @@ def render_card(report: RunReport, plans: Mapping[str, PruningPlan]) -> str:
         report: The run.
         plans: The plans of the run by file, as `StageRecord.plan` names them.
     """
-    # Everything that an expression puts out is escaped, unless it is Markdown by type.
+    # Every expression is escaped unless its type is Markdown.
     templates = environment(finalize=markdown.escape)
     templates.filters |= {"code": markdown.code, "fence": markdown.fence}
     rows = before_after.compare(report)
@@ -55,7 +55,7 @@ def render_card(report: RunReport, plans: Mapping[str, PruningPlan]) -> str:
 
 
 def front_matter(report: RunReport) -> dict[str, Any]:
-    """The card's metadata, as the Hub names them."""
+    """The card's metadata, with the Hub's keys."""
     kinds = dict.fromkeys(f"{s.kind}-pruning" for s in report.stages if s.kind != "recovery")
     fields: dict[str, Any] = {
         "library_name": "transformers",
@@ -74,9 +74,9 @@ def front_matter(report: RunReport) -> dict[str, Any]:
 
 
 def hub_id(model: str) -> str | None:
-    """The model's name when it looks like ``owner/name`` on the Hub and is no local folder."""
-    looks = _HUB_ID.fullmatch(model) and not model.endswith((".git", ".gguf"))
-    return model if looks and not Path(model).exists() else None
+    """The model's name if it has the form ``owner/name`` and is no local folder."""
+    matches = _HUB_ID.fullmatch(model) and not model.endswith((".git", ".gguf"))
+    return model if matches and not Path(model).exists() else None
 
 
 def figure(row: before_after.Comparison, position: int) -> str:

@@ -1,4 +1,4 @@
-"""A plan in words and a table: what it will do when it is applied."""
+"""Explanation of a plan as text and tables."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from slm_plugin.plans import (
     PruningPlan,
 )
 from slm_plugin.report import before_after, numbers
-from slm_plugin.report.consequences import (
-    destinations,
+from slm_plugin.report.plan_effects import (
     final_trials,
     kept_channels,
     kept_groups,
+    layer_mapping,
 )
 
 
@@ -32,7 +32,7 @@ class Explanation:
 
     Attributes:
         text: Paragraphs of plain text.
-        tables: What happens to the layers, and to the units inside them.
+        tables: The operations on layers, and on the units inside them.
     """
 
     text: str
@@ -43,7 +43,7 @@ class Explanation:
 
 
 def explain(plan: PruningPlan) -> Explanation:
-    """Say what a plan will do, in words and in a table of every operation."""
+    """Explain a plan, with a table of all operations."""
     parts = [_origin(plan), _effect(plan)]
     if plan.trials:
         parts.append(_search(plan))
@@ -62,7 +62,7 @@ def _origin(plan: PruningPlan) -> str:
     return (
         f"A {plan.kind} plan by {visible(plan.pruner)}{chosen}.\n"
         f"Made for: {visible(plan.fingerprint.architecture)}, {visible(plan.fingerprint.dtype)}, "
-        f"weights {visible(plan.fingerprint.weights[:19])}; no other model takes it.\n"
+        f"weights {visible(plan.fingerprint.weights[:19])}; it applies to no other model.\n"
         f"Target: {visible(plan.target.describe())}."
     )
 
@@ -70,7 +70,7 @@ def _origin(plan: PruningPlan) -> str:
 def _effect(plan: PruningPlan) -> str:
     before, after = plan.before, plan.after
     lines = [
-        f"In all, {before_after.removed(before, after)}.",
+        f"Total: {before_after.removed(before, after)}.",
         f"Layers:         {before.layers} -> {after.layers}",
         f"Parameters:     {before.parameters:,} -> {after.parameters:,} "
         f"(ratio {after.parameters / before.parameters:.3f})",
@@ -89,7 +89,7 @@ def _search(plan: PruningPlan) -> str:
     accepted = sum(trial.accepted for trial in plan.trials)
     threshold = f", threshold {plan.threshold:g}" if plan.threshold is not None else ""
     values = [trial.similarity for trial in plan.trials]
-    further = f" {len(plan.explored):,} more on the way to it." if plan.explored else ""
+    further = f" {len(plan.explored):,} other trials." if plan.explored else ""
     return (
         f"Search: {numbers.plural(len(plan.trials), 'trial')}, {accepted} accepted"
         f"{threshold}; similarities {min(values):.4f} to {max(values):.4f}.{further}"
@@ -97,7 +97,7 @@ def _search(plan: PruningPlan) -> str:
 
 
 def _scores(layers: LayerScores) -> str:
-    """All scores, lowest first: also those of layers that were protected."""
+    """All scores, lowest first, including those of protected layers."""
     scores = layers.scores
     order = sorted(range(len(scores)), key=scores.__getitem__)
     listed = ", ".join(f"{index} ({scores[index]:.4g})" for index in order)
@@ -108,7 +108,7 @@ def _layer_table(plan: PruningPlan) -> Table:
     table = Table(title="Layers", title_justify="left")
     for heading in ("operation", "layers", "becomes", "layers removed", "similarity"):
         table.add_column(heading, justify="left" if heading == "operation" else "right")
-    homes = destinations(plan)
+    homes = layer_mapping(plan)
     similarity = {
         (plan.trials[i].first, plan.trials[i].last): f"{plan.trials[i].similarity:.4f}"
         for i in final_trials(plan)
@@ -127,21 +127,21 @@ def _layer_table(plan: PruningPlan) -> Table:
                 found,
             )
         elif isinstance(op, DropLayers):
-            gone = numbers.spans(op.indices)
+            dropped = numbers.spans(op.indices)
             alone = (op.indices[0], op.indices[-1])
             found = similarity.get(alone, "") if len(op.indices) == 1 else ""
-            table.add_row(Text("drop"), gone, "", str(len(op.indices)), found)
+            table.add_row(Text("drop"), dropped, "", str(len(op.indices)), found)
         elif isinstance(op, DropSublayers):
-            gone = numbers.spans(sorted({*op.attention, *op.mlp}))
+            dropped = numbers.spans(sorted({*op.attention, *op.mlp}))
             step = next(steps, None)
             found = "" if step is None else f"{plan.trials[step].similarity:.4f}"
             way = f"drop attention {numbers.spans(op.attention)}, MLP {numbers.spans(op.mlp)}"
-            table.add_row(Text(way), gone, "", str(op.layers_removed), found)
+            table.add_row(Text(way), dropped, "", str(op.layers_removed), found)
     return table
 
 
 def _way(op: MergeLayers | ConcatLayers) -> str:
-    """How several layers become one."""
+    """Description of a merge."""
     if isinstance(op, MergeLayers):
         return f"merge, rule {visible(op.rule)}"
     channels = "+".join(f"{len(part.channels):,}" for part in op.parts)
@@ -152,17 +152,17 @@ def _way(op: MergeLayers | ConcatLayers) -> str:
 def _unit_table(plan: PruningPlan) -> Table:
     channels, groups = kept_channels(plan), kept_groups(plan)
     before = plan.before
-    table = Table(title="What the layers keep", title_justify="left")
+    table = Table(title="Remaining units", title_justify="left")
     for heading in ("layer", "MLP channels", "KV groups", "query heads"):
         table.add_column(heading, justify="right")
     for layer in sorted({*channels, *groups}):
-        wide = len(channels.get(layer, range(before.intermediate_size)))
-        stay = groups.get(layer, tuple(range(before.kv_heads)))
-        heads = len(stay) * before.queries_per_group
+        remaining = len(channels.get(layer, range(before.intermediate_size)))
+        kept = groups.get(layer, tuple(range(before.kv_heads)))
+        heads = len(kept) * before.queries_per_group
         table.add_row(
             str(layer),
-            f"{wide:,} of {before.intermediate_size:,}",
-            f"{numbers.spans(stay)} of {before.kv_heads}",
+            f"{remaining:,} of {before.intermediate_size:,}",
+            f"{numbers.spans(kept)} of {before.kv_heads}",
             f"{heads} of {before.attention_heads}",
         )
     return table

@@ -1,4 +1,4 @@
-"""Text put into Markdown so that it means only itself, whatever it holds."""
+"""Escape text for Markdown."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ _LAYOUT = "\n\t"
 
 
 class Markdown(str):
-    """Text that is Markdown already and is not escaped again."""
+    """Markdown source, which is not escaped."""
 
     __slots__ = ()
 
 
 def escape(value: object) -> str:
-    """One line of plain text: no HTML, no markup, no table or heading of its own."""
+    """Text as one line without HTML, markup, tables or headings."""
     if isinstance(value, Markdown):
         return value
     text = visible(" ".join(str(value).split()))
     text = re.sub(r"([\\`*\[\]|~])", r"\\\1", text)
-    # Within a word an underscore means nothing: `torch_pruning` stays readable.
+    # An underscore within a word is no markup, so `torch_pruning` is not escaped.
     text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
     text = re.sub(r"^([-+=#])(?=[\s\-+=#]|$)", r"\\\1", text)
     text = re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", text)
@@ -29,7 +29,7 @@ def escape(value: object) -> str:
 
 
 def code(text: str) -> Markdown:
-    """An inline code span, fit for a table cell."""
+    """An inline code span, safe in a table cell."""
     line = visible(" ".join(text.split())).replace("|", r"\|")
     ticks = "`" * (_longest_run(line) + 1)
     pad = " " if line.startswith("`") or line.endswith("`") else ""
@@ -37,7 +37,7 @@ def code(text: str) -> Markdown:
 
 
 def fence(text: str, language: str = "") -> Markdown:
-    """A code block whose fence is longer than anything like one inside it."""
+    """A code block with a fence longer than any backtick run inside it."""
     ticks = "`" * max(3, _longest_run(text) + 1)
     return Markdown(f"{ticks}{language}\n{visible(text, keep=_LAYOUT).rstrip()}\n{ticks}")
 

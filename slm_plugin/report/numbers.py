@@ -1,4 +1,4 @@
-"""Numbers as people read them: the same digits in the page, the card and the terminal."""
+"""Number formatting, shared by the page, the card and the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BYTE_UNITS = ("B", "bytes")
 
 
 def places(values: Iterable[float]) -> int:
-    """Decimals that leave about four digits of the largest value, the same for all of them."""
+    """Decimal places that give the largest value about four significant digits."""
     finite = [abs(value) for value in values if math.isfinite(value)]
     largest = max(finite, default=0.0)
     if all(value == round(value) for value in finite):
@@ -26,8 +26,8 @@ def number(value: float, decimals: int | None = None, *, signed: bool = False) -
     """A number with thousands separators and a real minus sign.
 
     Args:
-        value: Any float; infinity and NaN have names of their own.
-        decimals: Digits behind the point; by default what `places` says of the value.
+        value: Any float, including infinity and NaN.
+        decimals: Decimal places; by default from `places`.
         signed: Write the plus sign too.
     """
     if math.isnan(value):
@@ -42,7 +42,7 @@ def number(value: float, decimals: int | None = None, *, signed: bool = False) -
 
 
 def quantity(value: float, unit: str, decimals: int | None = None, *, signed: bool = False) -> str:
-    """A number with its unit; bytes become the prefix that fits."""
+    """A number with its unit; bytes get a decimal prefix."""
     if unit in BYTE_UNITS and math.isfinite(value):
         sign = "+" if signed and value > 0 else MINUS if value < 0 else ""
         return sign + size(abs(value))
@@ -50,7 +50,7 @@ def quantity(value: float, unit: str, decimals: int | None = None, *, signed: bo
 
 
 def brief(value: float, unit: str = "") -> str:
-    """A number in three significant digits, for errors and tolerances far below one."""
+    """A number with three significant digits, for errors and tolerances."""
     return f"{value:.3g} {unit}".rstrip()
 
 
@@ -64,7 +64,7 @@ def size(octets: float) -> str:
 
 
 def count(parameters: int) -> str:
-    """A parameter count in short, as ``134.5 M``."""
+    """An abbreviated parameter count, as ``134.5 M``."""
     for scale, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
         if parameters >= scale:
             return f"{parameters / scale:.{2 if letter == 'B' else 1}f} {letter}"
@@ -89,7 +89,7 @@ def duration(seconds: float) -> str:
 
 
 def change(before: float, after: float) -> str:
-    """Relative change in percent, with one decimal; empty where there is none to speak of."""
+    """Relative change in percent, with one decimal; empty where it is undefined."""
     if before == 0 or not math.isfinite(before) or not math.isfinite(after):
         return ""
     return f"{number(100 * (after - before) / abs(before), 1, signed=True)}%"
@@ -101,7 +101,7 @@ def ratio(value: float) -> str:
 
 
 def spans(indices: Iterable[int]) -> str:
-    """Indices with runs drawn together by an en dash."""
+    """Indices, with consecutive ones joined by an en dash."""
     runs: list[list[int]] = []
     for index in sorted(set(indices)):
         if runs and index == runs[-1][1] + 1:

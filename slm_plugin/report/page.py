@@ -19,7 +19,7 @@ from slm_plugin.report.usage import recipe_yaml, snippets
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture with its words; ``notice`` stands in its place when it cannot be drawn."""
+    """A plot with its texts; ``notice`` replaces a plot that cannot be drawn."""
 
     title: str
     caption: str
@@ -29,7 +29,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class StageView:
-    """A stage with everything that the page says about it."""
+    """A stage with everything that the page shows about it."""
 
     record: StageRecord
     before: Dimensions
@@ -47,7 +47,7 @@ def render_page(report: RunReport, plans: Mapping[str, PruningPlan]) -> str:
         plans: The plans of the run by file, as `StageRecord.plan` names them.
 
     Returns:
-        HTML. Where matplotlib is missing the page says so in the place of every picture.
+        HTML. Where matplotlib is missing, the page has a notice in place of every plot.
     """
     template = environment().get_template("report.html.j2")
     rows = before_after.compare(report)
@@ -59,7 +59,7 @@ def render_page(report: RunReport, plans: Mapping[str, PruningPlan]) -> str:
         states=before_after.ordered_states(report),
         chart=picture(
             "Before and after",
-            "Every figure that was taken by the same protocol in the first and the last state. "
+            "Every figure that was measured by the same protocol in the first and the last state. "
             "Whiskers are one standard error.",
             lambda: pictures.before_after(report),
         ),
@@ -75,7 +75,7 @@ def render_page(report: RunReport, plans: Mapping[str, PruningPlan]) -> str:
 
 
 def stage_views(report: RunReport, plans: Mapping[str, PruningPlan]) -> list[StageView]:
-    """The stages in order, each with the model that it found, its plan and its pictures."""
+    """The stages in order, each with its input dimensions, its plan and its plots."""
     views = []
     before = report.before
     for record in report.stages:
@@ -92,7 +92,7 @@ def stage_views(report: RunReport, plans: Mapping[str, PruningPlan]) -> list[Sta
 
 
 def stage_pictures(record: StageRecord, plan: PruningPlan | None) -> tuple[Picture, ...]:
-    """The pictures that a stage has something to show in."""
+    """The plots of a stage."""
     name = f"stage-{record.number}"
     drawn: list[Picture | None] = []
     if plan is not None:
@@ -101,7 +101,7 @@ def stage_pictures(record: StageRecord, plan: PruningPlan | None) -> tuple[Pictu
     if recovery is not None:
         drawn.append(
             picture(
-                "Loss while recovering",
+                "Training loss of the recovery",
                 "Training loss of every step.",
                 lambda: pictures.losses(recovery, f"{name}-losses"),
             )
@@ -113,19 +113,19 @@ def _depth(plan: PruningPlan, name: str) -> list[Picture | None]:
     drops = any(done(trial) != "merged" for trial in plan.trials)
     return [
         picture(
-            "Which layer went where",
-            "Lines lead from every layer before the stage to the one that holds it after.",
-            lambda: pictures.fates(plan, f"{name}-fates"),
+            "Layer mapping",
+            "Lines lead from every layer before the stage to its layer after the stage.",
+            lambda: pictures.layer_mapping(plan, f"{name}-mapping"),
         ),
         picture(
-            "The trials" if drops else "The walk of the window",
-            "Every row is one trial, in order: the layers that it would merge into one, or drop, "
-            "and how similar the model stays.",
+            "The trials" if drops else "Window search",
+            "Every row is one trial, in order: the layers to merge or drop, and the similarity of "
+            "the resulting model.",
             lambda: pictures.walk(plan, f"{name}-walk"),
         ),
         picture(
-            "The cost of dropping" if drops else "The cost of merging",
-            "Similarity of every trial, and the layers that the model would have left.",
+            "Similarity and layers dropped" if drops else "Similarity and layers merged",
+            "Similarity of every trial against the number of remaining layers.",
             lambda: pictures.similarities(plan, f"{name}-similarities"),
         ),
     ]
@@ -134,16 +134,16 @@ def _depth(plan: PruningPlan, name: str) -> list[Picture | None]:
 def _width(plan: PruningPlan, name: str) -> list[Picture | None]:
     return [
         picture(
-            "What every layer keeps",
-            "Units with the lowest scores go. Dots and crosses are medians, lines reach from the "
-            "lowest to the highest score of the layer.",
+            "Remaining units per layer",
+            "Units with the lowest scores are removed. Dots and crosses are medians; lines are the "
+            "range of the layer's scores.",
             lambda: pictures.widths(plan, f"{name}-widths"),
         )
     ]
 
 
 def picture(title: str, caption: str, draw: Callable[[], str]) -> Picture | None:
-    """Draw, or say which extra would draw; None when there is nothing to show."""
+    """Draw a plot, or name the missing extra; None when there is nothing to plot."""
     try:
         svg = draw()
     except MissingExtraError as error:

@@ -26,7 +26,7 @@ def as_text(table: Table) -> str:
 def summary_table(report: RunReport) -> Table:
     """Sizes and measurements before and after, with ratios.
 
-    A protocol stands under its figure's name, cut where the line ends: the page has it whole.
+    A protocol is printed below its figure's name, truncated to one line; the page has it in full.
     """
     table = Table(title=Text(visible(report.title)), title_justify="left", caption_justify="left")
     table.caption = Text(visible(before_after.summary(report)))

@@ -1,4 +1,4 @@
-"""How to load what a run exported, and how to make it again: text to copy."""
+"""Code that loads a run's exports, and the recipe that reproduces them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def snippets(report: RunReport) -> list[Snippet]:
 
 
 def recipe_yaml(report: RunReport) -> str:
-    """The recipe as YAML, its keys in the order in which they were written."""
+    """The recipe as YAML, with keys in the original order."""
     recipe = report.model_dump(mode="json", include={"recipe"})["recipe"]
     return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
 

@@ -1,4 +1,4 @@
-"""Write what a run found into its output folder."""
+"""Write the report files of a run into its output folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from slm_plugin.report.record import RunReport
 
 
 def write_report(report: RunReport, plans: Mapping[str, PruningPlan], folder: Path) -> None:
-    """Write ``report.json``, ``report.html`` and ``README.md``; each appears whole or not at all.
+    """Write ``report.json``, ``report.html`` and ``README.md``; each atomically.
 
     Args:
         report: The run.
@@ -39,7 +39,7 @@ def to_json(record: BaseModel) -> str:
 
 
 def _finite(value: object) -> object:
-    """JSON has no infinity: a perplexity that overflowed becomes a string that reads back."""
+    """Replace infinities, which JSON lacks, by strings that pydantic reads back."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Carry plans out: the only code that changes a model's shape."""
+"""Apply plans: the only code that changes a model's shape."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ if TYPE_CHECKING:
     from slm_plugin.models.view import Dimensions
 
 
-def carry_out(model: PreTrainedModel, operations: Sequence[Operation]) -> list[tuple[int, int]]:
-    """Carry the operations of a plan out on the model that it was made for, in place.
+def apply_operations(
+    model: PreTrainedModel, operations: Sequence[Operation]
+) -> list[tuple[int, int]]:
+    """Apply the operations of a plan to its model, in place.
 
-    `slm_plugin.session.Session.apply` is how a plan reaches this, with all checks.
+    `slm_plugin.session.Session.apply` calls this after all checks.
 
     Returns:
-        For every layer that is left the lowest and the highest layer that it is made of.
+        For every remaining layer, the lowest and the highest original layer in it.
 
     Raises:
         PlanError: The operations contradict one another.
-        MissingExtraError: They cut width and torch-pruning is not installed.
+        MissingExtraError: They prune width and torch-pruning is not installed.
     """
     depth = [op for op in operations if isinstance(op, DepthOperation)]
     width = [op for op in operations if isinstance(op, KeepChannels | KeepHeads)]
     if depth and width:
         raise PlanError(
-            "the plan mixes depth and width operations", hint="make it two plans, one a stage"
+            "the plan mixes depth and width operations", hint="make it two plans, one per stage"
         )
     if depth:
         from slm_plugin.surgery.layers import apply_layers
@@ -52,7 +54,7 @@ def carry_out(model: PreTrainedModel, operations: Sequence[Operation]) -> list[t
 
 
 def refuse_other_model(plan: PruningPlan, model: PreTrainedModel, found: Fingerprint) -> None:
-    """Refuse a plan for a model that it was not made for.
+    """Check that a plan was made for a model.
 
     Args:
         plan: The plan.
@@ -64,8 +66,8 @@ def refuse_other_model(plan: PruningPlan, model: PreTrainedModel, found: Fingerp
     """
     if operators(model):
         raise PlanError(
-            "the model has operators between its layers, which were fitted to those layers",
-            hint="prune before the recovery that puts them there",
+            "the model has operators between its layers, which were fitted to these layers",
+            hint="prune before the recovery that inserts them",
         )
     differs = [
         name
@@ -75,20 +77,20 @@ def refuse_other_model(plan: PruningPlan, model: PreTrainedModel, found: Fingerp
     if differs:
         raise PlanError(
             f"the plan was made for another model: {', '.join(differs)} differ",
-            hint="apply it to the checkpoint and dtype that it was made for, or plan anew",
+            hint="apply it to the checkpoint and dtype that it was made for, or plan again",
         )
 
 
 def verify(plan: PruningPlan, measured: Dimensions) -> None:
-    """Hold a plan's promise against what its model measures now.
+    """Check that the pruned model has the dimensions that the plan states.
 
     Raises:
         VerificationError: They differ.
     """
     differs = [
-        f"{name} is {getattr(measured, name)}, promised {getattr(plan.after, name)}"
+        f"{name} is {getattr(measured, name)}, the plan states {getattr(plan.after, name)}"
         for name in type(measured).model_fields
         if getattr(measured, name) != getattr(plan.after, name)
     ]
     if differs:
-        raise VerificationError(f"surgery did not keep the plan's promise: {'; '.join(differs)}")
+        raise VerificationError(f"the pruned model does not match its plan: {'; '.join(differs)}")

@@ -1,4 +1,4 @@
-"""Width surgery: slice projections in place and keep config and modules in step."""
+"""Width surgery: slice projections in place and update the config and modules to match."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Removed = list[tuple[int, ...]]
 
 
 def apply_channels(model: PreTrainedModel, operations: Sequence[Operation]) -> None:
-    """Carry out the operations of a width plan.
+    """Apply the operations of a width plan.
 
-    Units that stay keep their order. Everything is checked before the first weight changes. Old
-    weights become free; ``requires_grad`` and tied embeddings stay as they are.
+    Remaining units keep their order. Everything is checked before the first weight changes. Old
+    weights are freed; ``requires_grad`` and tied embeddings are unchanged.
 
     Args:
         model: The model, changed in place.
@@ -50,7 +50,7 @@ def apply_channels(model: PreTrainedModel, operations: Sequence[Operation]) -> N
 
 
 def _removed_units(operations: Sequence[Operation], before: Dimensions) -> tuple[Removed, Removed]:
-    """MLP channels and KV groups that go, for every layer."""
+    """MLP channels and KV groups to remove, for every layer."""
     channels: list[tuple[int, tuple[int, ...]]] = []
     groups: list[tuple[int, tuple[int, ...]]] = []
     for operation in operations:
@@ -59,7 +59,7 @@ def _removed_units(operations: Sequence[Operation], before: Dimensions) -> tuple
         elif isinstance(operation, KeepHeads):
             groups.append((operation.layer, operation.kv_groups))
         else:
-            raise PlanError(f"width surgery cannot carry out {operation.op}")
+            raise PlanError(f"width surgery cannot apply {operation.op}")
     return (
         _complements("keep_channels", channels, before.layers, before.intermediate_size),
         _complements("keep_heads", groups, before.layers, before.kv_heads),
@@ -69,7 +69,7 @@ def _removed_units(operations: Sequence[Operation], before: Dimensions) -> tuple
 def _complements(
     name: str, kept: list[tuple[int, tuple[int, ...]]], layers: int, size: int
 ) -> Removed:
-    """What the layers lose, when all of them keep the same number of units."""
+    """The units to remove; all layers must keep the same number."""
     if not kept:
         return [()] * layers
     found = Counter(layer for layer, _ in kept)
@@ -96,7 +96,7 @@ def _complements(
 
 
 def _remove(layer: nn.Module, members: Members) -> None:
-    """Slice a unit's rows and columns out of a layer's projections."""
+    """Remove the rows and columns of units from a layer's projections."""
     import torch_pruning
 
     modules = projections(layer)
@@ -115,9 +115,9 @@ def _remove(layer: nn.Module, members: Members) -> None:
 
 
 def _sync_modules(layer: nn.Module, after: Dimensions) -> None:
-    """Sizes that attention and MLP modules remember; which ones depends on the release.
+    """Update the sizes stored in attention and MLP modules, which depend on the release.
 
-    Whole groups go, so the query heads per key/value head stay as many.
+    Only whole groups are removed, so the query heads per key/value head are unchanged.
     """
     _set_existing(
         layer.get_submodule("self_attn"),
@@ -135,7 +135,7 @@ def _set_existing(module: nn.Module, **sizes: int) -> None:
 
 
 def _sync_config(config: PretrainedConfig, after: Dimensions) -> None:
-    """Say what is there now; an unwritten head_dim would be derived from the head count."""
+    """Write the new sizes; a missing head_dim would be derived from the head count."""
     config.intermediate_size = after.intermediate_size
     config.num_attention_heads = after.attention_heads
     config.num_key_value_heads = after.kv_heads

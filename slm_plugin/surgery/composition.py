@@ -1,8 +1,8 @@
-"""Layers made of what is left when attention blocks and MLP blocks go one by one.
+"""Layers composed of the blocks that remain when attention and MLP blocks are dropped.
 
 A decoder is the sequence attention 0, MLP 0, attention 1, MLP 1, … of blocks on one residual
-stream, each with its own norm in front. A stock model class holds what is left of it exactly when
-attention and MLP still alternate: each attention then makes a layer with the MLP that follows it.
+stream, each with its own norm. A stock model class supports the remaining blocks exactly if
+attention and MLP still alternate: each attention then forms a layer with the MLP after it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from slm_plugin.surgery.merge_rules import share_parameters
 if TYPE_CHECKING:
     from torch import nn
 
-# What belongs to the MLP of a layer, by its name in all supported architectures; the rest belongs
-# to the attention.
+# The modules of a layer's MLP block in all supported architectures; the others are attention.
 MLP_BLOCK = ("mlp", "post_attention_layernorm")
 
 
 def composed_layer(attention: nn.Module, mlp: nn.Module) -> nn.Module:
     """The attention of one layer followed by the MLP of another, each with its own norm.
 
-    The layers themselves stay as they are; the new one shares their parameters.
+    The new layer shares the parameters; the given layers are unchanged.
     """
     made = share_parameters(attention)
     for name in MLP_BLOCK:
@@ -36,14 +35,14 @@ def composed_layer(attention: nn.Module, mlp: nn.Module) -> nn.Module:
 
 
 def pairs_left(operations: Iterable[DropSublayers], layers: int) -> list[tuple[int, int]]:
-    """The layers of the result: whose attention and whose MLP each one has.
+    """The layers of the result, as the original layers of their attention and their MLP.
 
     Args:
-        operations: What goes.
+        operations: The blocks to drop.
         layers: Layers of the model.
 
     Raises:
-        PlanError: A block is not there or goes twice, or what is left does not alternate.
+        PlanError: A block does not exist or is dropped twice, or the rest does not alternate.
     """
     given = list(operations)
     attention = _once("attention", [i for op in given for i in op.attention], layers)

@@ -1,4 +1,4 @@
-"""One layer made of channels and heads of several, as a plan's `LayerPart` list them.
+"""One layer of the channels and heads of several, as listed by a plan's `LayerPart`.
 
 Source: CoMe (arXiv 2510.15304), channel merging.
 """
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 def concatenated_layer(
     parts: Sequence[LayerPart], layers: Sequence[nn.Module], dimensions: Dimensions
 ) -> nn.Module:
-    """One layer made of parts of several; the layers themselves stay as they are.
+    """One layer made of parts of several, which are unchanged.
 
-    Rows of q, k, v, gate and up, with their biases, and columns of o and down stand part after
-    part, so the query heads of a KV group stay together. What belongs to no unit is a weighted
-    mean: the norms, those of queries and keys among them, and the biases of o and down.
+    Rows of q, k, v, gate and up, with their biases, and columns of o and down are concatenated, so
+    the query heads of a KV group stay adjacent. Parameters outside units are weighted means: all
+    norms, and the biases of o and down.
 
     Args:
-        parts: What each layer gives.
+        parts: The units of each layer.
         layers: The layers, in the same order.
         dimensions: Sizes of a layer.
 
@@ -71,11 +71,11 @@ def concatenated_layer(
 
 
 def joined(weights: tuple[Tensor, ...], indices: tuple[tuple[int, ...], ...], dim: int) -> Tensor:
-    """Slices of tensors, one after the other.
+    """Concatenated slices of tensors.
 
     Args:
         weights: Tensors of one shape.
-        indices: What is taken of each, along ``dim``.
+        indices: The indices of each tensor to take, along ``dim``.
         dim: The axis.
 
     Returns:
@@ -86,7 +86,7 @@ def joined(weights: tuple[Tensor, ...], indices: tuple[tuple[int, ...], ...], di
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Joined:
-    """A source of streamed values: slices of other weights, read anew every time."""
+    """A source of streamed values: slices of other weights, read on every use."""
 
     weights: tuple[Tensor, ...]
     indices: tuple[tuple[int, ...], ...]
@@ -94,7 +94,7 @@ class Joined:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the slices together."""
+        """Shape of the concatenated slices."""
         shape = list(self.weights[0].shape)
         shape[self.dim] = sum(map(len, self.indices))
         return tuple(shape)
@@ -110,7 +110,7 @@ class Joined:
 
 
 def _weighted(shares: Iterable[float]) -> str:
-    """The merge rule that takes the layers by these shares."""
+    """The merge rule that averages layers with these shares."""
     return f"weighted({','.join(f'{share:.12f}' for share in shares)})"
 
 

@@ -1,4 +1,4 @@
-"""Units of width pruning: the rows and columns of a layer's projections that go together."""
+"""Units of width pruning: coupled rows and columns of a layer's projections."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ READERS = ("o_proj", "down_proj")
 
 
 def axis(projection: str) -> int:
-    """Axis of a projection's weight that a unit occupies: columns of readers, rows of the rest."""
+    """Axis of a unit in a projection's weight: columns of o and down, rows of the others."""
     return 1 if projection in READERS else 0
 
 
 def channel_members(channels: Iterable[int]) -> Members:
-    """Rows of gate and up and columns of down that belong to some MLP channels."""
+    """Rows of gate and up and columns of down of some MLP channels."""
     indices = tuple(channels)
     return {name: indices for name in MLP_PROJECTIONS}
 
 
 def kv_group_members(groups: Iterable[int], dimensions: Dimensions) -> Members:
-    """Rows of q, k and v and columns of o that belong to some KV groups.
+    """Rows of q, k and v and columns of o of some KV groups.
 
-    Key/value head ``k`` is read by the contiguous block of query heads ``k*g .. k*g + g-1``, as
-    ``repeat_kv`` of transformers lays them out. Folding query heads with stride ``kv_heads``, as
-    LLM-Pruner does, scores other heads than it removes.
+    The contiguous query heads ``k*g .. k*g + g-1`` read key/value head ``k``, as in ``repeat_kv``
+    of transformers. Folding query heads with stride ``kv_heads``, as
+    LLM-Pruner does, scores different heads than it removes.
     """
     chosen = tuple(groups)
     keys = _blocks(chosen, dimensions.head_dim)

@@ -1,4 +1,4 @@
-"""Carry out depth operations: merge or drop decoder layers and keep the model a model."""
+"""Apply depth operations: merge or drop decoder layers, and update indices and config."""
 
 from __future__ import annotations
 
@@ -29,23 +29,24 @@ def apply_layers(
 ) -> list[tuple[int, int]]:
     """Merge, concatenate and drop layers in place.
 
-    A merged layer stands at the place of its run's lowest layer and keeps that layer's kind of
-    attention. Layer indices, ``num_hidden_layers`` and every per-layer list of the config follow,
-    so that the KV cache and a stock reload work.
+    A merged layer takes the position and the attention type of its lowest layer. Layer indices,
+    ``num_hidden_layers`` and all per-layer lists of the config are updated, so that the KV cache
+    and a reload with stock classes work.
 
     Returns:
-        For every layer that is left the lowest and the highest layer that it is made of.
+        For every remaining layer, the lowest and the highest original layer in it.
 
     Raises:
         PlanError: Operations overlap, name layers or units that the model does not have, or leave
-            what is no sequence of layers.
+            blocks that do not alternate.
     """
     view = DecoderView.of(model)
     blocks = [operation for operation in operations if isinstance(operation, DropSublayers)]
     whole = [operation for operation in operations if not isinstance(operation, DropSublayers)]
     if blocks and whole:
         raise PlanError(
-            "the plan takes single blocks and whole layers", hint="make it two plans, one a stage"
+            "the plan mixes operations on blocks and on whole layers",
+            hint="make it two plans, one per stage",
         )
     kept, result = _composed(view, blocks) if blocks else _layers_left(view, whole)
     if not result:
@@ -60,7 +61,7 @@ def apply_layers(
 def _layers_left(
     view: DecoderView, operations: Sequence[LayerOperation]
 ) -> tuple[list[tuple[int, int]], list[nn.Module]]:
-    """The layers of the result, and which layers each one is made of."""
+    """The layers of the result, and the original layers of each."""
     layers = list(view.layers)
     replaced = _replacements(operations, len(layers))
     kept: list[tuple[int, int]] = []
@@ -82,7 +83,7 @@ def _layers_left(
 def _composed(
     view: DecoderView, operations: Sequence[DropSublayers]
 ) -> tuple[list[tuple[int, int]], list[nn.Module]]:
-    """The same where attention and MLP blocks go: a layer attends as it did."""
+    """The same for dropped attention and MLP blocks; a layer keeps its attention type."""
     layers = list(view.layers)
     pairs = pairs_left(operations, len(layers))
     result = [layers[a] if a == m else composed_layer(layers[a], layers[m]) for a, m in pairs]
@@ -92,14 +93,14 @@ def _composed(
 def _made_of(
     operation: MergeLayers | ConcatLayers, run: Sequence[nn.Module], view: DecoderView
 ) -> nn.Module:
-    """The layer that a run of layers becomes."""
+    """The merged layer of a run."""
     if isinstance(operation, ConcatLayers):
         return concatenated_layer(operation.parts, run, view.dimensions())
     return merged_layer(operation.rule, run, weights_only=operation.weights_only)
 
 
 def _replacements(operations: Sequence[LayerOperation], count: int) -> dict[int, LayerOperation]:
-    """The operation that takes each layer, by index."""
+    """The operation on each layer, by index."""
     replaced: dict[int, LayerOperation] = {}
     for operation in operations:
         if isinstance(operation, DropLayers):
@@ -110,24 +111,24 @@ def _replacements(operations: Sequence[LayerOperation], count: int) -> dict[int,
             if index >= count:
                 raise PlanError(f"the plan names layer {index}; the model has {count} layers")
             if index in replaced:
-                raise PlanError(f"two operations of the plan take layer {index}")
+                raise PlanError(f"two operations of the plan use layer {index}")
             replaced[index] = operation
     return replaced
 
 
 def _cut_config(view: DecoderView, kept: Sequence[int]) -> None:
-    """Give every per-layer list of the config the kept layers' entries."""
+    """Reduce every per-layer list of the config to the kept layers."""
     for name, values in list(layer_lists(view.config)):
         setattr(view.config, name, [values[index] for index in kept])
     view.config.num_hidden_layers = len(kept)
-    # Qwen: layers from here up would slide their window; it may not lie above the top.
+    # Qwen: the first layer with a sliding window; it must not exceed the number of layers.
     top = getattr(view.config, "max_window_layers", None)
     if top is not None:
         view.config.max_window_layers = sum(1 for index in kept if index < top)
 
 
 def _renumber(layer: nn.Module, position: int) -> None:
-    """Write a layer's new index wherever its modules keep the old one: the KV cache goes by it."""
+    """Update a layer's index in all its modules; the KV cache uses it."""
     for module in layer.modules():
         if hasattr(module, "layer_idx"):
             module.__dict__["layer_idx"] = position

@@ -1,13 +1,13 @@
-"""How a run of layers becomes one: the merge rules, each a formula over one projection.
+"""Merge rules: formulas that merge a run of layers, parameter by parameter.
 
-A rule merges what attention and MLP hold: projections with their biases, and the norms of queries
-and keys. The gains of the layer's own norms stay the lowest layer's, except under ``keep_high``,
-which takes the top layer whole. The released SLM code merges the weights of the seven projections
-and nothing else (``weights_only``): a bias or a query norm then meets another layer's projection.
+A rule merges the parameters of attention and MLP: projections with their biases, and query and key
+norms. The layer norms are the lowest layer's, except for ``keep_high``, which takes the whole top
+layer. The released SLM code merges only the weights of the seven projections (``weights_only``), so
+biases and query norms come from another layer than the projections.
 
-A recipe may also leave the choice to the data: ``activation`` weighs every layer of the run by what
-it changes, and ``best`` takes for every run the rule that serves it best. A plan names what came of
-it, so that carrying the plan out needs no data.
+Two rules of a recipe depend on data: ``activation`` weights every layer by its block influence, and
+``best`` takes the rule with the best value for every run. A plan stores the resulting rule, so that
+applying it needs no data.
 
 Source: SLM (arXiv 2502.19159) and its released code; RDSC is LaCo (arXiv 2402.11187), equation 1.
 """
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 def candidates(
     rule: str, first: int, last: int, influence: Callable[[], Sequence[float]]
 ) -> Iterator[str]:
-    """The rules that a plan may hold, of those that a recipe's rule allows for one run.
+    """The concrete rules of a plan to try for a recipe's rule and one run.
 
     Args:
         rule: A name that `check_rule` accepts.
         first: Lowest layer of the run.
         last: Highest layer of the run.
-        influence: Gives the block influence of every layer.
+        influence: Returns the block influence of every layer.
     """
     if rule == "best":
         yield from ("telescoped", "keep_high", "keep_low", "mean", "rdsc")
@@ -73,7 +73,7 @@ def merge_weights(rule: str, weights: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Merged:
-    """A source of streamed values: a rule over other weights, worked out at every reading."""
+    """A source of streamed values: a rule over other weights, computed on every read."""
 
     rule: str
     weights: tuple[Tensor, ...]
@@ -90,10 +90,10 @@ class Merged:
 
 @no_grad
 def computed(rule: str, weights: Sequence[Tensor]) -> Tensor:
-    """Work out a rule that does more than choose, taking one weight after the other.
+    """Compute a rule that combines weights, with one weight in memory at a time.
 
-    The sum runs in float32 at least, lowest layer first, so that streamed weights and weights in
-    memory give the same bits; the result has the weights' own number format.
+    The sum is computed in float32 or wider, lowest layer first, so that streamed weights and
+    weights in memory give the same bits. The result has the number format of the weights.
     """
     wide = torch.promote_types(weights[0].dtype, torch.float32)
     parts, whole = factors(rule, len(weights))
@@ -106,10 +106,10 @@ def computed(rule: str, weights: Sequence[Tensor]) -> Tensor:
 def merged_layer(
     rule: str, layers: Sequence[nn.Module], *, weights_only: bool = False
 ) -> nn.Module:
-    """One layer made of a run of layers, lowest first; the layers themselves stay as they are.
+    """One layer merged from a run of layers, lowest first; the given layers are unchanged.
 
-    Parameters that the rule only chooses are shared with the layer they come from, so that a
-    trial of ``telescoped`` costs no memory.
+    Parameters that a rule only selects are shared with their layer, so that a trial of
+    ``telescoped`` needs no memory.
 
     Raises:
         PlanError: The rule is for another number of layers, or there is no such rule.

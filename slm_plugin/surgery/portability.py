@@ -1,6 +1,6 @@
-"""What a pruned model must look like for others to load it, judged while the plan is made.
+"""Portability of a pruned model, checked when the plan is made.
 
-Rules that no reader survives are refusals, rules that some reader survives are warnings.
+What no checkpoint reader can load is an error; what only some readers can load is a warning.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from slm_plugin.models.view import Dimensions, layer_lists
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# Config classes of transformers 5 that want hidden_size to be a multiple of the head count.
+# Config classes of transformers 5 that require hidden_size to be a multiple of the head count.
 WANT_EVEN_SPLIT = ("LlamaForCausalLM",)
 KERNEL_MULTIPLES = (8, 64)
 
 
 def portability(before: Dimensions, after: Dimensions, config: PretrainedConfig) -> tuple[str, ...]:
-    """Judge the model that a plan promises.
+    """Check the dimensions of a pruned model.
 
     Args:
-        before: The model as it is.
-        after: The model as the plan will leave it.
-        config: Configuration of the model as it is.
+        before: Dimensions before pruning.
+        after: Dimensions after pruning.
+        config: Configuration before pruning.
 
     Returns:
-        Warnings, each one sentence: what some readers of the checkpoint will not accept.
+        Warnings, one sentence each, about readers that cannot load the checkpoint.
 
     Raises:
         PlanError: No reader can build the model.
-        TargetError: The installed transformers would refuse to load the model.
+        TargetError: The installed transformers cannot load the model.
     """
     refuse_unloadable(before, after)
     warnings = (
@@ -45,11 +45,11 @@ def portability(before: Dimensions, after: Dimensions, config: PretrainedConfig)
 
 
 def refuse_unloadable(before: Dimensions, after: Dimensions) -> None:
-    """Every refusal; sizes alone suffice.
+    """All checks that raise errors; they need only the dimensions.
 
     Raises:
         PlanError: No reader can build the model.
-        TargetError: The installed transformers would refuse to load the model.
+        TargetError: The installed transformers cannot load the model.
     """
     refuse_empty(after)
     refuse_partial_groups(before, after)
@@ -61,7 +61,7 @@ def refuse_empty(after: Dimensions) -> None:
     """A decoder keeps at least one layer, channel and KV group.
 
     Raises:
-        PlanError: One of them is gone.
+        PlanError: One of them is removed completely.
     """
     left = {
         "layer": after.layers,
@@ -75,10 +75,10 @@ def refuse_empty(after: Dimensions) -> None:
 
 
 def refuse_partial_groups(before: Dimensions, after: Dimensions) -> None:
-    """Heads go in whole KV groups; otherwise query heads read other keys than they learnt.
+    """Heads are removed in whole KV groups, or query heads would read the wrong keys.
 
     Raises:
-        PlanError: The heads that stay are not whole KV groups.
+        PlanError: The remaining heads are not whole KV groups.
     """
     if after.attention_heads != after.kv_heads * before.queries_per_group:
         raise PlanError(
@@ -89,7 +89,7 @@ def refuse_partial_groups(before: Dimensions, after: Dimensions) -> None:
 
 
 def refuse_untied(before: Dimensions, after: Dimensions) -> None:
-    """Tied embeddings stay tied: the config says so and a reader ties them anyway.
+    """Tied embeddings stay tied, because readers tie them according to the config.
 
     Raises:
         PlanError: The plan ties or unties them.
@@ -97,14 +97,14 @@ def refuse_untied(before: Dimensions, after: Dimensions) -> None:
     if before.tied_embeddings != after.tied_embeddings:
         raise PlanError(
             "the plan changes whether embedding and head share their weights",
-            hint="leave tied_embeddings as it is",
+            hint="do not change tied_embeddings",
         )
 
 
 def splits_evenly(after: Dimensions) -> bool:
     """Whether the head count passes the check that transformers 5 makes for some families.
 
-    It wants the hidden size to be a multiple of it, even where head_dim is written out.
+    The hidden size must be a multiple of it, even if the config has head_dim.
     """
     return (
         after.architecture not in WANT_EVEN_SPLIT or after.hidden_size % after.attention_heads == 0
@@ -112,10 +112,10 @@ def splits_evenly(after: Dimensions) -> bool:
 
 
 def refuse_uneven_split(before: Dimensions, after: Dimensions) -> None:
-    """Under transformers 5 such a model could be pruned but not loaded again.
+    """Check that transformers 5 can load the head count again.
 
     Raises:
-        TargetError: transformers 5 is installed and would refuse the head count.
+        TargetError: transformers 5 is installed and cannot load the head count.
     """
     if splits_evenly(after) or _transformers_major() < 5:
         return
@@ -132,7 +132,7 @@ def refuse_uneven_split(before: Dimensions, after: Dimensions) -> None:
 
 
 def split_warning(after: Dimensions) -> str | None:
-    """An uneven split loads with transformers 4, as head_dim is written out, and not with 5."""
+    """Warn that transformers 5 cannot load an uneven split; 4 can, because of head_dim."""
     if splits_evenly(after):
         return None
     return (
@@ -143,7 +143,7 @@ def split_warning(after: Dimensions) -> str | None:
 
 
 def head_dim_warning(before: Dimensions, after: Dimensions) -> str | None:
-    """A head count that changed makes head_dim differ from hidden_size / heads."""
+    """Warn about readers that compute head_dim as hidden_size / heads."""
     if not _derived_head_dim(before) or _derived_head_dim(after):
         return None
     return (
@@ -155,7 +155,7 @@ def head_dim_warning(before: Dimensions, after: Dimensions) -> str | None:
 
 
 def channels_warning(before: Dimensions, after: Dimensions) -> str | None:
-    """Matrix kernels and block formats want round sizes."""
+    """Warn about sizes that are slow for kernels or invalid for block formats."""
     lost = [
         multiple
         for multiple in KERNEL_MULTIPLES
@@ -165,17 +165,17 @@ def channels_warning(before: Dimensions, after: Dimensions) -> str | None:
         return None
     return (
         f"intermediate_size {after.intermediate_size} is no longer a multiple of {lost[0]}: "
-        f"some kernels and quantised formats are slower or refuse it; multiple_of: "
-        f"{lost[-1]} keeps it round"
+        f"some kernels and quantised formats are slower or reject it; multiple_of: "
+        f"{lost[-1]} keeps it a multiple"
     )
 
 
 def layer_lists_warning(
     before: Dimensions, after: Dimensions, config: PretrainedConfig
 ) -> str | None:
-    """Per-layer lists follow the layers that stay; a reader that rebuilds a pattern does not.
+    """Warn about readers that rebuild per-layer lists from a pattern.
 
-    Lists whose entries are all equal read the same either way.
+    Lists of equal entries are not affected.
     """
     if before.layers == after.layers:
         return None
@@ -184,7 +184,7 @@ def layer_lists_warning(
         return None
     return (
         f"{', '.join(names)} of the config holds one entry per layer and is cut with the layers: "
-        "readers that rebuild it from a pattern will disagree"
+        "readers that rebuild it from a pattern get a different list"
     )
 
 

@@ -71,7 +71,7 @@ def test_the_page_shows_every_figure_and_its_floor() -> None:
     reader = read(render_analysis(make_analysis()))
     assert reader.tags.count("svg") == 6 and reader.tags.count("image") == 11
     for said in (
-        "What is an artefact here",
+        "Artefacts",
         "8 samples have 9,216 features each",
         "0.9876 alike",
         "0.002 with a scatter of 0.043",

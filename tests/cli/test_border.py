@@ -70,7 +70,7 @@ CASES = [
     (lambda: torch.empty(1, device="cuda:77"), 1, "the device failed"),
     (lambda: raised(RuntimeError("CUDA error: device-side assert")), 1, "the device failed"),
     (lambda: raised(ConnectionResetError("reset by peer")), 1, "the network failed"),
-    (lambda: raised(TimeoutError("too long")), 1, "waited in vain: too long"),
+    (lambda: raised(TimeoutError("too long")), 1, "timed out: too long"),
     (lambda: raised(ModuleNotFoundError("No module named 'x'")), 1, "cannot be imported"),
     (lambda: raised(subprocess.CalledProcessError(3, "pip")), 1, "a child process failed"),
 ]

@@ -10,7 +10,7 @@ import pytest
 
 from slm_plugin.cli import app as printing
 from slm_plugin.cli import border, commands
-from slm_plugin.listing import component_table, inspection_table
+from slm_plugin.inspection import component_table, inspection_table
 from slm_plugin.report.terminal import summary_table
 from tests.report import sample_plans, samples
 

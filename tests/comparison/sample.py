@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from slm_plugin.comparison.record import Cell, ComparisonReport, Effort
+from slm_plugin.comparison.record import Cell, ComparisonReport, Cost
 from slm_plugin.evaluation.base import Measurement
 from slm_plugin.models.fingerprint import Fingerprint
 from slm_plugin.target import Target
@@ -42,7 +42,7 @@ def _cell(
         method=label if removed else None,
         target=Target(layers_removed=removed) if removed else None,
         after=SMOLLM2.without_layers(removed) if removed else SMOLLM2,
-        planning=None if seconds is None else Effort(seconds=seconds, memory=10**6),
+        planning=None if seconds is None else Cost(seconds=seconds, memory=10**6),
         measured={
             "perplexity": (_figure("perplexity text 128", perplexity),),
             "lm_eval": (

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from slm_plugin.comparison.plot import Point, Scale, fronts
+from slm_plugin.comparison.plot import Point, Scale, pareto_plot
 from tests.report.pictures.drawing import SVG, by_id, parse, points, words
 
 pytest.importorskip("matplotlib")
@@ -25,7 +25,7 @@ def cloud(*places: tuple[float, float]) -> list[Point]:
 
 def test_every_point_is_drawn_where_it_belongs() -> None:
     """Larger is further right; on a logarithmic axis equal ratios are equally far apart."""
-    svg = fronts(cloud((1e8, 10.0), (2e8, 50.0), (3e8, 250.0)), SIZE, LOSS)
+    svg = pareto_plot(cloud((1e8, 10.0), (2e8, 50.0), (3e8, 250.0)), SIZE, LOSS)
     drawn = by_id(svg, r"front-point-\d+")
     assert list(drawn) == ["front-point-0", "front-point-1", "front-point-2"]
     places = [
@@ -50,7 +50,7 @@ def test_the_front_is_stairs_through_the_best(
     if scale is SPEED:
         # Fast and good is best: only the rightmost lowest point is unbeaten, so raise it.
         places = [(1.0, 40.0), (2.0, 20.0), (2.0, 35.0), (3.0, 30.0), (2.5, 33.0)]
-    (line,) = by_id(fronts(cloud(*places), scale, LOSS), "front-line").values()
+    (line,) = by_id(pareto_plot(cloud(*places), scale, LOSS), "front-line").values()
     assert len(set(points(line))) == 2 * len(corners) - 1
 
 
@@ -58,7 +58,7 @@ def test_the_front_is_stairs_through_the_best(
 def test_labels_cover_neither_one_another_nor_points(judge: Scale) -> None:
     """Twenty methods of one size: every label has a line of its own, and all are written."""
     places = [(1e8, 30 + n / 10) for n in range(10)] + [(2e8, 20 + n / 10) for n in range(10)]
-    svg = fronts(cloud(*places), SIZE, judge)
+    svg = pareto_plot(cloud(*places), SIZE, judge)
     placed = []
     for text in parse(svg).iter(f"{SVG}text"):
         name = "".join(text.itertext())
@@ -79,20 +79,20 @@ def test_labels_cover_neither_one_another_nor_points(judge: Scale) -> None:
 
 def test_what_cannot_be_drawn_is_left_out() -> None:
     """Infinite perplexities have no place; fewer than two points are no picture."""
-    svg = fronts(cloud((1.0, math.inf), (1.0, 3.0), (2.0, 2.0)), SIZE, LOSS)
+    svg = pareto_plot(cloud((1.0, math.inf), (1.0, 3.0), (2.0, 2.0)), SIZE, LOSS)
     assert list(by_id(svg, r"front-point-\d+")) == ["front-point-1", "front-point-2"]
-    assert fronts(cloud((1.0, math.inf), (1.0, 3.0)), SIZE, LOSS) == ""
+    assert pareto_plot(cloud((1.0, math.inf), (1.0, 3.0)), SIZE, LOSS) == ""
 
 
-def test_a_ruined_model_does_not_squeeze_the_others() -> None:
+def test_an_outlier_does_not_compress_the_scale() -> None:
     """Thirty times the best perplexity is left out; on an axis that is not logarithmic nothing."""
-    ruined = cloud((1.0, 20.0), (2.0, 599.0), (3.0, 601.0), (4.0, 3e8))
-    drawn = list(by_id(fronts(ruined, SIZE, LOSS), r"front-point-\d+"))
+    outliers = cloud((1.0, 20.0), (2.0, 599.0), (3.0, 601.0), (4.0, 3e8))
+    drawn = list(by_id(pareto_plot(outliers, SIZE, LOSS), r"front-point-\d+"))
     assert drawn == ["front-point-0", "front-point-1"]
-    assert len(by_id(fronts(ruined, SIZE, SPEED), r"front-point-\d+")) == 4
+    assert len(by_id(pareto_plot(outliers, SIZE, SPEED), r"front-point-\d+")) == 4
 
 
 def test_a_narrow_logarithmic_axis_has_numbers() -> None:
     """Between 41 and 48 lies no 1, 2 or 5 of a decade."""
-    said = words(fronts(cloud((1.0, 41.0), (2.0, 48.0)), SIZE, LOSS))
+    said = words(pareto_plot(cloud((1.0, 41.0), (2.0, 48.0)), SIZE, LOSS))
     assert sum(bool(re.fullmatch(r"4\d(\.\d)?", word)) for word in said) >= 3

@@ -231,7 +231,7 @@ def test_a_killed_comparison_goes_on(
 
 
 def test_fresh_does_all_again_and_seeds_count(file: Path, plans: list[str]) -> None:
-    """--fresh ignores what is kept; another seed or evaluator is another cell of the same plan."""
+    """--fresh ignores the cache; another seed or evaluator is another cell of the same plan."""
     ask(file)
     assert len(plans) == 4
     ask(file, "evaluate.0.perplexity.length=8")
@@ -247,7 +247,7 @@ def test_known_of_nothing_is_a_table_of_what_is_missing(file: Path, plans: list[
     report = ask(file, known=True)
     assert {cell.error for cell in report.cells} == {"not measured yet"} and plans == []
     assert "not measured yet" in (file.parent / "out" / "comparison.md").read_text()
-    with pytest.raises(UserError, match="--fresh forgets what --known shows"):
+    with pytest.raises(UserError, match="--fresh and --known exclude each other"):
         ask(file, known=True, fresh=True)
 
 
@@ -285,7 +285,7 @@ def test_a_failing_method_is_a_row(file: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_strategy_that_changes_the_model_ends_the_comparison(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fails: bool
 ) -> None:
-    """All other rows would be of that model; finished ones are kept for the next start."""
+    """All other rows would use that model; finished cells stay cached for the next run."""
     plan = Deepest.plan
 
     def prune_at_once(self: Deepest, session: Session) -> PruningPlan:
@@ -329,7 +329,7 @@ def test_a_full_disk_is_no_row(file: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """What no method is at fault for ends the comparison."""
 
     def full(_self: Pruner, _session: Session) -> PruningPlan:
-        raise OutputError("cannot keep the journal")
+        raise OutputError("cannot write the journal")
 
     monkeypatch.setattr(Deepest, "plan", full)
     with pytest.raises(OutputError):
@@ -393,14 +393,14 @@ def test_a_bad_file_is_told_by_every_command(
 
 def test_cells_know_what_they_took() -> None:
     """Time adds up, memory is the larger peak, and unknown memory stays unknown."""
-    from slm_plugin.comparison.record import Effort
+    from slm_plugin.comparison.record import Cost
 
     both = Cell(
         label="x",
-        planning=Effort(seconds=2.0, memory=10),
-        recovering=Effort(seconds=3.0, memory=7),
+        planning=Cost(seconds=2.0, memory=10),
+        recovering=Cost(seconds=3.0, memory=7),
     )
     assert (both.seconds, both.memory) == (5.0, 10)
-    blind = both.model_copy(update={"recovering": Effort(seconds=3.0)})
+    blind = both.model_copy(update={"recovering": Cost(seconds=3.0)})
     assert (blind.seconds, blind.memory) == (5.0, None)
     assert (Cell(label="dense").seconds, Cell(label="dense").memory) == (None, None)

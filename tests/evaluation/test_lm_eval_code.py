@@ -309,8 +309,8 @@ GROUPS = {
     "[mine, nowhere]": "names 'nowhere', which is no task",
     "[7]": "has a member '7'",
     "[{alias: x}]": "has a member",
-    "[all]": "brings itself in",
-    "[{group: all}]": "brings itself in",
+    "[all]": "includes itself",
+    "[{group: all}]": "includes itself",
 }
 
 

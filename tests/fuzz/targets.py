@@ -14,9 +14,9 @@ import yaml
 
 from slm_plugin import apply
 from slm_plugin.cli.app import quiet_libraries
-from slm_plugin.comparison.cache import Kept, is_cell, is_plan
+from slm_plugin.comparison.cache import CellCache, is_cell, is_plan
 from slm_plugin.comparison.configuration import read_either
-from slm_plugin.comparison.record import Cell, Effort, Planned
+from slm_plugin.comparison.record import Cell, Cost, Planned
 from slm_plugin.evaluation.base import Measurement
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.plans import PruningPlan
@@ -204,8 +204,8 @@ class Journals(Kind):
         journal = Journal(file, "about")
         for number in range(6):
             runs = (Run(number, number + 1, "mean"), Run(9, 9, "drop"))
-            journal.keep(runs, [0.5, number / 7])
-            journal.keep(runs, [0.25])
+            journal.store(runs, [0.5, number / 7])
+            journal.store(runs, [0.25])
         self.lines = [json.loads(line) for line in file.read_text().splitlines()]
         self.truth = {json.dumps(line) for line in self.lines}
 
@@ -232,10 +232,10 @@ class Journals(Kind):
         journal = Journal(file, "about")
         for number in range(6):
             runs = (Run(number, number + 1, "mean"), Run(9, 9, "drop"))
-            parts = journal.known(runs)
+            parts = journal.cached(runs)
             assert parts in ([], [[0.5, number / 7]], [[0.5, number / 7], [0.25]]), parts
             if not parts:
-                journal.keep(runs, [0.5, number / 7])
+                journal.store(runs, [0.5, number / 7])
         assert journal.read_from_disk <= 6
         aside = list(self.folder.glob("journal.jsonl.damaged-*"))
         for one in aside:
@@ -260,18 +260,18 @@ class Cells(Kind):
             "options": plan.model_dump(mode="json")["options"],
             "target": plan.target.model_dump(mode="json"),
         }
-        effort = Effort(seconds=1.5, memory=10)
+        cost = Cost(seconds=1.5, memory=10)
         figure = Measurement(name="perplexity", value=math.inf, protocol="p", better="lower")
-        self.planned = Planned(plan=plan, effort=effort)
+        self.planned = Planned(plan=plan, cost=cost)
         self.blank = Cell(label="x", **{**self.facts, "target": plan.target})
         self.cell = self.blank.model_copy(
-            update={"planning": effort, "measured": {"a": (figure, figure)}}
+            update={"planning": cost, "measured": {"a": (figure, figure)}}
         )
-        self.kept = Kept(folder / "cells", {"seed": 1})
+        self.cache = CellCache(folder / "cells", {"seed": 1})
         self.files = {}
         for piece in (self.planned, self.cell):
             before = set((folder / "cells").glob("*")) if (folder / "cells").is_dir() else set()
-            self.kept.keep(piece, self.facts)
+            self.cache.store(piece, self.facts)
             (file,) = set((folder / "cells").glob("*")) - before
             self.files[type(piece).__name__] = (file, json.loads(file.read_text()))
 
@@ -287,10 +287,10 @@ class Cells(Kind):
         file = self.files[name.decode()][0]
         file.write_bytes(text)
         if name == b"Cell":
-            cell = self.kept.find(Cell, self.facts, lambda c: is_cell(c, self.blank))
+            cell = self.cache.find(Cell, self.facts, lambda c: is_cell(c, self.blank))
             found, right = cell is not None, cell in (None, self.cell)
         else:
-            planned = self.kept.find(
+            planned = self.cache.find(
                 Planned, self.facts, lambda p: is_plan(p, self.facts, self.session)
             )
             found, right = planned is not None, planned in (None, self.planned)

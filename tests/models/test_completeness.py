@@ -34,7 +34,7 @@ def test_all_three_faults_are_told_at_once() -> None:
     with pytest.raises(ModelSourceError) as caught:
         check_complete("m", stored, wanted)
     message = caught.value.message
-    assert "lacks 1 weight that its config asks for: lost" in message
+    assert "lacks 1 weight that its config requires: lost" in message
     assert "9 weights that its config does not account for: extra.0, extra.1, extra.2" in message
     assert "and 6 more" in message
     assert "both is [2, 3] instead of [3, 2]" in message

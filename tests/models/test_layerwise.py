@@ -263,7 +263,7 @@ def _edited(folder: Path, name: str, tensor: torch.Tensor | None) -> None:
 @pytest.mark.parametrize(
     ("tensor", "words"),
     [
-        (None, "lacks 1 weight that its config asks for: model.layers.2.mlp.up_proj.weight"),
+        (None, "lacks 1 weight that its config requires: model.layers.2.mlp.up_proj.weight"),
         (torch.zeros(3, 3), r"model.layers.2.mlp.up_proj.weight is \[3, 3\] instead of \[48, 32\]"),
         (torch.full((48, 32), float("nan")), "holds NaN or infinity in model.layers.2"),
     ],

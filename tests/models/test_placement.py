@@ -12,7 +12,7 @@ from slm_plugin.models import loading, placement
 from slm_plugin.models.checkpoint import read_checkpoint
 from slm_plugin.models.layerwise import build
 from slm_plugin.models.loading import ModelSource, load
-from slm_plugin.models.placement import Kept, outgrows, places, settle
+from slm_plugin.models.placement import Kept, outgrows, place_layers, places
 from slm_plugin.models.stored import total_bytes
 from slm_plugin.models.streaming import is_streamed
 from slm_plugin.models.torch_subclasses import StreamedParameter
@@ -50,7 +50,7 @@ def test_accelerate_fills_memory_and_leaves_the_rest_on_disk(folder: Path) -> No
     """With room for some layers, those are in memory for good; the plan is the same."""
     pytest.importorskip("accelerate")
     model = streamed(folder)
-    settle(model, places(model, {"cpu": 150_000}))
+    place_layers(model, places(model, {"cpu": 150_000}))
     on_disk = [is_streamed(layer) for layer in model.model.layers]
     assert on_disk[0] is False and on_disk[-1] is True
     whole = load(ModelSource(id=str(folder), device="cpu"))[0]
@@ -61,7 +61,7 @@ def test_layers_elsewhere_run_at_home(folder: Path) -> None:
     """A layer on another device is streamed from there; the file is not needed any more."""
     model = streamed(folder)
     where = {"model.layers.1": "cpu", "model.layers.5": "cpu:0", "model.layers": "cpu:0"}
-    settle(model, where)
+    place_layers(model, where)
     assert not is_streamed(model.model.layers[1])
     for index in (0, 5):
         for parameter in model.model.layers[index].parameters():

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 import slm_plugin
 from slm_plugin.errors import OutputError
-from slm_plugin.outputs.place import Input, local, located, refuse_existing, refuse_same, settle
+from slm_plugin.outputs.place import (
+    Input,
+    local,
+    located,
+    refuse_existing,
+    refuse_same,
+    resolve_output,
+)
 from tests.outputs.conftest import as_nobody
 
 
@@ -43,7 +50,7 @@ def test_any_text_is_located_settled_or_refused(text: str) -> None:
     """Whatever stands in a recipe: a folder or an `OutputError`."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            place = settle(Path(folder) / located(text))
+            place = resolve_output(Path(folder) / located(text))
         except OutputError:
             return
         assert not place.target.exists() or not any(place.target.iterdir())
@@ -64,7 +71,7 @@ def test_a_tilde_is_the_home_folder_of_the_environment_or_of_the_system(
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     with pytest.raises(OutputError, match="no home folder ~"):
         located("~/out")
-    assert settle(located(str(tmp_path / "out"))).target == tmp_path.resolve() / "out"
+    assert resolve_output(located(str(tmp_path / "out"))).target == tmp_path.resolve() / "out"
 
 
 def test_the_places_of_the_user_are_never_an_output(
@@ -89,9 +96,9 @@ def test_the_places_of_the_user_are_never_an_output(
     for what, spellings in refused.items():
         for spelling in spellings:
             with pytest.raises(OutputError, match=what):
-                settle(Path(spelling))
+                resolve_output(Path(spelling))
     for free in ("out", home / "out", tmp_path / "link" / "out", system / "a" / "b"):
-        settle(Path(free))
+        resolve_output(Path(free))
 
 
 def test_a_second_mount_of_the_home_folder_is_the_home_folder(
@@ -102,7 +109,7 @@ def test_a_second_mount_of_the_home_folder_is_the_home_folder(
     monkeypatch.setenv("HOME", str(tmp_path / "top" / "me"))
     for path in (bound(tmp_path / "top" / "me"), bound(tmp_path / "top")):
         with pytest.raises(OutputError, match="home folder"):
-            settle(path)
+            resolve_output(path)
 
 
 def test_a_working_directory_that_was_deleted_harms_nobody(
@@ -112,9 +119,9 @@ def test_a_working_directory_that_was_deleted_harms_nobody(
     (tmp_path / "lost").mkdir()
     monkeypatch.chdir(tmp_path / "lost")
     (tmp_path / "lost").rmdir()
-    settle(tmp_path / "out")
+    resolve_output(tmp_path / "out")
     with pytest.raises(OutputError):
-        settle(Path("out"))
+        resolve_output(Path("out"))
 
 
 def test_an_input_is_left_alone(tmp_path: Path) -> None:
@@ -138,9 +145,9 @@ def test_an_input_is_left_alone(tmp_path: Path) -> None:
     }
     for folder, relation in said.items():
         with pytest.raises(OutputError, match=relation):
-            settle(folder, inputs)
-    settle(tmp_path / "models" / "other", inputs)
-    settle(gguf.parent / "out", inputs)
+            resolve_output(folder, inputs)
+    resolve_output(tmp_path / "models" / "other", inputs)
+    resolve_output(gguf.parent / "out", inputs)
     assert local("x", "no/such\0file") == local("x", "~no-such-user/x") == ()
 
 
@@ -152,11 +159,11 @@ def test_links_are_followed_when_they_lead_somewhere(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "one").symlink_to("two")
     (tmp_path / "two").symlink_to("one")
-    assert settle(tmp_path / "to").target == tmp_path.resolve() / "real"
-    assert settle(tmp_path / "to" / "new").target == tmp_path.resolve() / "real" / "new"
+    assert resolve_output(tmp_path / "to").target == tmp_path.resolve() / "real"
+    assert resolve_output(tmp_path / "to" / "new").target == tmp_path.resolve() / "real" / "new"
     for name in ("dangling", "loop", "one", "dangling/out", "loop/a/b"):
         with pytest.raises(OutputError, match="leads nowhere"):
-            settle(tmp_path / name)
+            resolve_output(tmp_path / name)
 
 
 def test_what_no_folder_can_be_is_refused(tmp_path: Path) -> None:
@@ -177,8 +184,8 @@ def test_what_no_folder_can_be_is_refused(tmp_path: Path) -> None:
     }
     for name, message in said.items():
         with pytest.raises(OutputError, match=message):
-            settle(tmp_path / name)
-    settle(tmp_path / ("x" * 230))
+            resolve_output(tmp_path / name)
+    resolve_output(tmp_path / ("x" * 230))
 
 
 def test_a_folder_with_something_in_it_is_never_replaced(tmp_path: Path) -> None:
@@ -186,13 +193,13 @@ def test_a_folder_with_something_in_it_is_never_replaced(tmp_path: Path) -> None
     out = tmp_path / "out"
     out.mkdir()
     (out / ".DS_Store").touch()
-    refuse_existing(settle(out), overwrite=False)
+    refuse_existing(resolve_output(out), overwrite=False)
     for name in (".hidden", "notes.txt", "sub/deep/file", "empty/"):
         path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir() if name.endswith("/") else path.touch()
         with pytest.raises(OutputError, match="no part of a former result: "):
-            settle(out)
+            resolve_output(out)
         path.rmdir() if name.endswith("/") else path.unlink()
         if "sub" in name:
             (out / "sub/deep").rmdir()
@@ -212,8 +219,8 @@ def test_a_folder_that_cannot_be_renamed_is_filled_in_place(
     tmp_path: Path, mount_point: Path
 ) -> None:
     """A mount point, and one whose parent is not ours; what lies beside them is not."""
-    assert settle(mount_point).inside
-    assert not settle(mount_point / "out").inside
+    assert resolve_output(mount_point).inside
+    assert not resolve_output(mount_point / "out").inside
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "mine").mkdir(mode=0o777)
     (tmp_path / "shared" / "mine").chmod(0o777)
@@ -221,13 +228,13 @@ def test_a_folder_that_cannot_be_renamed_is_filled_in_place(
         if above.owner() == "root" and len(above.parts) > 2:
             above.chmod(above.stat().st_mode | 0o011)
     tmp_path.chmod(0o755)
-    assert as_nobody(lambda: str(settle(tmp_path / "shared" / "mine").inside)) == "True"
-    said = as_nobody(lambda: str(settle(tmp_path / "shared" / "new")))
+    assert as_nobody(lambda: str(resolve_output(tmp_path / "shared" / "mine").inside)) == "True"
+    said = as_nobody(lambda: str(resolve_output(tmp_path / "shared" / "new")))
     assert said.startswith("OutputError: cannot write into")
     # As /tmp is: all may write, and rename what is theirs.
     (tmp_path / "shared").chmod(0o1777)
-    assert as_nobody(lambda: str(settle(tmp_path / "shared" / "mine").inside)) == "True"
-    assert as_nobody(lambda: str(settle(tmp_path / "shared" / "new").inside)) == "False"
+    assert as_nobody(lambda: str(resolve_output(tmp_path / "shared" / "mine").inside)) == "True"
+    assert as_nobody(lambda: str(resolve_output(tmp_path / "shared" / "new").inside)) == "False"
     (tmp_path / "shared" / "mine").chmod(0o700)
-    said = as_nobody(lambda: str(settle(tmp_path / "shared" / "mine")))
+    said = as_nobody(lambda: str(resolve_output(tmp_path / "shared" / "mine")))
     assert said.startswith("OutputError: cannot write into")

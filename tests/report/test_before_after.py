@@ -110,13 +110,13 @@ def test_removal_is_said_in_layers_and_in_parameters(report: RunReport) -> None:
 def test_the_summary_is_one_sentence_for_every_kind_of_run(report: RunReport) -> None:
     """Depth, width alone and no pruning at all each have their sentence."""
     assert before_after.summary(report) == (
-        "HuggingFaceTB/SmolLM2-135M-Instruct went from 30 to 27 layers and from 134.5 M to "
+        "HuggingFaceTB/SmolLM2-135M-Instruct shrinks from 30 to 27 layers and from 134.5 M to "
         "107.7 M parameters (19.9% fewer), in 3 stages and 3 min 24 s."
     )
     narrow = sample_plans.ORIGINAL.without_units(channels=176)
-    assert "kept its 30 layers and went from 134.5 M" in before_after.summary(
+    assert "keeps its 30 layers and shrinks from 134.5 M" in before_after.summary(
         samples.make_report(after=narrow)
     )
-    assert "kept its 30 layers and 134.5 M parameters, in 3 stages" in before_after.summary(
+    assert "keeps its 30 layers and 134.5 M parameters, in 3 stages" in before_after.summary(
         samples.make_report(after=sample_plans.ORIGINAL)
     )

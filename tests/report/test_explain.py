@@ -78,7 +78,7 @@ def test_the_effect_is_said_in_layers_and_parameters() -> None:
     for said in (
         "A depth plan by slm with merge_rule telescoped, criterion flat_cosine.",
         "Target: threshold 0.9.",
-        "In all, 3 layers and 7.9% of the parameters removed.",
+        "Total: 3 layers and 7.9% of the parameters removed.",
         "30 -> 27",
         "134,515,008 -> 123,894,720 (ratio 0.921)",
         "27 trials, 3 accepted, threshold 0.9; similarities 0.6546 to 0.9756.",
@@ -94,7 +94,7 @@ def test_a_plan_that_does_nothing_is_explained() -> None:
     """No operation, no table."""
     plan = sample_plans.depth_plan(operations=(), after=sample_plans.ORIGINAL)
     assert explain(plan).tables == ()
-    assert "In all, 0 layers and 0.0% of the parameters removed." in printed(plan)
+    assert "Total: 0 layers and 0.0% of the parameters removed." in printed(plan)
 
 
 def test_markup_in_a_plan_is_text() -> None:

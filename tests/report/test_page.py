@@ -67,9 +67,9 @@ def read(page: str) -> Reader:
 def test_the_page_parses_with_every_part(page: str) -> None:
     """Tags nest, and all sections and pictures are there, each id once."""
     reader = read(page)
-    for heading in ("Measurements", "Sizes", "Stages", "Exports", "Load it", "How it was made"):
+    for heading in ("Measurements", "Sizes", "Stages", "Exports", "Load it", "Settings"):
         assert heading in reader.text
-    # before/after, fates, walk, similarities, widths, losses
+    # before/after, mapping, walk, similarities, widths, losses
     assert reader.tags.count("svg") == 6
     ids = [value for name, value in reader.attributes if name == "id"]
     assert len(ids) == len(set(ids))
@@ -174,7 +174,7 @@ def test_a_bare_run_has_a_page_too() -> None:
     )
     text = read(render_page(bare, {})).text
     assert "Nothing was measured" in text and "Nothing was exported" in text
-    assert "kept its 30 layers" in text
+    assert "keeps its 30 layers" in text
 
 
 @pytest.mark.usefixtures("no_matplotlib")

@@ -241,7 +241,7 @@ def _keep(*layers: tuple[int, ...]) -> list[Operation]:
             "keep_heads of layer 0 must list different indices below 2",
         ),
         ([KeepHeads(layer=0, kv_groups=(0,))], "keep_heads names layer 1 0 times"),
-        ([DropLayers(indices=(0,))], "width surgery cannot carry out drop_layers"),
+        ([DropLayers(indices=(0,))], "width surgery cannot apply drop_layers"),
     ],
 )
 def test_operations_that_do_not_fit_are_refused(

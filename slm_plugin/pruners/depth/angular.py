@@ -1,4 +1,4 @@
-"""The unreasonable ineffectiveness of the deeper layers: drop the block that turns least.
+"""The unreasonable ineffectiveness of the deeper layers: drop the block of least angular distance.
 
 Source: Gromov et al. (arXiv 2403.17887), the layer-pruning algorithm.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from slm_plugin.calibration.captures import Batch
 from slm_plugin.lazy import inference_mode, torch
 from slm_plugin.plans import DropLayers, LayerScores, PruningPlan
-from slm_plugin.pruners.depth.decision import depth_plan
+from slm_plugin.pruners.depth.depth_plan import depth_plan
 from slm_plugin.pruners.depth.dropping import BetweenEnds, lowest
 from slm_plugin.registry import register_pruner
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 class AngularDistance(BetweenEnds):
     """Drop the contiguous block whose input and output differ least in angle (Gromov et al.).
 
-    As published, any block may go, one that starts at the lowest or ends at the highest layer
-    too. The hidden state is that of the last token of every sample, which has seen all others.
+    As published, any block may be dropped, including the lowest and the highest layer. The hidden
+    state is that of the last token of every sample, which attends to all others.
     """
 
     streams: ClassVar = True
 
     def plan(self, session: Session) -> PruningPlan:
-        """Measure every block of the wanted size and drop the nearest to doing nothing.
+        """Score every block of the required size and drop the one of least distance.
 
         Raises:
             TargetError: The target cannot be reached.
@@ -42,8 +42,7 @@ class AngularDistance(BetweenEnds):
         wanted = self.wanted(session)
         states = last_token_states(session.captured())
         scores = block_distances(states, wanted)
-        # Seen as one layer, the block has as many places as a layer of a model that is that much
-        # shorter, and the same protected ends.
+        # A block counted as one layer has as many positions as the shortened model has layers.
         (start,) = lowest(scores, 1, self.eligible(len(scores)))
         block = tuple(range(start, start + wanted))
         meaning = f"angular distance over {wanted} layers, 0 to 1, by the lowest of them"
@@ -51,7 +50,7 @@ class AngularDistance(BetweenEnds):
             self,
             session,
             [DropLayers(indices=block)],
-            [f"of all blocks of {wanted}, this one turns the last token's hidden state least"],
+            [f"of all blocks of {wanted}, this one changes the last token's hidden state least"],
             layer_scores=LayerScores(meaning=meaning, scores=tuple(scores)),
         )
 
@@ -63,7 +62,7 @@ def last_token_states(captured: Sequence[Batch]) -> Tensor:
     Samples all have one length, without padding. The last state is taken before the final norm.
 
     Args:
-        captured: What the model's layers see.
+        captured: The inputs of the model's layers.
 
     Returns:
         ``(layers + 1, samples, hidden)``, in float64 on the CPU: the input of every layer, and
@@ -76,14 +75,14 @@ def last_token_states(captured: Sequence[Batch]) -> Tensor:
 
 
 def block_distances(states: Tensor, layers: int) -> list[float]:
-    """Mean angular distance over every block of so many layers.
+    """Mean angular distance over every block of consecutive layers.
 
     Args:
         states: ``(layers of the model + 1, samples, hidden)``.
         layers: Layers of a block.
 
     Returns:
-        One number a block, by its lowest layer: ``layers of the model - layers + 1`` of them.
+        One number per block, by its lowest layer: ``layers of the model - layers + 1`` of them.
     """
     below, above = states[:-layers], states[layers:]
     return angular_distance(below, above).mean(-1).tolist()
@@ -92,9 +91,9 @@ def block_distances(states: Tensor, layers: int) -> list[float]:
 def angular_distance(x: Tensor, y: Tensor) -> Tensor:
     """Angle between vectors along the last axis, as a share of a half turn.
 
-    ``arccos`` of the cosine loses half the digits for small angles, which are the ones that
-    matter, and is NaN where rounding takes the cosine above 1. The angle between unit vectors is
-    also ``2 atan2(|x - y|, |x + y|)``, which has neither fault: equal vectors give exactly 0.
+    ``arccos`` of the cosine loses half the digits for small angles, the ones that are compared,
+    and is NaN where rounding gives a cosine above 1. The angle between unit vectors is
+    also ``2 atan2(|x - y|, |x + y|)``, which has neither problem: equal vectors give exactly 0.
 
     Args:
         x: ``(..., hidden)``.

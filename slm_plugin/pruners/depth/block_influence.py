@@ -1,7 +1,7 @@
-"""ShortGPT: drop the layers that turn the hidden state least.
+"""ShortGPT: drop the layers that change the hidden state least.
 
-Source: ShortGPT (arXiv 2403.03853). The layers are scored once, on the whole model: what one layer
-is worth after another has gone is not looked at.
+Source: ShortGPT (arXiv 2403.03853). All layers are scored once, on the original model; dropping a
+layer does not change the other scores.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from slm_plugin.plans import LayerScores, PruningPlan
-from slm_plugin.pruners.depth.decision import depth_plan
+from slm_plugin.pruners.depth.depth_plan import depth_plan
 from slm_plugin.pruners.depth.dropping import BetweenEnds, lowest, one_by_one
 from slm_plugin.pruners.depth.measures.influence import block_influence
 from slm_plugin.registry import register_pruner
@@ -23,8 +23,8 @@ class BlockInfluence(BetweenEnds):
     """Drop the layers of least block influence (ShortGPT).
 
     As published, no layer is protected. Unofficial code compares the last layer's input with its
-    output behind the final norm, which raises its influence and so protects it by accident; here
-    both are taken before the norm, and ``protect_last`` says it openly.
+    output after the final norm, which raises its influence and so protects it unintentionally. Here
+    both are taken before the norm; use ``protect_last`` to protect it.
     """
 
     streams: ClassVar = True
@@ -38,12 +38,12 @@ class BlockInfluence(BetweenEnds):
         """
         wanted = self.wanted(session)
         scores = block_influence(session.view, session.captured())
-        gone = lowest(scores, wanted, self.eligible(len(scores)))
+        dropped = lowest(scores, wanted, self.eligible(len(scores)))
         meaning = "block influence: 1 minus the mean cosine of a layer's input and output"
         return depth_plan(
             self,
             session,
-            one_by_one(gone),
-            ["layers go in the order of their block influence on the whole model"],
+            one_by_one(dropped),
+            ["layers are removed in the order of their block influence in the original model"],
             layer_scores=LayerScores(meaning=meaning, scores=tuple(scores)),
         )

@@ -1,7 +1,7 @@
 """Drop the deepest layers but the last one.
 
-Source: Gromov et al. (arXiv 2403.17887), the simple heuristic: it needs no data and is poor until
-the model is healed.
+Source: Gromov et al. (arXiv 2403.17887), the simple heuristic: it needs no data, and the model
+needs a recovery afterwards.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from slm_plugin.plans import PruningPlan
-from slm_plugin.pruners.depth.decision import depth_plan
+from slm_plugin.pruners.depth.depth_plan import depth_plan
 from slm_plugin.pruners.depth.dropping import LayerDropping, one_by_one
 from slm_plugin.registry import register_pruner
 
@@ -26,7 +26,7 @@ class Deepest(LayerDropping):
 
     @property
     def needs_calibration(self) -> bool:
-        """No data is looked at."""
+        """No data is used."""
         return False
 
     def eligible(self, layers: int) -> range:
@@ -34,7 +34,7 @@ class Deepest(LayerDropping):
         return range(layers - 1)
 
     def plan(self, session: Session) -> PruningPlan:
-        """Take layers from below the last one downwards.
+        """Drop layers downwards from the one below the last.
 
         Raises:
             TargetError: The target cannot be reached.
@@ -45,5 +45,5 @@ class Deepest(LayerDropping):
             self,
             session,
             one_by_one(deepest_first[:wanted]),
-            ["the deepest layers go, except the last one; recover the model before using it"],
+            ["the deepest layers except the last one are removed; the model needs a recovery"],
         )

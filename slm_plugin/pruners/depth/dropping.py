@@ -1,4 +1,4 @@
-"""Strategies that drop whole layers: what they may take, and the choice by score."""
+"""Base classes of strategies that drop whole layers, and the choice by score."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ if TYPE_CHECKING:
 
 
 class LayerDropping(base.Pruner):
-    """A strategy that drops whole layers, down to a size."""
+    """A strategy that drops whole layers until a size is reached."""
 
     kind: ClassVar = "depth"
     targets: ClassVar = ("layers_removed", "ratio", "parameters")
 
     @abstractmethod
     def eligible(self, layers: int) -> Sequence[int]:
-        """Layers that may go, of a model with so many, in ascending order."""
+        """Indices of the layers that may be removed, ascending, for a number of layers."""
 
     @property
     @abstractmethod
     def protection(self) -> str:
-        """What keeps the other layers, in words."""
+        """Description of the protected layers."""
 
     def check_target(self, original: Dimensions, current: Dimensions) -> None:
-        """Refuse what the protected layers do not leave room for."""
+        """Check that the protected layers leave enough to remove."""
         wanted = base.layers_to_remove(self.target, original, current)
         most = min(len(self.eligible(current.layers)), current.layers - 1)
         base.refuse_beyond(self.target, wanted, most, current.layers, self.protection)
 
     def wanted(self, session: Session) -> int:
-        """Layers to drop.
+        """Number of layers to drop.
 
         Raises:
             TargetError: The target cannot be reached.
@@ -52,14 +52,14 @@ class LayerDropping(base.Pruner):
 
 
 class EndsOptions(base.Options):
-    """Layers at both ends that stay."""
+    """Protected layers at both ends."""
 
-    protect_first: Annotated[Natural, Field(description="lowest layers that stay")] = 0
-    protect_last: Annotated[Natural, Field(description="highest layers that stay")] = 0
+    protect_first: Annotated[Natural, Field(description="lowest layers to protect")] = 0
+    protect_last: Annotated[Natural, Field(description="highest layers to protect")] = 0
 
 
 class BetweenEnds(LayerDropping):
-    """A strategy that may take any layer between protected ends."""
+    """A strategy that may drop any layer between protected ends."""
 
     Options: ClassVar = EndsOptions
     options: EndsOptions
@@ -70,16 +70,16 @@ class BetweenEnds(LayerDropping):
 
     @property
     def protection(self) -> str:
-        """The two options."""
+        """The two protection options."""
         options = self.options
         return f"protect_first {options.protect_first} and protect_last {options.protect_last}"
 
 
 def lowest(scores: Sequence[float], wanted: int, eligible: Collection[int]) -> list[int]:
-    """The layers with the lowest scores, lowest first; of equal ones the lowest layer first.
+    """The layers with the lowest scores, lowest first; ties by index.
 
     Raises:
-        NumericalError: A score is NaN or infinite: it would lose or win comparisons by chance.
+        NumericalError: A score is NaN or infinite, so that scores cannot be ranked.
     """
     for index, score in enumerate(scores):
         if not math.isfinite(score):
@@ -91,5 +91,5 @@ def lowest(scores: Sequence[float], wanted: int, eligible: Collection[int]) -> l
 
 
 def one_by_one(indices: Sequence[int]) -> list[DropLayers]:
-    """An operation a layer, so that a plan can be cut to the first ones that were decided."""
+    """One operation per layer, so that a plan can be truncated."""
     return [DropLayers(indices=(index,)) for index in indices]

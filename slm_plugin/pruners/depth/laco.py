@@ -1,4 +1,4 @@
-"""LaCo: collapse groups of so many layers, top first, while the final hidden state stays similar.
+"""LaCo: merge groups of a fixed size, top first, while the final hidden state stays similar.
 
 Source: LaCo (arXiv 2402.11187), algorithm 1. The paper's formula for one group, "reserving
 differences while seeking common", is the rule ``rdsc``; the released notebooks compute
@@ -20,7 +20,7 @@ from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import MergeLayers, PruningPlan, Trial
 from slm_plugin.plans.rules import factors
 from slm_plugin.pruners import base
-from slm_plugin.pruners.depth.decision import depth_plan, refuse_mixed_kinds
+from slm_plugin.pruners.depth.depth_plan import depth_plan, refuse_mixed_kinds
 from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName, refuse_threshold
 from slm_plugin.pruners.depth.search.runs import Found, Measure, Measured, Run, Runs, removed
 from slm_plugin.pruners.depth.search.sliding import highest_threshold
@@ -35,14 +35,14 @@ Rule = Literal["telescoped", "rdsc"]
 
 
 class LacoOptions(base.Options):
-    """The published parameters, by what they are: C, I, the range from L to H, and the rule."""
+    """The published parameters under descriptive names: C, I, L, H and the merge rule."""
 
     criterion: Annotated[
         CriterionName,
-        Field(description="how alike the merged model is to the original; published: flat_cosine"),
+        Field(description="similarity of the merged model to the original; published: flat_cosine"),
     ] = "flat_cosine"
     layers_per_merge: Annotated[
-        int, Field(ge=2, le=MOST, description="layers that become one in a merge (C)")
+        int, Field(ge=2, le=MOST, description="layers that one merge combines (C)")
     ] = 4
     interval: Annotated[Count, Field(description="layers between the starts of two merges (I)")] = 2
     lowest: Annotated[Natural, Field(description="lowest layer that may take part (L)")] = 1
@@ -56,16 +56,16 @@ class LacoOptions(base.Options):
     clamp: Annotated[
         Clamp,
         Field(
-            description="where a window goes that reaches above the model after a merge; "
-            "published: down until it ends with the last layer; released: it is cut off there; "
-            "range: down until it ends below `highest`, so that what lies above never merges"
+            description="what to do with a window that extends above the last layer after a merge; "
+            "published: move it down to end at the last layer; released: cut it off there; "
+            "range: move it down to end below `highest`, so that layers above never merge"
         ),
     ] = "published"
 
 
 @dataclass(frozen=True, slots=True)
 class CollapseRules:
-    """What the walk may do.
+    """Rules of the walk.
 
     Attributes:
         layers: Decoder layers of the model.
@@ -73,8 +73,8 @@ class CollapseRules:
         interval: Layers between a merge and the next window.
         lowest: Lowest layer of any window.
         highest: The first window ends below this layer.
-        rule: How the layers of a window become one.
-        clamp: Where a window goes that reaches above the model.
+        rule: The merge rule.
+        clamp: How to treat a window that extends above the last layer.
     """
 
     layers: int
@@ -87,15 +87,15 @@ class CollapseRules:
 
     @property
     def most(self) -> int:
-        """Layers that go when every trial is good."""
+        """Layers removed when every trial is accepted."""
 
-        def good(first: int, last: int, rest: Runs, **asked: object) -> Measured:
+        def accept(first: int, last: int, rest: Runs, **asked: object) -> Measured:
             return Measured(Run(first, last, self.rule), 0.0)
 
-        return collapse(self, -math.inf, good).removed
+        return collapse(self, -math.inf, accept).removed
 
     def next_window(self, low: int, left: int) -> int:
-        """Lowest layer of the window behind a merge at ``low``, of a model with so many left."""
+        """Lowest layer of the window after a merge at ``low``, with ``left`` layers remaining."""
         low -= self.interval
         if self.clamp == "released":
             return left - 1 - self.size if low >= left else low
@@ -108,31 +108,28 @@ def collapse(
 ) -> Found:
     """Walk down the decoder and merge every window that leaves the model similar to the original.
 
-    A merged layer is a layer: a later window may absorb it.
+    A later window may include a merged layer.
 
     Args:
-        rules: What the walk may do.
-        threshold: A merge is good when its value is greater.
-        measure: Compares the model with a run merged, on top of those merged already, with the
-            original one.
-        wanted: Stop when that many layers are gone; the last windows are as short as that needs.
+        rules: Rules of the walk.
+        threshold: A merge is accepted when its value is greater.
+        measure: Compares the merged model with the original one.
+        wanted: Stop when this many layers are removed; the last windows are shortened to match.
     """
     trials: list[Trial] = []
     runs: Runs = ()
-    # Layers of the model as it then is, each as the run of original layers that it stands for.
+    # The present layers, each as the run of original layers that it replaces.
     layers = [Run(index, index, rules.rule) for index in range(rules.layers)]
-    # A walk to a size is one of many: which interval of thresholds it stands for, its exact
-    # values tell.
-    hopeless_at = threshold if wanted is None else None
+    # A search for a size needs exact values to find the interval of thresholds of each walk, so it
+    # has no early stopping.
+    bound = threshold if wanted is None else None
     low = rules.highest - rules.size
     while low >= rules.lowest and removed(runs) != wanted:
         size = rules.size if wanted is None else min(rules.size, wanted - removed(runs) + 1)
         window = layers[low : low + size]
         first, last = window[0].first, window[-1].last
         rest = tuple(run for run in runs if run not in window)
-        tried = measure(
-            first, last, rest, rule=absorbing(rules.rule, window), hopeless_at=hopeless_at
-        )
+        tried = measure(first, last, rest, rule=absorbing(rules.rule, window), bound=bound)
         good = tried.value > threshold
         trials.append(tried.trial(rest, accepted=good))
         if not good:
@@ -146,14 +143,14 @@ def collapse(
 
 
 def absorbing(rule: Rule, window: Sequence[Run]) -> str:
-    """The rule that makes a window one layer, as one of the original layers in it.
+    """The merge rule of a window, expressed in the original layers.
 
-    Telescoping to a layer that telescoped to its own top layer ends at that one. RDSC is a sum, so
-    of sums it is a sum again: the absorbed layers, minus the lowest once less than there are.
+    Telescoping ends at the top layer of a telescoped layer. RDSC is a sum, so RDSC of sums is again
+    a weighted sum: of n layers, all are added and the lowest is subtracted n - 1 times.
 
     Args:
-        rule: How the layers of the window become one.
-        window: What stands for each of its layers, lowest first.
+        rule: The merge rule.
+        window: The run behind each layer of the window, lowest first.
     """
     if rule == "telescoped" or len(window) == 1:
         return window[0].rule
@@ -177,11 +174,11 @@ class LayerCollapse(base.Pruner):
     options: LacoOptions
 
     def check(self) -> None:
-        """Refuse an impossible threshold."""
+        """Check the range of the threshold."""
         refuse_threshold(self.target.threshold, self.options.criterion)
 
     def check_target(self, original: Dimensions, current: Dimensions) -> None:
-        """Refuse a range without room for one window, and what the walk cannot reach in it."""
+        """Check that the range has room for a window and that the walk can reach the target."""
         super().check_target(original, current)
         rules = self._rules(current.layers)
         span = f"layers_per_merge {rules.size}, lowest {rules.lowest} and highest {rules.highest}"
@@ -192,7 +189,7 @@ class LayerCollapse(base.Pruner):
             )
         if rules.highest - rules.size < rules.lowest:
             raise TargetError(
-                f"with {span} no window fits into the {rules.layers} layers of the model",
+                f"with {span} no window fits into the model's {rules.layers} layers",
                 hint="merge fewer layers at once or widen the range",
             )
         if self.target.kind != "threshold":
@@ -206,7 +203,7 @@ class LayerCollapse(base.Pruner):
             )
 
     def plan(self, session: Session) -> PruningPlan:
-        """Walk, and write down which runs of layers merge.
+        """Search for the windows to merge.
 
         Raises:
             TargetError: The target cannot be reached.
@@ -251,8 +248,8 @@ class LayerCollapse(base.Pruner):
         )
 
     def _notes(self, found: Found) -> tuple[str, ...]:
-        """What a reader of the plan should know of the decision."""
+        """Notes of the plan on the search."""
         if not found.runs:
-            return ("no run of layers merges",)
+            return ("no layers are merged",)
         meaning = CRITERIA[self.options.criterion].meaning
         return (f"similarity: {meaning}, mean over the calibration samples", *found.notes)

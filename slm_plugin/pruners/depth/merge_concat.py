@@ -1,6 +1,6 @@
-"""CoMe: merge neighbouring layers by concatenating the most important channels of each.
+"""CoMe: merge adjacent layers by concatenating the most important channels of each.
 
-Source: CoMe (arXiv 2510.15304), in the training-free form without a search over ratios.
+Source: CoMe (arXiv 2510.15304), training-free, without the search over ratios.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from slm_plugin.plans import ConcatLayers, LayerPart, LayerScores, PruningPlan
 from slm_plugin.progress import counting
 from slm_plugin.pruners import base
 from slm_plugin.pruners.depth.angular import block_distances
-from slm_plugin.pruners.depth.decision import depth_plan
+from slm_plugin.pruners.depth.depth_plan import depth_plan
 from slm_plugin.pruners.depth.dropping import lowest
 from slm_plugin.pruners.depth.measures.criteria import token_cosine
 from slm_plugin.pruners.depth.measures.sensitivity import sensitivities
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 
     from slm_plugin.session import Session
 
-# Hidden states between two layers, ``(samples, length, hidden)``, by the number of the batch.
+# Hidden states between two layers, ``(samples, length, hidden)``, by batch index.
 States: TypeAlias = "Callable[[int], Tensor]"
 
 
 @register_pruner("merge_concat")
 class MergeConcat(base.Pruner):
-    """Merge the two neighbours that turn the last token least, channel by channel (CoMe)."""
+    """Merge the two adjacent layers of least angular distance, channel by channel (CoMe)."""
 
     kind: ClassVar = "depth"
     targets: ClassVar = ("layers_removed", "ratio", "parameters")
     streams: ClassVar = True
 
     def plan(self, session: Session) -> PruningPlan:
-        """Merge pairs, one after the other, and write down what each result is made of.
+        """Merge pairs one after another, and record the parts of each result.
 
         Raises:
             TargetError: The target cannot be reached.
@@ -87,16 +87,16 @@ class MergeConcat(base.Pruner):
 
 
 def layer_kinds(view: DecoderView) -> list[object]:
-    """How each layer attends; all alike where the config does not tell."""
+    """Attention type of each layer; all equal where the config has no layer types."""
     return list(getattr(view.config, "layer_types", None) or [None] * len(view.layers))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slot:
-    """A layer of the model as it then is.
+    """A layer of the partly merged model.
 
     Attributes:
-        parts: What the original layers gave to it.
+        parts: The parts of original layers in it.
         module: The layer.
     """
 
@@ -109,20 +109,20 @@ class Slot:
         return self.parts[0].layer
 
     def describe(self) -> str:
-        """Its original layers, as notes name them."""
+        """Its original layers, for notes."""
         last = self.parts[-1].layer
         return f"layer {last}" if last == self.first else f"layers {self.first}-{last}"
 
 
 class Current:
-    """The model with some layers merged, and what flows between its layers.
+    """The partly merged model and the hidden states between its layers.
 
     Attributes:
         slots: Its layers, lowest first.
 
     Args:
-        view: The model without any merge.
-        captured: What its layers see.
+        view: The model before any merge.
+        captured: The inputs of its layers.
     """
 
     def __init__(self, view: DecoderView, captured: Sequence[Batch]) -> None:
@@ -134,11 +134,11 @@ class Current:
             Slot((LayerPart(layer=i, channels=whole, kv_groups=groups),), layer)
             for i, layer in enumerate(view.layers)
         ]
-        # Between the layers: what each one sees, and what the last one makes of it.
+        # The input of every layer and the output of the last one.
         self._states = [_inputs(captured, index) for index in range(len(self.slots) + 1)]
 
     def alike(self, kinds: Sequence[object]) -> list[int]:
-        """Positions of layers that attend as the next one does.
+        """Positions of layers with the same attention type as the next one.
 
         Args:
             kinds: From `layer_kinds`, of the original layers.
@@ -148,20 +148,20 @@ class Current:
 
     @inference_mode
     def distances(self) -> list[float]:
-        """Mean angular distance of the last token over every layer and the next one."""
+        """Mean angular distance of the last token over every pair of adjacent layers."""
         parts = []
         for number in range(len(self._captured)):
             parts.append(torch.stack([s(number)[:, -1].double().cpu() for s in self._states]))
         return block_distances(torch.cat(parts, dim=1), 2)
 
     def share(self, at: int) -> float:
-        """Share of the lower of two layers in what they become: that of its block influence.
+        """Share of the lower of two layers in the merged layer, by block influence.
 
         Raises:
             NumericalError: A hidden state is NaN or zero.
         """
         low, high = self._influence(at), self._influence(at + 1)
-        # Two layers that do nothing are alike.
+        # Two layers of no influence get equal shares.
         return low / (low + high) if low + high > 0 else 0.5
 
     @inference_mode
@@ -176,15 +176,15 @@ class Current:
                 f"the block influence of {self.slots[at].describe()} is NaN",
                 hint="load the model in float32 or bfloat16: float16 overflows",
             )
-        # Rounding takes the cosine of equal states above 1.
+        # Rounding may give a cosine above 1 for equal states.
         return max(0.0, 1 - total / samples)
 
     def merge(self, at: int, share: float) -> Slot:
-        """Merge a layer with the next one and compute what the layers above now see.
+        """Merge a layer with the next one and recompute the inputs of the layers above.
 
         Args:
-            at: Position of the lower one.
-            share: Its share; the other one has the rest.
+            at: Position of the lower layer.
+            share: Share of the lower layer.
         """
         sizes = self._dimensions
         channels = split(sizes.intermediate_size, share)
@@ -206,7 +206,7 @@ class Current:
 
     @inference_mode
     def _run_from(self, at: int) -> None:
-        """Compute the states above a position anew."""
+        """Recompute the states above a position."""
         self._states = self._states[: at + 1]
         states = [self._states[at](number) for number in range(len(self._captured))]
         for slot in self.slots[at:]:
@@ -231,7 +231,7 @@ def _inputs(captured: Sequence[Batch], index: int) -> States:
 
 
 def split(units: int, share: float) -> tuple[int, int]:
-    """Whole units for two shares that add up to 1; what rounding leaves goes to the larger one."""
+    """Whole numbers of units for two shares of 1; the larger share gets the remainder."""
     low, high = math.floor(units * share), math.floor(units * (1 - share))
     if share >= 0.5:
         return units - high, high
@@ -239,19 +239,19 @@ def split(units: int, share: float) -> tuple[int, int]:
 
 
 def top(scores: Tensor, count: int) -> set[int]:
-    """Positions of the highest scores; of equal ones the lowest position first."""
+    """Positions of the highest scores; ties by position."""
     return set(scores.argsort(descending=True, stable=True)[:count].tolist())
 
 
 def narrowed(
     parts: Sequence[LayerPart], channels: Container[int], groups: Container[int], share: float
 ) -> list[LayerPart]:
-    """What a layer that is made of parts gives to the next merge, in parts of original layers.
+    """The parts of a layer that enter the next merge, as parts of original layers.
 
     Args:
-        parts: The parts, which stand in the layer one after the other.
-        channels: Positions of the MLP channels that it gives.
-        groups: Positions of the KV groups that it gives.
+        parts: The parts of the layer, in order.
+        channels: Positions of its MLP channels that remain.
+        groups: Positions of its KV groups that remain.
         share: Its share in that merge; norms are shared equally.
     """
     channel, group = itertools.count(), itertools.count()

@@ -1,7 +1,7 @@
 """Pruning as a cooperative game: drop the layers with the lowest Shapley values.
 
 Source: Pruning as a Cooperative Game (arXiv 2602.07804) for the game; ApproShapley (Castro et al.
-2009) and the truncation of Data Shapley (arXiv 1904.02868) for the estimate.
+2009) with the truncation of Data Shapley (arXiv 1904.02868) for the estimate.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import Field
 from slm_plugin.counts import Count
 from slm_plugin.lazy import torch
 from slm_plugin.plans import LayerScores, PruningPlan
-from slm_plugin.pruners.depth.decision import depth_plan
+from slm_plugin.pruners.depth.depth_plan import depth_plan
 from slm_plugin.pruners.depth.dropping import BetweenEnds, EndsOptions, lowest, one_by_one
 from slm_plugin.pruners.depth.search.runs import DROP, Run
 from slm_plugin.pruners.depth.search.trials import Trials, trials_of
@@ -25,21 +25,21 @@ from slm_plugin.registry import register_pruner
 if TYPE_CHECKING:
     from slm_plugin.session import Session
 
-# A model whose perplexity is a hundred times the original's has nothing left to lose.
-NOTHING_LEFT = 0.01
+# Truncation: a model of a hundred times the original's perplexity counts as having no value.
+TRUNCATION = 0.01
 
-# What a model without some layers, given in ascending order, is worth.
-Worth = Callable[[tuple[int, ...]], float]
+# The value of the model without some layers, given in ascending order.
+ValueFunction = Callable[[tuple[int, ...]], float]
 
 
 class ShapleyOptions(EndsOptions):
-    """How many shortened models are looked at."""
+    """The number of shortened models to evaluate."""
 
     samples: Annotated[
         Count,
         Field(
-            description="about how many shortened models are evaluated; where no more exist, all "
-            "are, and the values are exact",
+            description="approximate number of shortened models to evaluate; if no more exist, all "
+            "are evaluated and the values are exact",
         ),
     ] = 2000
 
@@ -48,9 +48,9 @@ class Estimate(NamedTuple):
     """Estimated Shapley values.
 
     Attributes:
-        values: One a player.
+        values: One per player.
         errors: Their standard errors.
-        pairs: Pairs of orders that they are means over.
+        pairs: Number of pairs of orders that were averaged.
     """
 
     values: list[float]
@@ -60,10 +60,10 @@ class Estimate(NamedTuple):
 
 @register_pruner("shapley")
 class Shapley(BetweenEnds):
-    """Drop the layers that add least, on average over all orders of losing layers (Shapley).
+    """Drop the layers with the lowest Shapley values.
 
-    The layers that may go are the players, and the worth of a shortened model is the original's
-    perplexity over its own. See docs/methods.md for how this departs from the paper.
+    The players are the layers that may be removed. The value of a shortened model is the original's
+    perplexity divided by its own. docs/methods.md lists the differences from the paper.
     """
 
     streams: ClassVar = True
@@ -72,7 +72,7 @@ class Shapley(BetweenEnds):
     options: ShapleyOptions
 
     def plan(self, session: Session) -> PruningPlan:
-        """Value every layer that may go, once, and drop the lowest.
+        """Compute the Shapley value of every eligible layer once, and drop the lowest.
 
         Raises:
             TargetError: The target cannot be reached.
@@ -81,12 +81,12 @@ class Shapley(BetweenEnds):
         wanted = self.wanted(session)
         players = self.eligible(len(session.view.layers))
         with trials_of(session, self.name, "loss", DROP) as trials:
-            worth = worth_of(trials)
+            value_of = value_function(trials)
             if 2 ** len(players) <= self.options.samples:
-                values = exact_values(players, worth)
-                how = f"exact: all {2 ** len(players)} models without some of the layers were seen"
+                values = exact_values(players, value_of)
+                how = f"exact: all {2 ** len(players)} coalitions were evaluated"
             else:
-                found = estimated_values(players, worth, self.options.samples, session.seed)
+                found = estimated_values(players, value_of, self.options.samples, session.seed)
                 values = found.values
                 how = (
                     f"estimated on {len(trials.made)} shortened models, along {found.pairs} random "
@@ -96,86 +96,90 @@ class Shapley(BetweenEnds):
         scores = [1.0] * len(session.view.layers)
         for player, value in zip(players, values, strict=True):
             scores[player] = value
-        gone = lowest(scores, wanted, players)
+        dropped = lowest(scores, wanted, players)
         meaning = (
-            "Shapley value, in parts of the original's quality (its perplexity over the shortened "
+            "Shapley value, relative to the original's quality (its perplexity over the shortened "
             "model's); 1 for a protected layer"
         )
         return depth_plan(
             self,
             session,
-            one_by_one(gone),
-            ["layers go in the order of their Shapley values", how],
+            one_by_one(dropped),
+            ["layers are removed in the order of their Shapley values", how],
             layer_scores=LayerScores(meaning=meaning, scores=tuple(scores)),
         )
 
 
-def worth_of(trials: Trials) -> Worth:
+def value_function(trials: Trials) -> ValueFunction:
     """The original's perplexity over that of the model without some layers: v(m) of the paper.
 
     Args:
-        trials: Say how much the loss grows.
+        trials: Measure the increase of the loss.
     """
 
-    def worth(gone: tuple[int, ...]) -> float:
-        if not gone:
+    def value_of(removed: tuple[int, ...]) -> float:
+        if not removed:
             return 1.0
-        first, *others = gone
+        first, *others = removed
         rest = tuple(Run(index, index, DROP) for index in others)
         return math.exp(trials(first, first, rest).value)
 
-    return worth
+    return value_of
 
 
-def exact_values(players: Sequence[int], worth: Worth) -> list[float]:
-    """Shapley values by their definition, from the worths of all coalitions.
+def exact_values(players: Sequence[int], value_of: ValueFunction) -> list[float]:
+    """Shapley values by their definition, from the values of all coalitions.
 
     Args:
-        players: Layers that may go, in ascending order.
-        worth: Worth of the model without some of them.
+        players: Layers that may be removed, in ascending order.
+        value_of: Value of the model without some of them.
 
     Returns:
-        One value a player; they add up to the worth of all less the worth of none.
+        One value per player; their sum is the value of all players minus the value of none.
     """
     count = len(players)
-    worths = {
-        gone: worth(gone) for size in range(count + 1) for gone in combinations(players, size)
+    coalitions = {
+        removed: value_of(removed)
+        for size in range(count + 1)
+        for removed in combinations(players, size)
     }
     values = dict.fromkeys(players, 0.0)
-    for gone, before in worths.items():
-        for player in set(players) - set(gone):
-            after = worths[tuple(sorted((*gone, player)))]
-            values[player] += (before - after) / (count * math.comb(count - 1, len(gone)))
+    for removed, before in coalitions.items():
+        for player in set(players) - set(removed):
+            after = coalitions[tuple(sorted((*removed, player)))]
+            values[player] += (before - after) / (count * math.comb(count - 1, len(removed)))
     return [values[player] for player in players]
 
 
-def estimated_values(players: Sequence[int], worth: Worth, samples: int, seed: int) -> Estimate:
-    """Shapley values as means over random orders in which the players go.
+def estimated_values(
+    players: Sequence[int], value_of: ValueFunction, samples: int, seed: int
+) -> Estimate:
+    """Shapley values estimated as means over random orders of removal.
 
-    In every order each player is worth what is lost when it goes. An order and its reverse make a
-    pair: who goes early in one goes late in the other, which evens out most of the chance. Once
-    nothing is left, who goes later loses nothing.
+    In every order, a player's marginal contribution is the value lost when it is removed. Orders
+    come in pairs with their reverse (antithetic sampling), which reduces the variance. Below
+    `TRUNCATION` all further contributions count as 0.
 
     Args:
-        players: Layers that may go, in ascending order.
-        worth: Worth of the model without some of them.
-        samples: Coalitions to look at; at least two pairs are finished, and the last one.
-        seed: Decides the orders.
+        players: Layers that may be removed, in ascending order.
+        value_of: Value of the model without some of them.
+        samples: Number of coalitions to evaluate; the last pair is completed, and at least two
+            pairs are.
+        seed: Seed of the orders.
 
     Returns:
-        The values, with standard errors from the spread of the pairs. They add up to the worth of
-        all less what was left at the end of an order, on average.
+        The values, with standard errors from the variance of the pairs. Their sum is the value of
+        all players minus the mean value left at the end of an order.
 
-    Source: Castro, Gómez & Tejada (2009), ApproShapley; the reverse orders are antithetic
-    sampling (arXiv 2104.12199); the end of an order is Data Shapley's truncation
-    (arXiv 1904.02868).
+    Source: Castro, Gómez & Tejada (2009), ApproShapley; antithetic sampling: arXiv
+    2104.12199; truncation: Data Shapley (arXiv 1904.02868).
     """
     generator = torch.Generator().manual_seed(seed)
     pairs: list[list[float]] = []
     seen = 0
     while seen < samples or len(pairs) < 2:
         order = [players[place] for place in torch.randperm(len(players), generator=generator)]
-        there, back = losses_in_turn(order, worth), losses_in_turn(order[::-1], worth)
+        there, back = losses_in_turn(order, value_of), losses_in_turn(order[::-1], value_of)
         pairs.append([(there.get(p, 0.0) + back.get(p, 0.0)) / 2 for p in players])
         seen += len(there) + len(back)
     table = torch.tensor(pairs, dtype=torch.float64)
@@ -183,14 +187,14 @@ def estimated_values(players: Sequence[int], worth: Worth, samples: int, seed: i
     return Estimate(table.mean(0).tolist(), errors.tolist(), len(pairs))
 
 
-def losses_in_turn(order: Sequence[int], worth: Worth) -> dict[int, float]:
-    """What is lost with each player when they go in this order, until nothing is left."""
+def losses_in_turn(order: Sequence[int], value_of: ValueFunction) -> dict[int, float]:
+    """Marginal contributions along one order of removal, until `TRUNCATION`."""
     lost: dict[int, float] = {}
-    left = worth(())
+    left = value_of(())
     for player in order:
-        after = worth(tuple(sorted((*lost, player))))
+        after = value_of(tuple(sorted((*lost, player))))
         lost[player] = left - after
         left = after
-        if left < NOTHING_LEFT:
+        if left < TRUNCATION:
             break
     return lost

@@ -1,4 +1,4 @@
-"""Shortened LLaMA: score every layer once, by one of three scores, and drop the lowest.
+"""Shortened LLaMA: score every layer once, by one of three scores, and drop the lowest-scored.
 
 Source: Shortened LLaMA (arXiv 2402.02834) and its released code.
 """
@@ -13,7 +13,7 @@ from pydantic import Field
 from slm_plugin.models.view import DecoderView, layer_weights
 from slm_plugin.plans import LayerScores, PruningPlan
 from slm_plugin.pruners import base
-from slm_plugin.pruners.depth.decision import depth_plan
+from slm_plugin.pruners.depth.depth_plan import depth_plan
 from slm_plugin.pruners.depth.dropping import LayerDropping, lowest, one_by_one
 from slm_plugin.pruners.depth.search.runs import DROP
 from slm_plugin.pruners.depth.search.trials import trials_of
@@ -28,21 +28,22 @@ if TYPE_CHECKING:
 # Layers of the published keep-list, from the bottom and from the top.
 KEPT_FIRST, KEPT_LAST = 4, 2
 MEANINGS = {
-    "loss": "increase of the calibration loss without the layer, in nats a token",
+    "loss": "increase of the calibration loss without the layer, in nats per token",
     "taylor": "sum over the layer's weights of |weight times gradient of the calibration loss|",
     "magnitude": "sum over the layer's weights of |weight|",
 }
 
 
 class ShortenedOptions(base.Options):
-    """What layers are scored by, and the published list of layers that never go."""
+    """The layer score, and the published list of protected layers."""
 
     score: Annotated[
         Literal["loss", "taylor", "magnitude"],
         Field(description="loss is the published PPL; magnitude reads only the weights"),
     ] = "loss"
     keep_list: Annotated[
-        bool, Field(description="the four lowest and the two highest layers stay (Taylor+, Mag+)")
+        bool,
+        Field(description="protect the four lowest and the two highest layers (Taylor+, Mag+)"),
     ] = True
 
 
@@ -50,8 +51,8 @@ class ShortenedOptions(base.Options):
 class Shortened(LayerDropping):
     """Drop the layers of lowest loss, Taylor or magnitude score (Shortened LLaMA).
 
-    The keep-list is on by default for every score: the released code applies it to all orders
-    unless told otherwise.
+    The keep-list is on by default for every score: so does the released code by
+    default.
     """
 
     keeps_trials: ClassVar = True
@@ -60,12 +61,12 @@ class Shortened(LayerDropping):
 
     @property
     def needs_calibration(self) -> bool:
-        """Magnitudes are read off the weights."""
+        """Magnitudes need only the weights."""
         return self.options.score != "magnitude"
 
     @property
     def protection(self) -> str:
-        """The keep-list, when it is on."""
+        """The keep-list, when it is enabled."""
         if self.options.keep_list:
             return f"keep_list (the {KEPT_FIRST} lowest and the {KEPT_LAST} highest layers)"
         return "no layer protected"
@@ -75,7 +76,7 @@ class Shortened(LayerDropping):
         return range(KEPT_FIRST, layers - KEPT_LAST) if self.options.keep_list else range(layers)
 
     def plan(self, session: Session) -> PruningPlan:
-        """Score every layer of the whole model and drop the lowest.
+        """Score every layer of the original model and drop the lowest-scored.
 
         Raises:
             TargetError: The target cannot be reached.
@@ -83,12 +84,12 @@ class Shortened(LayerDropping):
         """
         wanted = self.wanted(session)
         scores = self._scores(session)
-        gone = lowest(scores, wanted, self.eligible(len(scores)))
+        dropped = lowest(scores, wanted, self.eligible(len(scores)))
         return depth_plan(
             self,
             session,
-            one_by_one(gone),
-            ["layers go in the order of their scores on the whole model"],
+            one_by_one(dropped),
+            ["layers are removed in the order of their scores in the original model"],
             layer_scores=LayerScores(meaning=MEANINGS[self.options.score], scores=tuple(scores)),
         )
 
@@ -101,16 +102,16 @@ class Shortened(LayerDropping):
 
 
 def losses_without(session: Session, name: str) -> list[float]:
-    """How much the mean calibration loss grows when one layer of the whole model is dropped.
+    """Increase of the mean calibration loss when one layer of the original model is dropped.
 
-    The published score is the perplexity without the layer, which is in the same order.
+    The published score is the perplexity without the layer, which gives the same order.
 
     Args:
-        session: Gives the model and the calibration set.
-        name: The strategy, for the one who waits.
+        session: Holds the model and the calibration set.
+        name: Name of the strategy, for the progress display.
 
     Returns:
-        One number a layer, in nats a token.
+        One number per layer, in nats per token.
     """
     with trials_of(session, name, "loss", DROP) as measure:
         return [-measure(layer, layer, ()).value for layer in range(len(session.view.layers))]
@@ -119,16 +120,16 @@ def losses_without(session: Session, name: str) -> list[float]:
 def taylor(view: DecoderView, batches: Iterable[Tensor]) -> list[float]:
     """Sum of ``|w * dL/dw|`` over all weights of each layer, norm gains included, biases not.
 
-    L is the mean loss over all samples: gradients are summed with their signs over all of them
-    and the absolute value is taken once, at the end, so batches make no difference. The released
-    code does the same within the ten samples that it sees at once.
+    L is the mean loss over all samples. Gradients are summed over all samples before the absolute
+    value is taken, so the batch size does not matter. The released code does the same over its
+    ten samples.
 
     Args:
         view: The model.
         batches: Calibration token ids, each ``(samples, length)``.
 
     Returns:
-        One number a layer.
+        One number per layer.
 
     Raises:
         NumericalError: The loss is NaN or infinite.
@@ -148,5 +149,5 @@ def magnitudes(view: DecoderView) -> list[float]:
 
 
 def _sum(terms: Iterable[Tensor]) -> float:
-    """Sum of absolute values, in float64: half precision would swallow most of it."""
+    """Sum of absolute values, in float64: half precision would lose most terms."""
     return sum(float(term.double().abs().sum()) for term in terms)

@@ -1,6 +1,6 @@
-"""SLEB: drop the layer that the model misses least, measure anew, and again.
+"""SLEB: repeatedly drop the layer whose removal increases the loss least.
 
-Source: SLEB (arXiv 2402.09025), with its third metric: the loss of the model as it then is.
+Source: SLEB (arXiv 2402.09025), with its third metric, the loss of the shortened model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pydantic import Field
 
 from slm_plugin.counts import Natural
 from slm_plugin.plans import PruningPlan, Trial
-from slm_plugin.pruners.depth.decision import depth_plan
+from slm_plugin.pruners.depth.depth_plan import depth_plan
 from slm_plugin.pruners.depth.dropping import BetweenEnds, EndsOptions, one_by_one
 from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName
 from slm_plugin.pruners.depth.search.runs import DROP, Found, Measure, Measured, Runs
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 
 
 class SlebOptions(EndsOptions):
-    """What a layer is judged by, and the published barriers at both ends."""
+    """The search criterion, and the published barriers at both ends."""
 
     criterion: Annotated[
         CriterionName,
-        Field(description="how alike the shortened model is to the original; published: loss"),
+        Field(description="similarity of the shortened model to the original; published: loss"),
     ] = "loss"
     protect_first: Annotated[
-        Natural, Field(description="lowest layers that stay (early barrier)")
+        Natural, Field(description="lowest layers to protect (early barrier)")
     ] = 1
     protect_last: Annotated[
-        Natural, Field(description="highest layers that stay (latter barrier)")
+        Natural, Field(description="highest layers to protect (latter barrier)")
     ] = 1
 
 
 @register_pruner("sleb")
 class Sleb(BetweenEnds):
-    """Drop one layer at a time: always the one without which the calibration loss is lowest."""
+    """Drop one layer at a time: the one whose removal gives the lowest calibration loss."""
 
     streams: ClassVar = True
     keeps_trials: ClassVar = True
@@ -48,7 +48,7 @@ class Sleb(BetweenEnds):
     options: SlebOptions
 
     def plan(self, session: Session) -> PruningPlan:
-        """Search, and write down which layers go, in the order of their going.
+        """Search for the layers to remove.
 
         Raises:
             TargetError: The target cannot be reached.
@@ -70,28 +70,28 @@ class Sleb(BetweenEnds):
 
 
 def dropped_in_turn(eligible: Sequence[int], wanted: int, measure: Measure) -> Found:
-    """Drop ``wanted`` layers, each the one that the model as it then is misses least.
+    """Drop ``wanted`` layers greedily.
 
     Args:
-        eligible: Layers that may go, in ascending order.
-        wanted: Layers to drop, no more than are eligible.
-        measure: Compares the model with a layer dropped, on top of others, with the original one.
+        eligible: Layers that may be removed, in ascending order.
+        wanted: Number of layers to drop, at most the number of eligible ones.
+        measure: Compares the shortened model with the original one.
     """
     runs: Runs = ()
     trials: list[Trial] = []
     for _ in range(wanted):
-        gone = {run.first for run in runs}
+        dropped = {run.first for run in runs}
         best: Measured | None = None
-        # The higher a layer, the less there is to run: a good bar is cheaply found from the top.
-        for index in reversed([index for index in eligible if index not in gone]):
-            bar = None if best is None else best.value
-            tried = measure(index, index, runs, base=runs, hopeless_at=bar)
-            # Of equal layers the lowest goes.
+        # Trials of high layers are cheap, so going down from the top finds a good bound early.
+        for index in reversed([index for index in eligible if index not in dropped]):
+            bound = None if best is None else best.value
+            tried = measure(index, index, runs, base=runs, bound=bound)
+            # Ties drop the lowest layer.
             if tried.samples is None and (best is None or tried.value >= best.value):
                 best = tried
         if best is None:
-            raise ValueError(f"{wanted} layers are wanted and {len(eligible)} may go")
+            raise ValueError(f"cannot drop {wanted} of {len(eligible)} eligible layers")
         trials.append(best.trial(runs, accepted=True))
         runs = (*runs, best.run)
-    note = "at every step each layer that is left was tried, and the one missed least went"
+    note = "greedy search: each step removed the layer of least loss increase"
     return Found(runs, tuple(trials), notes=(note,))

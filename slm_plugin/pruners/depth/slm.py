@@ -1,8 +1,8 @@
-"""Sliding Layer Merging: merge runs of layers while the model's final hidden state stays similar.
+"""Sliding Layer Merging: merge windows of layers while the final hidden state stays similar.
 
 Source: SLM (arXiv 2502.19159), later "Sliding-Window Merging". The defaults are the published walk
-with its faults mended; ``compatibility: released`` repeats the released code trial for trial, and
-``search`` and ``criterion`` offer better choices of runs for the same operation.
+with its bugs fixed. ``compatibility: released`` reproduces the released code trial for trial.
+``search`` and ``criterion`` select other searches for the same operation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import MergeLayers, PruningPlan
 from slm_plugin.plans.rules import check_rule
 from slm_plugin.pruners import base
-from slm_plugin.pruners.depth.decision import depth_plan, refuse_mixed_kinds
+from slm_plugin.pruners.depth.depth_plan import depth_plan, refuse_mixed_kinds
 from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName, refuse_threshold
 from slm_plugin.pruners.depth.search.best_first import best_first
 from slm_plugin.pruners.depth.search.budgeted import budgeted
@@ -43,12 +43,13 @@ RELEASED: dict[str, Any] = {
 
 
 class SlmOptions(base.Options):
-    """How runs are chosen and merged.
+    """How windows are chosen and merged.
 
-    ``compatibility: released`` sets all that the released code does otherwise: it merges only the
-    weights of projections, loses a window that still grows at the bottom (so that a low threshold
-    prunes nothing), repeats an idle trial after every commit, and evaluates every trial on all
-    samples. It takes NaN for "too different" and can loop for ever on it; here NaN is an error.
+    ``compatibility: released`` sets every option to the behaviour of the released code: it merges
+    only the weights of projections, discards a window that is still growing at the bottom (so a low
+    threshold prunes nothing), repeats an idle trial after every merge, and evaluates every trial on
+    all samples. The released code treats NaN as a rejection and may then not terminate; here NaN
+    is an error.
     """
 
     compatibility: Annotated[
@@ -57,43 +58,42 @@ class SlmOptions(base.Options):
     ] = "none"
     criterion: Annotated[
         CriterionName,
-        Field(description="how alike the merged model is to the original; published: flat_cosine"),
+        Field(description="similarity of the merged model to the original; published: flat_cosine"),
     ] = "flat_cosine"
     search: Annotated[
         Literal["sliding", "greedy", "budgeted"],
         Field(
-            description="sliding: the published walk; greedy: the best adjacent merge, again and "
-            "again; budgeted: the cheapest disjoint windows by dynamic programming"
+            description="sliding: the published walk; greedy: repeatedly the best adjacent "
+            "merge; budgeted: the cheapest disjoint windows by dynamic programming"
         ),
     ] = "sliding"
     beam_width: Annotated[
-        Count, Field(description="partly merged models that the greedy search follows at once")
+        Count, Field(description="number of partly merged models that the greedy search keeps")
     ] = 1
     merge_rule: Annotated[
         str,
         AfterValidator(check_rule),
         Field(
             description="telescoped (published), rdsc, mean, activation, keep_low, keep_high, "
-            "ema(w), or best: for every window the one that the criterion likes best"
+            "ema(w), or best: for every window the rule with the best criterion value"
         ),
     ] = "telescoped"
     weights_only: Annotated[
         bool,
-        Field(description="biases and query/key norms stay the lowest layer's; released: true"),
+        Field(description="keep the lowest layer's biases and query/key norms; released: true"),
     ] = False
-    protect_first: Annotated[Natural, Field(description="lowest layers that stay")] = 0
-    protect_last: Annotated[Natural, Field(description="highest layers that stay")] = 1
+    protect_first: Annotated[Natural, Field(description="lowest layers to protect")] = 0
+    protect_last: Annotated[Natural, Field(description="highest layers to protect")] = 1
     flush_tail: Annotated[
-        bool, Field(description="merge a window that still grows at the bottom; released: false")
+        bool,
+        Field(description="merge a window that is still growing at the bottom; released: false"),
     ] = True
     trial_after_commit: Annotated[
-        bool, Field(description="repeat the released loop's idle trials; released: true")
+        bool, Field(description="repeat the idle trials of the released code; released: true")
     ] = False
     early_rejection: Annotated[
         bool,
-        Field(
-            description="stop a trial when the samples seen decide that it fails; released: false"
-        ),
+        Field(description="early stopping: end a trial once it cannot succeed; released: false"),
     ] = True
 
     @model_validator(mode="before")
@@ -104,20 +104,20 @@ class SlmOptions(base.Options):
         for name, value in RELEASED.items():
             if given.get(name, value) != value:
                 raise ValueError(
-                    f"compatibility: released means {name}: {str(value).lower()}; drop one of both"
+                    f"compatibility: released means {name}: {str(value).lower()}; remove one"
                 )
         return {**given, **RELEASED}
 
     @model_validator(mode="after")
     def _beam_of_the_greedy_search(self) -> SlmOptions:
         if self.beam_width > 1 and self.search != "greedy":
-            raise ValueError("beam_width goes with search: greedy")
+            raise ValueError("beam_width needs search: greedy")
         return self
 
 
 @register_pruner("slm")
 class SlidingLayerMerging(base.Pruner):
-    """Merge runs of layers, top first, while the final hidden state stays similar."""
+    """Merge windows of layers, top first, while the final hidden state stays similar."""
 
     kind: ClassVar = "depth"
     targets: ClassVar = ("threshold", "layers_removed", "ratio", "parameters")
@@ -127,7 +127,7 @@ class SlidingLayerMerging(base.Pruner):
     options: SlmOptions
 
     def check(self) -> None:
-        """Refuse a kind of target that the search does not know, or an impossible threshold."""
+        """Check the kind of target and the range of the threshold."""
         refuse_threshold(self.target.threshold, self.options.criterion)
         self._check_kind()
 
@@ -139,12 +139,12 @@ class SlidingLayerMerging(base.Pruner):
             )
         if self.target.kind != "threshold" and self.options.compatibility == "released":
             raise TargetError(
-                f"the released code knows only a threshold, not {self.target.describe()}",
-                hint="give a threshold or drop `compatibility: released`",
+                f"the released code supports only a threshold, not {self.target.describe()}",
+                hint="give a threshold or remove `compatibility: released`",
             )
 
     def check_target(self, original: Dimensions, current: Dimensions) -> None:
-        """Refuse what the protected layers or the search do not leave room for."""
+        """Check that the search can reach the target with the protected layers."""
         self._check_kind()
         super().check_target(original, current)
         rules = self._rules(current.layers)
@@ -155,7 +155,7 @@ class SlidingLayerMerging(base.Pruner):
         base.refuse_beyond(self.target, wanted, rules.most, rules.layers, protection)
 
     def plan(self, session: Session) -> PruningPlan:
-        """Search, and write down which runs of layers merge.
+        """Search for the windows to merge.
 
         Raises:
             TargetError: The target cannot be reached.
@@ -220,9 +220,9 @@ class SlidingLayerMerging(base.Pruner):
         return walk_to_size(rules, wanted, trials, trials.greatest)
 
     def _notes(self, found: Found) -> tuple[str, ...]:
-        """What a reader of the plan should know of the decision."""
+        """Notes of the plan on the search."""
         if not found.runs:
-            return ("no run of layers merges",)
+            return ("no layers are merged",)
         meaning = CRITERIA[self.options.criterion].meaning
         return (
             f"similarity: {meaning}, mean over the calibration samples",

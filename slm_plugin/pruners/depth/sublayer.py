@@ -1,9 +1,9 @@
-"""BlockPruner, held to what stock classes load: drop a neighbouring attention and MLP, and again.
+"""BlockPruner, restricted to what stock classes load: drop adjacent attention and MLP blocks.
 
 Source: BlockPruner (arXiv 2406.10594), greedy search by the calibration loss. It drops single
-blocks, which leaves layers that no stock model class has. Of a decoder seen as attention 0, MLP 0,
-attention 1, MLP 1, … here two neighbours go at a time: an attention with its MLP is a layer, and an
-MLP with the next attention leaves one layer where two were. Either way what is left alternates.
+blocks, and stock model classes do not support the result. Here two adjacent blocks of the sequence
+attention 0, MLP 0, attention 1, MLP 1, … are dropped at a time: an attention and its MLP are one
+layer; an MLP and the next attention turn two layers into one. The remaining blocks alternate.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 from pydantic import Field
 
 from slm_plugin.plans import DropSublayers, PruningPlan, Trial
-from slm_plugin.pruners.depth.decision import depth_plan
+from slm_plugin.pruners.depth.depth_plan import depth_plan
 from slm_plugin.pruners.depth.dropping import BetweenEnds, EndsOptions
 from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName
 from slm_plugin.pruners.depth.search.runs import DROP, JOIN, Found, Measure, Measured, Runs
@@ -24,22 +24,22 @@ from slm_plugin.registry import register_pruner
 if TYPE_CHECKING:
     from slm_plugin.session import Session
 
-# Layers by whose attention and whose MLP they have.
+# Each remaining layer: the original layers of its attention and of its MLP.
 Pairs = tuple[tuple[int, int], ...]
 
 
 class SublayerOptions(EndsOptions):
-    """What two blocks are judged by, and layers at both ends that stay whole."""
+    """The search criterion, and the protected layers at both ends."""
 
     criterion: Annotated[
         CriterionName,
-        Field(description="how alike the shortened model is to the original; published: loss"),
+        Field(description="similarity of the shortened model to the original; published: loss"),
     ] = "loss"
 
 
 @register_pruner("sublayer")
 class Sublayer(BetweenEnds):
-    """Drop two neighbouring blocks at a time: those without which the loss is lowest."""
+    """Drop two adjacent blocks at a time: those whose removal gives the lowest loss."""
 
     streams: ClassVar = True
     keeps_trials: ClassVar = True
@@ -47,7 +47,7 @@ class Sublayer(BetweenEnds):
     options: SublayerOptions
 
     def plan(self, session: Session) -> PruningPlan:
-        """Search, and write down which blocks go, in the order of their going.
+        """Search for the blocks to remove.
 
         Raises:
             TargetError: The target cannot be reached.
@@ -69,17 +69,17 @@ class Sublayer(BetweenEnds):
 
 
 class Step(NamedTuple):
-    """Two blocks that may go.
+    """A candidate pair of blocks to drop.
 
     Attributes:
-        gone: The blocks.
-        first: Lowest original layer of what changes.
-        last: Highest original layer of what changes.
-        rule: `runs.DROP` where a layer goes, `runs.JOIN` where two become one.
-        left: The layers behind it.
+        dropped: The blocks.
+        first: Lowest original layer affected.
+        last: Highest original layer affected.
+        rule: `runs.DROP` where a layer is dropped, `runs.JOIN` where two become one.
+        left: The remaining layers.
     """
 
-    gone: DropSublayers
+    dropped: DropSublayers
     first: int
     last: int
     rule: str
@@ -87,36 +87,35 @@ class Step(NamedTuple):
 
 
 def steps(pairs: Pairs, eligible: Collection[int]) -> Iterator[Step]:
-    """All neighbouring blocks that may go, lowest first.
+    """All adjacent blocks that may be dropped, lowest first.
 
     Args:
-        pairs: The layers as they then are.
-        eligible: Original layers whose blocks may go.
+        pairs: The remaining layers.
+        eligible: Original layers whose blocks may be dropped.
     """
     for at, (attention, mlp) in enumerate(pairs):
         if mlp not in eligible:
             continue
         below, above = pairs[:at], pairs[at + 1 :]
         if attention in eligible:
-            gone = DropSublayers(attention=(attention,), mlp=(mlp,))
-            yield Step(gone, attention, mlp, DROP, below + above)
+            dropped = DropSublayers(attention=(attention,), mlp=(mlp,))
+            yield Step(dropped, attention, mlp, DROP, below + above)
         if above and above[0][0] in eligible:
             upper, last = above[0]
-            gone = DropSublayers(attention=(upper,), mlp=(mlp,))
-            yield Step(gone, attention, last, JOIN, (*below, (attention, last), *above[1:]))
+            dropped = DropSublayers(attention=(upper,), mlp=(mlp,))
+            yield Step(dropped, attention, last, JOIN, (*below, (attention, last), *above[1:]))
 
 
 def dropped_in_pairs(
     layers: int, eligible: Sequence[int], wanted: int, measure: Measure
 ) -> tuple[Found, list[DropSublayers]]:
-    """Drop two neighbouring blocks ``wanted`` times, each time those missed least.
+    """Drop two adjacent blocks ``wanted`` times, greedily.
 
     Args:
         layers: Layers of the model.
-        eligible: Layers whose blocks may go.
-        wanted: Layers to lose, no more than are eligible and fewer than there are.
-        measure: Compares the model with layers dropped or joined, on top of others, with the
-            original one.
+        eligible: Layers whose blocks may be dropped.
+        wanted: Number of layers to remove, at most the eligible ones and fewer than all.
+        measure: Compares the shortened model with the original one.
     """
     runs: Runs = ()
     pairs: Pairs = tuple((index, index) for index in range(layers))
@@ -124,20 +123,20 @@ def dropped_in_pairs(
     operations: list[DropSublayers] = []
     for _ in range(wanted):
         best: tuple[Measured, Step, Runs] | None = None
-        # The higher a block, the less there is to run: a good bar is cheaply found from the top.
+        # Trials of high blocks are cheap, so going down from the top finds a good bound early.
         for step in reversed(list(steps(pairs, eligible))):
-            # What went between two layers that are joined is part of their joint.
+            # Runs dropped between two joined layers are part of the join.
             rest = tuple(run for run in runs if not step.first <= run.first <= step.last)
-            bar = None if best is None else best[0].value
-            tried = measure(step.first, step.last, rest, base=runs, hopeless_at=bar, rule=step.rule)
-            # Of equal steps the lowest is made.
+            bound = None if best is None else best[0].value
+            tried = measure(step.first, step.last, rest, base=runs, bound=bound, rule=step.rule)
+            # Ties take the lowest step.
             if tried.samples is None and (best is None or tried.value >= best[0].value):
                 best = tried, step, rest
         if best is None:
-            raise ValueError(f"{wanted} layers are wanted and {len(eligible)} may go")
+            raise ValueError(f"cannot remove {wanted} of {len(eligible)} eligible layers")
         tried, step, rest = best
         trials.append(tried.trial(rest, accepted=True))
-        operations.append(step.gone)
+        operations.append(step.dropped)
         runs, pairs = (*rest, tried.run), step.left
-    note = "at every step each two neighbouring blocks were tried, and those missed least went"
+    note = "greedy search: each step removed the two adjacent blocks of least loss increase"
     return Found(runs, tuple(trials), notes=(note,)), operations

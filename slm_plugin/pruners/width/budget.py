@@ -1,4 +1,4 @@
-"""From a target to the number of MLP channels and KV groups that every layer loses."""
+"""The number of MLP channels and KV groups to remove from every layer for a target."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slm_plugin.target import Target
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What every layer loses."""
+    """What is removed from every layer."""
 
     channels: int
     kv_groups: int
@@ -28,22 +28,22 @@ def uniform_cut(
     kv_groups: int | Literal["auto"],
     multiple_of: int,
 ) -> Cut:
-    """The cut that comes nearest to a target.
+    """The cut nearest to a target.
 
-    KV groups go first; MLP channels take the rest, rounded to the nearest count that leaves a
-    multiple of ``multiple_of`` (or all of them). ``auto`` takes the same share of KV groups as
-    of the prunable parameters, rounded down to a count that every reader of checkpoints accepts;
-    more only when the MLP cannot carry the rest.
+    KV groups are removed first and MLP channels make up the rest. The remaining channels are a
+    multiple of ``multiple_of``, or all of them. ``auto`` removes the same share of KV groups as of
+    the prunable parameters, rounded down to a count that every checkpoint reader accepts. It
+    removes more only when the MLP is too small for the rest.
 
     Args:
         target: A ratio or a number of parameters.
-        original: The model as it was loaded.
-        current: The model as the stage finds it.
-        kv_groups: KV groups to take from every layer.
-        multiple_of: What the intermediate size that remains is a multiple of.
+        original: Dimensions of the original model.
+        current: Dimensions of the model before this stage.
+        kv_groups: KV groups to remove from every layer.
+        multiple_of: The remaining intermediate size is a multiple of this.
 
     Raises:
-        TargetError: The target is out of reach; the hint says what is reachable.
+        TargetError: The target is out of reach; the hint names the reachable range.
     """
     wanted = target.parameters_to_remove(original.parameters, current.parameters)
     if wanted <= 0:
@@ -70,12 +70,12 @@ def uniform_cut(
 
 
 def _kv_counts(asked: int | Literal["auto"], wanted: int, current: Dimensions) -> tuple[int, ...]:
-    """Numbers of KV groups to try, the preferred one first."""
+    """Numbers of KV groups to try, in order of preference."""
     if asked != "auto":
         if asked >= current.kv_heads:
             raise TargetError(
                 f"kv_groups {asked} leaves no KV group: every layer has {current.kv_heads}",
-                hint=f"at most {current.kv_heads - 1} can go",
+                hint=f"at most {current.kv_heads - 1} can be removed",
             )
         return (asked,)
     share = wanted / _prunable(current)
@@ -96,13 +96,13 @@ def _prunable(current: Dimensions) -> int:
 
 
 def _sizes(current: Dimensions, multiple_of: int) -> list[int]:
-    """Intermediate sizes that may remain, largest first."""
+    """Possible remaining intermediate sizes, largest first."""
     whole = range(multiple_of, current.intermediate_size, multiple_of)
     return [current.intermediate_size, *reversed(whole)]
 
 
 def _cut(wanted: int, kv_groups: int, current: Dimensions, multiple_of: int) -> Cut | None:
-    """The nearest cut with so many KV groups; None when it is more than half a step away."""
+    """The nearest cut with this number of KV groups; None when it is over half a step away."""
     rest = wanted / current.layers - kv_groups * current.kv_group_parameters
     ideal = current.intermediate_size - rest / current.channel_parameters
     sizes = _sizes(current, multiple_of)
@@ -115,7 +115,7 @@ def _cut(wanted: int, kv_groups: int, current: Dimensions, multiple_of: int) -> 
 
 @dataclass(frozen=True, slots=True)
 class _Reach:
-    """Says what is reachable when a target is not."""
+    """Errors for unreachable targets, with the reachable range."""
 
     target: Target
     original: Dimensions
@@ -123,7 +123,7 @@ class _Reach:
     multiple_of: int
 
     def too_far(self, wanted: int, kv_groups: int) -> TargetError:
-        """More than the MLP can carry, or less than the KV groups alone take."""
+        """The target is above what the MLP has, or below what the KV groups alone remove."""
         groups = kv_groups * self.current.kv_group_parameters
         if groups * self.current.layers > wanted:
             return TargetError(
@@ -140,7 +140,7 @@ class _Reach:
         )
 
     def too_little(self) -> TargetError:
-        """Less than half of the smallest step."""
+        """The target is less than half of the smallest step."""
         first, second = _sizes(self.current, self.multiple_of)[:2]
         step = (first - second) * self.current.channel_parameters
         return TargetError(
@@ -153,6 +153,6 @@ class _Reach:
         whole = per_layer * self.current.layers
         of_current = self.target.of == "current"
         base = self.current.parameters if of_current else self.original.parameters
-        # Rounded down, so that the ratio named is one that can be had.
+        # Rounded down, so that the named ratio is reachable.
         ratio = math.floor(whole / base * 1000) / 1000
         return f"ratio {ratio:.3f} ({self.current.parameters - whole:,} parameters left)"

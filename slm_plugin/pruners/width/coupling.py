@@ -1,4 +1,4 @@
-"""An independent opinion on the groups: what torch-pruning finds by tracing the model."""
+"""Check of the coupled groups against those that torch-pruning finds by tracing the model."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ TRACED_TOKENS = 4
 def check_coupling(view: DecoderView) -> None:
     """Compare our groups with those of torch-pruning's dependency graph.
 
-    All layers share their shapes, so the first and the last stand for all. MLP groups are always
-    compared, attention groups only when every query head has its own key/value head: with two
-    query heads a key/value head, torch-pruning 1.6.1 follows the rotary embedding's concatenation
-    for ever, and with more it couples a key head with none of its query heads or with the one in
-    the same position. Only linear maps are compared: the norms of Qwen3's queries and keys are
-    shared by all heads and stay, though torch-pruning lists them.
+    All layers have the same shapes, so only the first and the last are compared. MLP groups are
+    always compared, attention groups only when every query head has its own key/value head. With
+    two query heads per key/value head, torch-pruning 1.6.1 does not terminate on the rotary
+    embedding's concatenation. With more, it couples a key head with no query head or with the one
+    at the same index. Only linear maps are compared: all heads share the query and key norms of
+    Qwen3, which therefore remain, though torch-pruning lists them.
 
     Raises:
-        UnsupportedModelError: torch-pruning couples other rows or columns than we do.
+        UnsupportedModelError: torch-pruning couples other rows or columns.
     """
     import torch_pruning
 
@@ -37,7 +37,7 @@ def check_coupling(view: DecoderView) -> None:
     with _undisturbed(view.model):
         graph = torch_pruning.DependencyGraph().build_dependency(
             view.model,
-            # A dictionary: positional inputs are unpacked along the batch at first.
+            # A dictionary, because positional inputs are unpacked along the batch.
             example_inputs={
                 "input_ids": torch.zeros(
                     (1, TRACED_TOKENS), dtype=torch.long, device=view.model.device
@@ -51,13 +51,13 @@ def check_coupling(view: DecoderView) -> None:
             for root, expected in _expected_groups(dimensions):
                 found = _traced_group(graph, projections(view.layers[index]), root, expected[root])
                 _require_equal(found, expected, f"layer {index}")
-        # Nodes refer to one another and hold every parameter: pruned ones must become free.
+        # Nodes refer to one another and to every parameter; clear them so that memory is freed.
         for node in graph.module2node.values():
             vars(node).clear()
 
 
 def _expected_groups(dimensions: Dimensions) -> Iterator[tuple[str, Members]]:
-    """Roots to ask for, each with the group that we would remove."""
+    """Root projections, each with the group that surgery removes."""
     last = dimensions.intermediate_size - 1
     yield "gate_proj", channel_members(sorted({0, last}))
     if dimensions.queries_per_group == 1:
@@ -84,14 +84,14 @@ def _require_equal(found: Members, expected: Members, place: str) -> None:
         return
     differing = sorted(n for n in found | expected if found.get(n) != expected.get(n))
     raise UnsupportedModelError(
-        f"torch-pruning couples {', '.join(differing)} of {place} differently from what "
-        "transformers' own layers do",
+        f"torch-pruning couples {', '.join(differing)} of {place} differently from "
+        "transformers' own layers",
         hint="the model's forward pass was changed; prune the unchanged architecture",
     )
 
 
 def _norm_weights(model: PreTrainedModel) -> list[nn.Parameter]:
-    """Parameters of no layer type that torch-pruning knows; unless named, it warns of them."""
+    """Parameters of layer types unknown to torch-pruning, listed to avoid its warning."""
     known = {
         id(parameter)
         for module in model.modules()
@@ -103,7 +103,7 @@ def _norm_weights(model: PreTrainedModel) -> list[nn.Parameter]:
 
 @contextmanager
 def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
-    """Trace in evaluation mode with gradients, and leave flags and hooks as found."""
+    """Enable gradients for tracing, and restore flags and hooks."""
     found = [(m, m.training, set(m._forward_hooks)) for m in model.modules()]
     try:
         with only_trainable(model, model.parameters()):
@@ -111,6 +111,6 @@ def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for module, training, hooks in found:
             module.training = training
-            # torch-pruning leaves its own behind when the forward pass fails.
+            # torch-pruning does not remove its own hooks when the forward pass fails.
             for added in set(module._forward_hooks) - hooks:
                 del module._forward_hooks[added]

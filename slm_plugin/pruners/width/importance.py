@@ -1,4 +1,4 @@
-"""How much every MLP channel and KV group matters, by weight magnitude or by Taylor expansion."""
+"""Importance of MLP channels and KV groups, by weight magnitude or by Taylor expansion."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ SIGNIFICANT_DIGITS = 6
 
 
 def magnitude(view: DecoderView, norm: Norm = 2) -> tuple[UnitScores, ...]:
-    """Score units by the sum of ``|w|**norm`` over all weights that go with them, biases aside.
+    """Score units by the sum of ``|w|**norm`` over all weights of their group, without biases.
 
-    Needs no data, and says nothing about how strongly a unit is used.
+    Needs no data, and ignores how strongly a unit is activated.
 
     Raises:
         NumericalError: A weight is NaN or infinite.
@@ -44,10 +44,10 @@ def magnitude(view: DecoderView, norm: Norm = 2) -> tuple[UnitScores, ...]:
 
 
 def taylor(view: DecoderView, batches: Iterable[Tensor]) -> tuple[UnitScores, ...]:
-    """Score units by the sum of ``|w * dL/dw|`` over all weights that go with them.
+    """Score units by the sum of ``|w * dL/dw|`` over all weights of their group.
 
-    To first order that bounds what removing the unit does to the loss: each term is the change
-    when one weight becomes zero. The gradient is that of the mean loss over all samples, so
+    To first order this bounds the change of the loss when the unit is removed: each term is the
+    change when one weight becomes zero. The gradient is that of the mean loss over all samples, so
     contributions of different samples may cancel before the absolute value is taken.
 
     Args:
@@ -68,8 +68,8 @@ def taylor(view: DecoderView, batches: Iterable[Tensor]) -> tuple[UnitScores, ..
     return tuple(_score_layers(saliences, view.dimensions()))
 
 
-def kept(scores: Sequence[float], removed: int) -> tuple[int, ...]:
-    """Units that stay when the lowest go; among equal scores the lowest index goes first."""
+def kept_units(scores: Sequence[float], removed: int) -> tuple[int, ...]:
+    """Units that remain when the lowest-scored are removed; ties remove the lowest index first."""
     order = sorted(range(len(scores)), key=scores.__getitem__)
     return tuple(sorted(order[removed:]))
 
@@ -88,7 +88,7 @@ def _score_layers(
 
 
 def _per_line(projection: str, salience: Tensor) -> Tensor:
-    """Sum over the axis that units do not occupy: one value a row, or a column of readers."""
+    """Sum over the other axis: one value per row, or per column of a projection that reads."""
     return salience.float().sum(1 - axis(projection))
 
 
@@ -98,7 +98,7 @@ def _group_sum(lines: Mapping[str, Tensor], group: int, dimensions: Dimensions) 
 
 
 def _rounded(scores: Tensor, layer: int) -> tuple[float, ...]:
-    """Scores as a plan holds them; short enough to read, and free of the last bits' noise."""
+    """Scores for a plan, rounded to be readable and free of rounding noise."""
     if not torch.isfinite(scores).all():
         raise NumericalError(
             f"layer {layer} has scores that are NaN or infinite",

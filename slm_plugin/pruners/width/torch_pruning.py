@@ -19,7 +19,7 @@ from slm_plugin.plans import KeepChannels, KeepHeads, PruningPlan, UnitScores
 from slm_plugin.pruners.base import Options, Pruner
 from slm_plugin.pruners.width.budget import Cut, uniform_cut
 from slm_plugin.pruners.width.coupling import check_coupling
-from slm_plugin.pruners.width.importance import Norm, kept, magnitude, taylor
+from slm_plugin.pruners.width.importance import Norm, kept_units, magnitude, taylor
 from slm_plugin.registry import register_pruner
 from slm_plugin.surgery.portability import portability, refuse_unloadable
 from slm_plugin.target import Target
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 class TorchPruningOptions(Options):
-    """What to score by, and how the cut is shared between MLP and attention."""
+    """Importance score, and how the removal is split between MLP and attention."""
 
     importance: Annotated[
         Literal["magnitude", "taylor"],
         Field(description="taylor reads the calibration set, magnitude only the weights"),
     ] = "taylor"
     norm: Annotated[
-        Norm, Field(description="power of the weights that magnitude sums up; not for taylor")
+        Norm, Field(description="power of the weights that magnitude sums; not for taylor")
     ] = 2
     kv_groups: Annotated[
         Annotated[Natural, Field(strict=True)] | Literal["auto"],
@@ -46,7 +46,7 @@ class TorchPruningOptions(Options):
         ),
     ] = "auto"
     multiple_of: Annotated[
-        Count, Field(description="the intermediate size that stays is a multiple of this")
+        Count, Field(description="the remaining intermediate size is a multiple of this")
     ] = 8
 
     @model_validator(mode="after")
@@ -66,11 +66,11 @@ class TorchPruningOptions(Options):
 
 @register_pruner("torch_pruning")
 class TorchPruning(Pruner):
-    """Take the same number of MLP channels and KV groups from every layer.
+    """Remove the same number of MLP channels and KV groups from every layer.
 
-    Each layer ranks its own units, so that the result has uniform layers and loads with stock
-    classes. Groups are ours and are checked against torch-pruning's dependency graph; surgery
-    slices with torch-pruning's primitives.
+    Each layer ranks its own units. The result has uniform layers and loads with stock classes.
+    The coupled groups are checked against torch-pruning's dependency graph; surgery uses
+    torch-pruning's primitives.
     """
 
     kind: ClassVar[Literal["depth", "width"]] = "width"
@@ -84,22 +84,22 @@ class TorchPruning(Pruner):
 
     @property
     def needs_calibration(self) -> bool:
-        """Magnitudes are read off the weights; only Taylor scores need text."""
+        """Magnitudes need only the weights; Taylor scores need calibration data."""
         return self.options.importance == "taylor"
 
     def check_target(self, original: Dimensions, current: Dimensions) -> None:
-        """Refuse an impossible target before any work.
+        """Check the target before any work.
 
         Raises:
-            TargetError: The target is out of reach; the hint says what is reachable.
+            TargetError: The target is out of reach; the hint names the reachable range.
         """
         self._cut(original, current)
 
     def plan(self, session: Session) -> PruningPlan:
-        """Score all units, choose what stays, and leave the model as it is.
+        """Score all units and choose those that remain, without changing the model.
 
         Raises:
-            TargetError: The target is out of reach; the hint says what is reachable.
+            TargetError: The target is out of reach; the hint names the reachable range.
             UnsupportedModelError: torch-pruning couples the projections differently.
             CalibrationError: Taylor importance without a calibration set.
             NumericalError: The loss or a score is NaN or infinite.
@@ -144,22 +144,22 @@ class TorchPruning(Pruner):
 
 def _operations(units: UnitScores, cut: Cut) -> list[KeepChannels | KeepHeads]:
     if units.unit == "mlp_channel" and cut.channels:
-        return [KeepChannels(layer=units.layer, indices=kept(units.scores, cut.channels))]
+        return [KeepChannels(layer=units.layer, indices=kept_units(units.scores, cut.channels))]
     if units.unit == "kv_group" and cut.kv_groups:
-        return [KeepHeads(layer=units.layer, kv_groups=kept(units.scores, cut.kv_groups))]
+        return [KeepHeads(layer=units.layer, kv_groups=kept_units(units.scores, cut.kv_groups))]
     return []
 
 
 def _notes(
     target: Target, original: Dimensions, before: Dimensions, after: Dimensions
 ) -> tuple[str, ...]:
-    """What the target became."""
+    """Notes on how the target was met."""
     wanted = target.parameters_to_remove(original.parameters, before.parameters)
     removed = before.parameters - after.parameters
     return (
         f"every layer keeps {after.intermediate_size:,} of {before.intermediate_size:,} MLP "
         f"channels and {after.kv_heads} of {before.kv_heads} KV groups",
-        f"target {target.describe()}: {wanted:,} parameters asked for, {removed:,} removed, "
+        f"target {target.describe()}: {wanted:,} parameters requested, {removed:,} removed, "
         f"{after.parameters:,} left; {removed / original.parameters:.2%} of the original and "
         f"{removed / before.parameters:.2%} of the current parameters",
     )

@@ -1,7 +1,7 @@
-"""Where a pruned model lacks layers, and what the state there should be.
+"""The boundaries where layers were removed, and the target state at each.
 
-A position is that of a layer in the present model; the state at a position is the residual stream
-behind it.
+A position is the index of a layer in the present model. The state at a position is the residual
+stream after that layer.
 """
 
 from __future__ import annotations
@@ -21,55 +21,55 @@ NOTHING_MISSING = "no layer is missing: nothing to repair"
 
 
 def reference_of(session: Session, recovery: str) -> list[Batch]:
-    """What the layers saw before the first stage.
+    """The layer inputs of the dense model, recorded before the first stage.
 
     Args:
         session: The session.
         recovery: Name of the recovery, for messages.
 
     Raises:
-        CalibrationError: It was not kept, or not of the model as it was loaded.
-        UnsupportedModelError: The residual stream has another width now, or operators in it.
+        CalibrationError: There is none, or it was recorded after a stage.
+        UnsupportedModelError: The hidden size changed, or the model has operators.
     """
     reference = session.reference
     if not reference:
         raise CalibrationError(
-            f"{recovery} needs to know what the model computed before it was pruned",
+            f"{recovery} needs the hidden states of the model before pruning",
             hint="call `session.keep_reference()` before the first stage",
         )
     first = reference[0].inputs
     if len(first) != session.original.layers + 1:
         raise CalibrationError(
-            f"the reference that {recovery} needs was kept of a model of {len(first) - 1} layers; "
-            f"{session.original.layers} were loaded",
+            f"the reference that {recovery} needs was recorded with {len(first) - 1} layers; "
+            f"the model was loaded with {session.original.layers}",
             hint="call `session.keep_reference()` before the first stage",
         )
     width, now = first[0].shape[-1], session.view.embedding.embedding_dim
     if width != now:
         raise UnsupportedModelError(
-            f"{recovery} compares states of {width} features with states of {now}",
-            hint="it follows stages that leave the hidden size as it is",
+            f"{recovery} cannot compare states of {width} features with states of {now}",
+            hint="use it after stages that keep the hidden size",
         )
     if operators(session.model):
         raise UnsupportedModelError(
-            f"{recovery} cannot repair behind operators, which stand between layers already",
-            hint="leave one of the two recoveries out",
+            f"{recovery} cannot repair a model that already has operators between its layers",
+            hint="remove one of the two recoveries",
         )
     return reference
 
 
 def target_of(session: Session, position: int) -> int:
-    """Index, in the inputs of a reference batch, of the state that is wanted behind a layer.
+    """Index, in the inputs of a reference batch, of the target state after a layer.
 
-    That is what the next layer that stayed once saw or, behind the top layer, the final state
-    before the norm.
+    It is the input of the next remaining layer in the dense model or, after the top layer, the
+    final state before the norm.
     """
     above = session.sources[position + 1 :]
     return above[0][0] if above else session.original.layers
 
 
 def boundaries(session: Session) -> list[int]:
-    """Positions behind which layers are missing, or whose layer is merged of several."""
+    """Positions after which layers are missing, or whose layer replaces several."""
     found = []
     for position, (first, last) in enumerate(session.sources):
         if first != last or target_of(session, position) != last + 1:
@@ -83,7 +83,7 @@ def gaps(session: Session) -> list[int]:
 
 
 def place_name(position: int) -> str:
-    """What messages call a position."""
+    """The name of a position in messages."""
     return "the embedding" if position == EMBEDDING else f"layer {position}"
 
 
@@ -93,9 +93,9 @@ def missing_below(session: Session) -> int:
 
 
 def note_below(session: Session) -> tuple[str, ...]:
-    """What there is to say of layers that are missing below the lowest one."""
-    gone = missing_below(session)
-    if not gone:
+    """A note where layers below the lowest one are missing."""
+    missing = missing_below(session)
+    if not missing:
         return ()
-    which = "layer 0 is" if gone == 1 else f"layers 0 to {gone - 1} are"
-    return (f"{which} missing at the bottom, where no layer stands before them to take a repair",)
+    which = "layer 0 is" if missing == 1 else f"layers 0 to {missing - 1} are"
+    return (f"{which} missing at the bottom, and no layer before them can be repaired",)

@@ -1,4 +1,4 @@
-"""Repair of boundaries by a linear map that is folded into the MLP before them.
+"""Repair of boundaries by a linear map that is folded into the preceding MLP.
 
 Source: ReplaceMe (arXiv 2505.02819), its least-squares variant, with the ridge toward the identity.
 """
@@ -11,7 +11,7 @@ from slm_plugin.lazy import F, no_grad
 from slm_plugin.models.view import projections
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.closed_form.boundaries import boundaries
-from slm_plugin.recovery.closed_form.layer_walk import Ascent, repair_upwards
+from slm_plugin.recovery.closed_form.layer_walk import LayerWalk, repair_layers
 from slm_plugin.recovery.closed_form.least_squares import Regression
 from slm_plugin.recovery.closed_form.rewriting import Write
 from slm_plugin.registry import register_recovery
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @register_recovery("fold_linear")
 class FoldLinear(Recovery):
-    """Fold the linear map that comes nearest to the missing layers into the MLP before them.
+    """Fold the best linear approximation of the missing layers into the preceding MLP.
 
-    With M what the layer's MLP adds to the residual stream, X the stream behind it and X* what the
-    dense model had there, the map is T = I + (M'M + aI)^-1 M'(X* - X), and the weights of
-    ``down_proj`` become T'W, its bias T'b. The ridge pulls T toward the identity, which is plain
-    removal.
+    With M the output of the layer's MLP, X the residual stream after the layer and X* the stream
+    of the dense model there, the map is T = I + (M'M + aI)^-1 M'(X* - X), and the weights of
+    ``down_proj`` become T'W, its bias T'b. The ridge pulls T toward the identity, which is
+    removal without repair.
     """
 
     reference: ClassVar[bool] = True
@@ -37,28 +37,28 @@ class FoldLinear(Recovery):
 
     @no_grad
     def recover(self, session: Session) -> RecoveryRecord:
-        """Repair every boundary from the bottom up, each on what the repaired model makes of it.
+        """Repair every boundary from the bottom up, with the lower ones already repaired.
 
         Raises:
-            CalibrationError: No reference was kept, or it has fewer than 2 samples.
-            UnsupportedModelError: The residual stream has another width than the reference's.
+            CalibrationError: The session has no reference, or it has fewer than 2 samples.
+            UnsupportedModelError: The residual stream and the reference differ in width.
             NumericalError: NaN or infinity; the model keeps its former weights.
         """
-        return repair_upwards(self, session, boundaries(session), _fold)
+        return repair_layers(self, session, boundaries(session), _fold)
 
 
-def _fold(ascent: Ascent, write: Write) -> list[str]:
-    down = projections(ascent.layer)["down_proj"]
-    regression = Regression(f"layer {ascent.position}")
-    for sight in ascent.look(down):
-        written = F.linear(sight.inner, down.weight, down.bias)
-        regression.add(sight.start, written, sight.lack, sight.target)
+def _fold(walk: LayerWalk, write: Write) -> list[str]:
+    down = projections(walk.layer)["down_proj"]
+    regression = Regression(f"layer {walk.position}")
+    for batch in walk.batches(down):
+        output = F.linear(batch.features, down.weight, down.bias)
+        regression.add(batch.start, output, batch.residual, batch.target)
     fit = regression.solve()
     if fit.change is not None:
         for parameter in (down.weight, down.bias):
             if parameter is not None:
                 write(parameter, _mapped(parameter, fit.change))
-    return [f"layer {ascent.position}: {fit.describe()}"]
+    return [f"layer {walk.position}: {fit.describe()}"]
 
 
 def _mapped(parameter: Tensor, change: Tensor) -> Tensor:

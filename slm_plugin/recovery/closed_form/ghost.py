@@ -1,4 +1,4 @@
-"""Repair of gaps by a linear map of the residual stream, an operator of its own.
+"""Repair of gaps by a linear map of the residual stream, inserted as an operator.
 
 Source: Ghosted Layers (arXiv 2605.15491).
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from slm_plugin.lazy import no_grad, torch
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
-from slm_plugin.recovery.closed_form.layer_walk import Sight
+from slm_plugin.recovery.closed_form.layer_walk import LayerBatch
 from slm_plugin.recovery.closed_form.least_squares import Regression
 from slm_plugin.recovery.closed_form.operators import put_operators
 from slm_plugin.registry import register_recovery
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
 @register_recovery("ghost")
 class Ghost(Recovery):
-    """Multiply the stream behind every gap by the matrix that comes nearest to what is missing.
+    """Multiply the stream after every gap by the least-squares map to the dense model's stream.
 
-    With X the stream behind the gap and X* what the dense model had there, the operator is
-    W = I + (X'X + aI)^-1 X'(X* - X): least squares with the ridge toward the identity, which is
-    plain removal. It adds hidden times hidden parameters a gap, and no stock class holds it.
+    With X the stream after the gap and X* the stream of the dense model there, the operator is
+    W = I + (X'X + aI)^-1 X'(X* - X): least squares with a ridge toward the identity, which is
+    removal without repair. It adds hidden x hidden parameters per gap. No stock model class holds
+    operators.
     """
 
     reference: ClassVar[bool] = True
@@ -36,21 +37,21 @@ class Ghost(Recovery):
 
     @no_grad
     def recover(self, session: Session) -> RecoveryRecord:
-        """Put the operators there.
+        """Insert the operators.
 
         Raises:
-            CalibrationError: No reference was kept, or it has fewer than 2 samples.
-            UnsupportedModelError: The residual stream has another width than the reference's, or
-                has operators already.
-            NumericalError: NaN or infinity; the model stays as it was.
+            CalibrationError: The session has no reference, or it has fewer than 2 samples.
+            UnsupportedModelError: The residual stream and the reference differ in width, or the
+                model has operators already.
+            NumericalError: NaN or infinity; the model stays unchanged.
         """
         return put_operators(self, session, _fitted)
 
 
-def _fitted(see: Callable[[], Iterable[Sight]], where: str) -> tuple[Tensor | None, str]:
+def _fitted(batches: Callable[[], Iterable[LayerBatch]], where: str) -> tuple[Tensor | None, str]:
     regression = Regression(where)
-    for sight in see():
-        regression.add(sight.start, sight.inner, sight.lack, sight.target)
+    for batch in batches():
+        regression.add(batch.start, batch.features, batch.residual, batch.target)
     fit = regression.solve()
     if fit.change is None:
         return None, fit.describe()

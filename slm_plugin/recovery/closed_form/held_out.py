@@ -1,4 +1,4 @@
-"""Samples that judge a repair and take no part in it."""
+"""The held-out samples, on which a repair is evaluated."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Every so many samples one is held out, the first among them.
+# One sample in this many is held out, starting with the first.
 EVERY = 5
 
 
 def is_held_out(numbers: Tensor) -> Tensor:
-    """Which samples are held out, given by their numbers in the calibration set."""
+    """Whether each sample is held out, by its index in the calibration set."""
     return numbers % EVERY == 0

@@ -1,4 +1,4 @@
-"""The pruned model from the bottom up, layer by layer, beside what the dense one once computed."""
+"""A layer-by-layer pass through the pruned model, beside the recorded states of the dense one."""
 
 from __future__ import annotations
 
@@ -27,37 +27,37 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """What is seen of one batch at one layer.
+class LayerBatch:
+    """The activations of one batch at one layer.
 
     Attributes:
-        start: Index of the batch's first sample among all.
-        inner: What is to be multiplied anew, ``(samples, length, features)``: what the watched
-            projection sees, or the output itself.
-        output: What the layer makes of its present input, ``(samples, length, hidden)``.
-        target: What should stand there, ``(samples, length, hidden)``.
+        start: Index of the batch's first sample in the calibration set.
+        features: Input of the linear map to fit, ``(samples, length, features)``: the input of a
+            projection, or the residual stream itself.
+        output: The residual stream after the layer, ``(samples, length, hidden)``.
+        target: The dense model's residual stream there, ``(samples, length, hidden)``.
     """
 
     start: int
-    inner: Tensor
+    features: Tensor
     output: Tensor
     target: Tensor
 
     @property
-    def lack(self) -> Tensor:
-        """What the output should have more, ``(samples, length, hidden)``, in float64."""
+    def residual(self) -> Tensor:
+        """Target minus output, ``(samples, length, hidden)``, in float64."""
         return in_float64(self.target) - in_float64(self.output)
 
 
-class Ascent:
-    """Runs one layer after the other on the reference's samples, with the weights as they are.
+class LayerWalk:
+    """Runs one layer after another on the reference's samples, with the present weights.
 
-    One batch is in memory at a time; what the present layer sees of the others lies on disk.
-    Samples have one length and no padding, so that every token counts.
+    One batch is in memory at a time; the inputs of the others are on disk. All samples have the
+    same length and no padding, so every token counts.
 
     Args:
-        session: The session; the layers that are passed already must not change any more.
-        reference: What the layers saw before the first stage.
+        session: The session. Layers that the walk has passed must not change any more.
+        reference: The layer inputs of the dense model.
     """
 
     def __init__(self, session: Session, reference: Sequence[Batch]) -> None:
@@ -70,75 +70,75 @@ class Ascent:
 
     @property
     def layer(self) -> nn.Module:
-        """The layer that is next."""
+        """The next layer to run."""
         return self._session.view.layers[self.position]
 
-    def look(self, projection: nn.Module) -> Iterator[Sight]:
-        """Run the layer on every batch, and watch what one of its projections sees."""
+    def batches(self, projection: nn.Module) -> Iterator[LayerBatch]:
+        """Run the layer on every batch, and record the input of one of its projections."""
         seen: list[Tensor] = []
         hook = projection.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         target, start = target_of(self._session, self.position), 0
         try:
             for batch, output in zip(self._reference, self._outputs(), strict=True):
-                yield Sight(start, seen.pop(), output, batch.inputs[target])
+                yield LayerBatch(start, seen.pop(), output, batch.inputs[target])
                 start += len(output)
         finally:
             hook.remove()
 
-    def climb(self) -> None:
-        """Go on to the next layer."""
-        self._keep(self._outputs())
+    def advance(self) -> None:
+        """Run the layer and move to the next one."""
+        self._store(self._outputs())
         self.position += 1
 
     def visit(self, places: Sequence[int], label: str) -> Iterator[int]:
-        """Climb until each place, from EMBEDDING up and ascending, is the last one passed."""
+        """Advance to each of the ascending places, the first of which may be EMBEDDING."""
         for position in track(range(EMBEDDING, max(places, default=EMBEDDING - 1) + 1), label):
             if position != EMBEDDING:
-                self.climb()
+                self.advance()
             if position in places:
                 yield position
 
-    def arrived(self) -> Iterator[Sight]:
-        """What the next layer sees of every batch, and what should stand there."""
+    def inputs(self) -> Iterator[LayerBatch]:
+        """The next layer's input for every batch, with its target."""
         target, start = target_of(self._session, self.position - 1), 0
         for state, batch in zip(self._states, self._reference, strict=True):
-            yield Sight(start, state, state, batch.inputs[target])
+            yield LayerBatch(start, state, state, batch.inputs[target])
             start += len(state)
 
     def transform(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Change what the next layer sees."""
-        self._keep(change(state) for state in self._states)
+        """Change the next layer's input."""
+        self._store(change(state) for state in self._states)
 
-    def _keep(self, states: Iterator[Tensor]) -> None:
-        kept = Spool()
+    def _store(self, states: Iterator[Tensor]) -> None:
+        stored = Spool()
         for state in states:
-            kept.append(state)
-        self._states = kept
+            stored.append(state)
+        self._states = stored
 
     def _outputs(self) -> Iterator[Tensor]:
-        # A layer keeps the kind of attention of the lowest layer that it is made of.
+        # A merged layer keeps the attention type of its lowest original layer.
         index = self._session.sources[self.position][0]
         for batch, state in zip(self._reference, self._states, strict=True):
             yield run_layers([self.layer], state, batch.arguments[index])
 
 
-def repair_upwards(
+def repair_layers(
     recovery: Recovery,
     session: Session,
     places: Sequence[int],
-    repair: Callable[[Ascent, Write], list[str]],
+    repair: Callable[[LayerWalk, Write], list[str]],
 ) -> RecoveryRecord:
-    """Repair layers from the bottom up, each on what the repaired ones below it compute.
+    """Repair layers from the bottom up, each on the outputs of the repaired ones below it.
 
     Args:
-        recovery: Who repairs.
+        recovery: The recovery, for messages and the record.
         session: The session, its model changed in place.
         places: Positions to repair, in ascending order.
-        repair: Changes the layer that an ascent has come to, and tells how it went.
+        repair: Changes the next layer of a walk and returns notes about it.
 
     Raises:
-        CalibrationError: No reference was kept.
-        UnsupportedModelError: The residual stream has another width than the reference's.
+        CalibrationError: The session has no reference.
+        UnsupportedModelError: The residual stream and the reference differ in width.
         NumericalError: NaN or infinity; the model keeps its former weights.
     """
     reference = reference_of(session, recovery.name)
@@ -146,12 +146,12 @@ def repair_upwards(
     if not places:
         notes.append(NOTHING_MISSING)
     else:
-        ascent = Ascent(session, reference)
+        walk = LayerWalk(session, reference)
         with rewriting() as write:
             for position in track(range(places[-1] + 1), f"{recovery.name}: layers"):
                 if position in places:
-                    notes += repair(ascent, write)
-                ascent.climb()
+                    notes += repair(walk, write)
+                walk.advance()
     return RecoveryRecord(
         recovery=recovery.name, options=recovery.options.model_dump(), notes=tuple(notes)
     )

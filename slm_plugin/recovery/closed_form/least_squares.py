@@ -1,7 +1,7 @@
-"""Ridge least squares from sums over tokens: what 100,000 tokens cost in memory is one matrix.
+"""Ridge least squares from sums over tokens, so that memory does not grow with their number.
 
-Every fifth sample is held out. The strength of the ridge is the one that predicts those best. They
-never take part in a fit: layers above one that was fitted on them would be judged by what they saw.
+Every fifth sample is held out, and the ridge with the least error on these is chosen. No fit uses
+them, or the errors of the layers above would be measured on training data.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from slm_plugin.recovery.closed_form.held_out import is_held_out
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Relative to the mean of the Gram matrix's diagonal; beside them stands the infinite one, which
-# changes nothing.
+# Relative to the mean of the Gram matrix's diagonal. No change, an infinite ridge, is tried too.
 RIDGES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What least squares found.
+    """The result of a regression.
 
     Attributes:
-        change: ``(features, hidden)``, float64, to be added to what the features are multiplied
-            with; None when no ridge predicts the held-out samples better than no change.
+        change: ``(features, hidden)``, float64, to add to the linear map; None when no ridge
+            lowers the held-out error.
         ridge: The ridge chosen, relative to the mean of the Gram matrix's diagonal.
-        before: What the held-out samples lack, as a share of the norm of what is wanted.
-        after: What they lack with the change, which is fitted on the other samples.
+        before: Relative error of the held-out samples without the change.
+        after: Relative error of the held-out samples with the change.
     """
 
     change: Tensor | None
@@ -47,10 +46,10 @@ class Fit:
 
 
 class Regression:
-    """Least squares of what outputs lack on the features of a linear map, batch after batch.
+    """Least squares of residuals on the features of a linear map, batch by batch.
 
     Args:
-        place: What is fitted, for messages.
+        place: Name of the fitted layer, for messages.
     """
 
     def __init__(self, place: str) -> None:
@@ -58,37 +57,37 @@ class Regression:
         self._fitted = _Sums()
         self._held_out = _Sums()
 
-    def add(self, start: int, features: Tensor, lack: Tensor, target: Tensor) -> None:
-        """Take a batch in.
+    def add(self, start: int, features: Tensor, residual: Tensor, target: Tensor) -> None:
+        """Add a batch to the sums.
 
         Args:
-            start: Index of the batch's first sample among all.
-            features: What the linear map sees, ``(samples, length, features)``.
-            lack: What its output should have more, ``(samples, length, hidden)``.
-            target: The state that is wanted, ``(samples, length, hidden)``: errors are a share
-                of its norm.
+            start: Index of the batch's first sample in the calibration set.
+            features: Input of the linear map, ``(samples, length, features)``.
+            residual: Target minus output, ``(samples, length, hidden)``.
+            target: The target state, ``(samples, length, hidden)``; errors are relative to its
+                norm.
         """
         held_out = is_held_out(torch.arange(start, start + len(features)))
         for sums, chosen in ((self._held_out, held_out), (self._fitted, ~held_out)):
             if chosen.any():
-                sums.add(*(_rows(tensor, chosen) for tensor in (features, lack, target)))
+                sums.add(*(_rows(tensor, chosen) for tensor in (features, residual, target)))
 
     @property
-    def lack(self) -> float:
-        """Squared norm of what the held-out samples lack."""
-        return self._held_out.lack
+    def residual(self) -> float:
+        """Squared norm of the held-out samples' residuals."""
+        return self._held_out.residual
 
     def solve(self) -> Fit:
-        """Fit, with the ridge that predicts the held-out samples best.
+        """Fit with the ridge that has the least held-out error.
 
         Raises:
-            CalibrationError: No sample is left to fit on.
+            CalibrationError: There are fewer than 2 samples.
             NumericalError: Activations are NaN or infinite.
         """
         if not self._fitted.tokens or not self._held_out.tokens:
             raise CalibrationError(
                 f"{self._place} is fitted on fewer than 2 calibration samples",
-                hint="one chooses the ridge and the others are fitted: raise `samples`",
+                hint="one sample is held out to choose the ridge: raise `samples`",
             )
         for sums in (self._fitted, self._held_out):
             if not sums.finite():
@@ -97,7 +96,7 @@ class Regression:
                     hint="load the model in float32 or bfloat16 and check its weights",
                 )
         held_out = self._held_out
-        change, best, least = None, math.inf, held_out.lack
+        change, best, least = None, math.inf, held_out.residual
         if self._fitted.gram.trace() > 0:
             for ridge in RIDGES:
                 tried = self._fitted.solved(ridge)
@@ -107,7 +106,7 @@ class Regression:
         return Fit(
             change=change,
             ridge=best,
-            before=share(held_out.lack, held_out.target),
+            before=share(held_out.residual, held_out.target),
             after=share(least, held_out.target),
         )
 
@@ -118,35 +117,35 @@ class _Sums:
     def __init__(self) -> None:
         self.gram = torch.zeros((), dtype=torch.float64)
         self.cross = torch.zeros((), dtype=torch.float64)
-        self.lack = 0.0
+        self.residual = 0.0
         self.target = 0.0
         self.tokens = 0
 
-    def add(self, features: Tensor, lack: Tensor, target: Tensor) -> None:
+    def add(self, features: Tensor, residual: Tensor, target: Tensor) -> None:
         self.gram = features.T @ features + self.gram.to(features.device)
-        self.cross = features.T @ lack + self.cross.to(features.device)
-        self.lack += float(lack.square().sum())
+        self.cross = features.T @ residual + self.cross.to(features.device)
+        self.residual += float(residual.square().sum())
         self.target += float(target.square().sum())
         self.tokens += len(features)
 
     def finite(self) -> bool:
-        # A feature that is NaN makes its place on the diagonal NaN, and so the trace.
-        return all(map(math.isfinite, (float(self.gram.trace()), self.lack, self.target)))
+        # A NaN feature makes its diagonal entry NaN, and so the trace.
+        return all(map(math.isfinite, (float(self.gram.trace()), self.residual, self.target)))
 
     def solved(self, ridge: float) -> Tensor:
-        """The change that lowers the error most when its squared norm costs ``ridge``."""
+        """The ridge solution."""
         matrix = self.gram.clone()
         matrix.diagonal().add_(ridge * self.gram.diagonal().mean())
         return torch.cholesky_solve(self.cross, torch.linalg.cholesky(matrix))
 
     def error(self, change: Tensor) -> float:
-        """Squared norm of what is lacking still with a change: a quadratic form in the sums."""
-        left = self.lack + float((change * (self.gram @ change - 2 * self.cross)).sum())
+        """Squared norm of the residual after a change, from the sums alone."""
+        left = self.residual + float((change * (self.gram @ change - 2 * self.cross)).sum())
         return max(0.0, left)
 
 
 def in_float64(tensor: Tensor) -> Tensor:
-    """The tensor in float64, on its device or, as Apple's GPUs do not know it, on the CPU."""
+    """The tensor in float64, on its device, or on the CPU for MPS, which has no float64."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
@@ -156,5 +155,5 @@ def _rows(tensor: Tensor, samples: Tensor) -> Tensor:
 
 
 def share(error: float, norm: float) -> float:
-    """The root of a squared error, as a share of that of a squared norm; 0 where that is 0."""
+    """Relative error from a squared error and a squared norm; 0 where the norm is 0."""
     return float((error / norm) ** 0.5) if norm else 0.0

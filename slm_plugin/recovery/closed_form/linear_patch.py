@@ -1,6 +1,6 @@
-"""Repair of gaps by scaling the residual stream's channels, rotated: an operator of its own.
+"""Repair of gaps by scaling the rotated channels of the residual stream with an operator.
 
-Source: LinearPatch (arXiv 2505.24680), without the distillation that may follow it.
+Source: LinearPatch (arXiv 2505.24680), without the optional distillation.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import no_grad, torch
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
-from slm_plugin.recovery.closed_form.layer_walk import Sight
+from slm_plugin.recovery.closed_form.layer_walk import LayerBatch
 from slm_plugin.recovery.closed_form.least_squares import in_float64, share
 from slm_plugin.recovery.closed_form.operators import put_operators
 from slm_plugin.registry import register_recovery
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 @register_recovery("linear_patch")
 class LinearPatch(Recovery):
-    """Give the rotated channels of the stream behind every gap the magnitude that they had.
+    """Restore the magnitude of the rotated channels of the residual stream after every gap.
 
-    With X the stream behind the gap, X* what the dense model had there and H an orthonormal
-    Hadamard matrix, the operator is P = H D H', where D_kk is the mean of |X* H| over that of
-    |X H| in channel k. H spreads the few channels of massive values over the others. A width that
-    is no power of two takes blocks of the largest one that divides it.
+    With X the stream after the gap, X* that of the dense model there and H an orthonormal
+    Hadamard matrix, the operator is P = H D H', where D_kk is the mean of |X* H| divided by the
+    mean of |X H| in channel k. H spreads outlier channels over the others. A width that is no power
+    of two uses blocks of the largest power of two that divides it.
     """
 
     reference: ClassVar[bool] = True
@@ -38,14 +38,14 @@ class LinearPatch(Recovery):
 
     @no_grad
     def recover(self, session: Session) -> RecoveryRecord:
-        """Put the operators there.
+        """Insert the operators.
 
         Raises:
-            CalibrationError: No reference was kept.
-            UnsupportedModelError: The residual stream has another width than the reference's, or
-                has operators already.
-            NumericalError: NaN or infinity, or a channel that is always zero; the model stays as
-                it was.
+            CalibrationError: The session has no reference.
+            UnsupportedModelError: The residual stream and the reference differ in width, or the
+                model has operators already.
+            NumericalError: NaN or infinity, or a channel that is always zero; the model stays
+                unchanged.
         """
         return put_operators(self, session, _patched)
 
@@ -53,7 +53,7 @@ class LinearPatch(Recovery):
 def hadamard(width: int) -> Tensor:
     """Orthonormal Hadamard matrix, ``(width, width)`` in float64, by Sylvester's construction.
 
-    For a width that is no power of two a block diagonal of such matrices, as large as can be.
+    For a width that is no power of two, a block diagonal of the largest possible such matrices.
     """
     block = torch.ones(1, 1, dtype=torch.float64)
     while width % (2 * len(block)) == 0:
@@ -62,11 +62,11 @@ def hadamard(width: int) -> Tensor:
     return torch.kron(blocks, block / math.sqrt(len(block)))
 
 
-def _patched(see: Callable[[], Iterable[Sight]], where: str) -> tuple[Tensor | None, str]:
+def _patched(batches: Callable[[], Iterable[LayerBatch]], where: str) -> tuple[Tensor | None, str]:
     sums: list[Tensor] = []
     rotation = torch.empty(0)
-    for sight in see():
-        pair = torch.stack([in_float64(sight.output), in_float64(sight.target)]).flatten(1, 2)
+    for batch in batches():
+        pair = torch.stack([in_float64(batch.output), in_float64(batch.target)]).flatten(1, 2)
         if not sums:
             rotation = hadamard(pair.shape[-1]).to(pair.device)
         sums.append((pair @ rotation).abs().sum(1))
@@ -78,21 +78,21 @@ def _patched(see: Callable[[], Iterable[Sight]], where: str) -> tuple[Tensor | N
             hint="load the model in float32 or bfloat16 and check its weights",
         )
     if bool((scale == 1).all()):
-        return None, "left as it is, the channels have the magnitude that they had"
+        return None, "left as it is, the channels have their original magnitude"
     patch = rotation @ torch.diag(scale) @ rotation.T
-    before, after = _errors(see(), patch)
+    before, after = _errors(batches(), patch)
     span = f"channels times {float(scale.min()):.4g} to {float(scale.max()):.4g}"
     return patch, f"{span}, error {before:.2%} to {after:.2%}"
 
 
-def _errors(sights: Iterable[Sight], patch: Tensor) -> tuple[float, float]:
-    """What the stream lacks without and with the patch, as a share of the norm of what is wanted.
+def _errors(batches: Iterable[LayerBatch], patch: Tensor) -> tuple[float, float]:
+    """Relative error of the stream without and with the patch.
 
-    The scales are means over all tokens, one a channel, so that nothing is held out.
+    Each scale is a mean over all tokens, so no sample is held out.
     """
     plain = patched = norm = 0.0
-    for sight in sights:
-        state, target = in_float64(sight.output), in_float64(sight.target)
+    for batch in batches:
+        state, target = in_float64(batch.output), in_float64(batch.target)
         plain += float((target - state).square().sum())
         patched += float((target - state @ patch).square().sum())
         norm += float(target.square().sum())

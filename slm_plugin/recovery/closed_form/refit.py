@@ -1,8 +1,8 @@
 """Refit of output projections, layer by layer from the bottom up, toward the dense model's states.
 
 Source: least-squares output matching as in SparseGPT (arXiv 2301.00774, section 3) and ReplaceMe
-(arXiv 2505.02819), here with the inner activations of the pruned model and the dense model's states
-as target.
+(arXiv 2505.02819), here with the pruned model's activations as features and the dense model's
+states as target.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from slm_plugin.lazy import no_grad, torch
 from slm_plugin.models.view import projections
 from slm_plugin.recovery.base import Recovery, RecoveryOptions, RecoveryRecord
 from slm_plugin.recovery.closed_form.boundaries import boundaries, missing_below
-from slm_plugin.recovery.closed_form.layer_walk import Ascent, repair_upwards
+from slm_plugin.recovery.closed_form.layer_walk import LayerWalk, repair_layers
 from slm_plugin.recovery.closed_form.least_squares import Regression
 from slm_plugin.recovery.closed_form.rewriting import Write
 from slm_plugin.registry import register_recovery
@@ -31,7 +31,7 @@ class RefitOptions(RecoveryOptions):
 
     layers: Annotated[
         Literal["all", "boundaries"],
-        Field(description="every layer whose input changed, or only those behind which layers go"),
+        Field(description="every layer whose input changed, or only those before missing layers"),
     ] = "all"
     o_proj: Annotated[bool, Field(description="refit the attention's output before down_proj")] = (
         False
@@ -40,11 +40,11 @@ class RefitOptions(RecoveryOptions):
 
 @register_recovery("refit")
 class Refit(Recovery):
-    """Refit the output projections of the layers that are left.
+    """Refit the output projections of the remaining layers.
 
-    With Z what a projection sees in the pruned model, X the stream behind its layer and X* what the
-    dense model had there, its weight W gains the D that minimises ||Z D' - (X* - X)||^2 + a||D||^2:
-    the ridge pulls toward the present weight. A bias is a further column of Z that is always 1.
+    With Z the input of a projection in the pruned model, X the stream after its layer and X* that
+    of the dense model there, the D that minimises ||Z D' - (X* - X)||^2 + a||D||^2 is added to its
+    weight W: the ridge pulls toward the present weight. A bias is a constant column of Z.
     """
 
     reference: ClassVar[bool] = True
@@ -57,17 +57,17 @@ class Refit(Recovery):
 
     @no_grad
     def recover(self, session: Session) -> RecoveryRecord:
-        """Refit from the bottom up, each layer on what the refitted ones below it compute.
+        """Refit from the bottom up, each layer on the outputs of the refitted ones below it.
 
         Raises:
-            CalibrationError: No reference was kept, or it has fewer than 2 samples.
-            UnsupportedModelError: The residual stream has another width than the reference's.
+            CalibrationError: The session has no reference, or it has fewer than 2 samples.
+            UnsupportedModelError: The residual stream and the reference differ in width.
             NumericalError: NaN or infinity; the model keeps its former weights.
         """
-        return repair_upwards(self, session, self._places(session), self._refit)
+        return repair_layers(self, session, self._places(session), self._refit)
 
     def _places(self, session: Session) -> list[int]:
-        """Positions of the layers to refit; those whose input never changed need none."""
+        """Positions of the layers to refit; a layer with unchanged input is left out."""
         places = boundaries(session)
         if self.options.layers == "boundaries":
             return places
@@ -76,44 +76,44 @@ class Refit(Recovery):
             return list(range(len(session.sources)))
         return list(range(places[0], len(session.sources))) if places else []
 
-    def _refit(self, ascent: Ascent, write: Write) -> list[str]:
-        """Refit one layer and tell how it went."""
-        down = projections(ascent.layer)["down_proj"]
+    def _refit(self, walk: LayerWalk, write: Write) -> list[str]:
+        """Refit one layer and return notes about it."""
+        down = projections(walk.layer)["down_proj"]
         if not self.options.o_proj:
-            fit = _regression(ascent, down).solve()
-            _gain(down, fit.change, write)
-            return [f"layer {ascent.position}: {fit.describe()}"]
-        out = projections(ascent.layer)["o_proj"]
-        first = _regression(ascent, out)
+            fit = _regression(walk, down).solve()
+            _add(down, fit.change, write)
+            return [f"layer {walk.position}: {fit.describe()}"]
+        out = projections(walk.layer)["o_proj"]
+        first = _regression(walk, out)
         fit = first.solve()
         former = [parameter.clone() for parameter in out.parameters()]
-        _gain(out, fit.change, write)
-        second = _regression(ascent, down)
+        _add(out, fit.change, write)
+        second = _regression(walk, down)
         said = fit.describe()
-        # The fit takes what the MLP adds as given; the MLP sees the new attention and may differ.
-        if second.lack > first.lack:
+        # The fit assumes a fixed MLP output, but the MLP reads the new attention output.
+        if second.residual > first.residual:
             for parameter, values in zip(out.parameters(), former, strict=True):
                 write(parameter, values)
-            second = _regression(ascent, down)
-            said += ", undone: the MLP answers it with more error"
+            second = _regression(walk, down)
+            said += ", undone: the error after the MLP grew"
         last = second.solve()
-        _gain(down, last.change, write)
-        where = f"layer {ascent.position}"
+        _add(down, last.change, write)
+        where = f"layer {walk.position}"
         return [f"{where} o_proj: {said}", f"{where}: {last.describe()}"]
 
 
-def _regression(ascent: Ascent, projection: nn.Linear) -> Regression:
-    """What the layer's output lacks, against what one of its projections sees."""
-    regression = Regression(f"layer {ascent.position}")
-    for sight in ascent.look(projection):
-        features = sight.inner
+def _regression(walk: LayerWalk, projection: nn.Linear) -> Regression:
+    """Regression of the layer's residual on the input of one of its projections."""
+    regression = Regression(f"layer {walk.position}")
+    for batch in walk.batches(projection):
+        features = batch.features
         if projection.bias is not None:
             features = torch.cat([features, torch.ones_like(features[..., :1])], dim=-1)
-        regression.add(sight.start, features, sight.lack, sight.target)
+        regression.add(batch.start, features, batch.residual, batch.target)
     return regression
 
 
-def _gain(projection: nn.Linear, change: Tensor | None, write: Write) -> None:
+def _add(projection: nn.Linear, change: Tensor | None, write: Write) -> None:
     """Add a change, ``(features, hidden)``, to a weight, and its last row to a bias."""
     if change is None:
         return

@@ -1,4 +1,4 @@
-"""Repair of the residual stream's length: what is written to it below a gap is scaled.
+"""Repair of the residual stream's norm: the weights that write to it below a gap are scaled.
 
 Source: Prune&Comp (arXiv 2507.18212).
 """
@@ -22,7 +22,7 @@ from slm_plugin.recovery.closed_form.boundaries import (
     place_name,
     reference_of,
 )
-from slm_plugin.recovery.closed_form.layer_walk import Ascent, Sight
+from slm_plugin.recovery.closed_form.layer_walk import LayerBatch, LayerWalk
 from slm_plugin.recovery.closed_form.rewriting import rewriting
 from slm_plugin.registry import register_recovery
 
@@ -34,21 +34,21 @@ if TYPE_CHECKING:
 
 @register_recovery("rescale")
 class Rescale(Recovery):
-    """Make the residual stream behind every gap as long as it was in the dense model.
+    """Restore the mean norm of the residual stream after every gap.
 
     The factor is the mean over tokens of |X*| / |X|. Embedding, ``o_proj`` and ``down_proj`` below
-    the gap are multiplied by it; RMSNorm makes the layers there blind to the change.
+    the gap are multiplied by it; the RMSNorm of those layers cancels the factor.
     """
 
     reference: ClassVar[bool] = True
 
     @no_grad
     def recover(self, session: Session) -> RecoveryRecord:
-        """Measure from the bottom up, each gap behind the rescaled lower ones, then scale.
+        """Measure all gaps from the bottom up, each with the lower ones rescaled, then rescale.
 
         Raises:
-            CalibrationError: No reference was kept.
-            UnsupportedModelError: The residual stream has another width than the reference's.
+            CalibrationError: The session has no reference.
+            UnsupportedModelError: The residual stream and the reference differ in width.
             NumericalError: NaN or infinity, or states that are zero; the model keeps its weights.
         """
         reference = reference_of(session, self.name)
@@ -56,15 +56,15 @@ class Rescale(Recovery):
         top = len(session.sources) - 1
         factors: dict[int, float] = {}
         notes = [] if places else [NOTHING_MISSING]
-        ascent = Ascent(session, reference)
+        walk = LayerWalk(session, reference)
         inner = [position for position in places if position != top]
-        for position in ascent.visit(inner, f"{self.name}: layers"):
-            gap = _measure(ascent.arrived(), place_name(position))
+        for position in walk.visit(inner, f"{self.name}: layers"):
+            gap = _measure(walk.inputs(), place_name(position))
             factors[position] = gap.factor
-            ascent.transform(partial(mul, gap.factor))
+            walk.transform(partial(mul, gap.factor))
             notes.append(f"{place_name(position)}: {gap.describe()}")
         if top in places:
-            notes.append(f"layer {top}: left as it is, the final norm above is blind to length")
+            notes.append(f"layer {top}: left as it is, the final norm cancels any factor")
         _scale(session.view, factors)
         return RecoveryRecord(
             recovery=self.name, options=self.options.model_dump(), notes=tuple(notes)
@@ -73,7 +73,7 @@ class Rescale(Recovery):
 
 @dataclass(frozen=True, slots=True)
 class _Gap:
-    """The factor, and the error before and after as a share of the norm of what is wanted."""
+    """The factor of one gap, and the relative error before and after it."""
 
     factor: float
     before: float
@@ -84,13 +84,13 @@ class _Gap:
         return f"length times {self.factor:.4g}, error {self.before:.2%} to {self.after:.2%}"
 
 
-def _measure(sights: Iterable[Sight], where: str) -> _Gap:
-    """Compare states with those wanted, batch after batch."""
+def _measure(batches: Iterable[LayerBatch], where: str) -> _Gap:
+    """The mean ratio of norms, target to state, and the relative errors."""
     ratios = tokens = 0.0
     # Squared norm of the state, its product with the target, squared norm of the target.
     squares = torch.zeros(3, dtype=torch.float64)
-    for sight in sights:
-        now, wanted = sight.output.cpu().double(), sight.target.cpu().double()
+    for batch in batches:
+        now, wanted = batch.output.cpu().double(), batch.target.cpu().double()
         ratios += float((wanted.norm(dim=-1) / now.norm(dim=-1)).sum())
         tokens += now[..., 0].numel()
         squares += torch.stack([now.square().sum(), (now * wanted).sum(), wanted.square().sum()])
@@ -109,7 +109,7 @@ def _measure(sights: Iterable[Sight], where: str) -> _Gap:
 
 
 def _scale(view: DecoderView, factors: dict[int, float]) -> None:
-    """Scale all that is written to the residual stream by the factors of the gaps above it."""
+    """Scale every weight that writes to the residual stream by the factors of the gaps above it."""
     with rewriting() as write:
 
         def scale(parameter: Tensor | None, factor: float) -> None:
@@ -119,7 +119,7 @@ def _scale(view: DecoderView, factors: dict[int, float]) -> None:
         everything = math.prod(factors.values())
         scale(view.embedding.weight, everything)
         if view.tied:
-            # The head reads the same matrix and must not feel it.
+            # The output head shares this matrix, so the factor is divided out in the final norm.
             scale(view.norm.get_parameter("weight"), 1 / everything)
         for position, layer in enumerate(view.layers):
             factor = math.prod(f for gap, f in factors.items() if gap >= position)

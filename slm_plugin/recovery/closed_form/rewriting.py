@@ -1,4 +1,4 @@
-"""Write weights so that a recovery which fails leaves the model as it was."""
+"""Write weights, and restore them when a recovery fails."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Write: TypeAlias = "Callable[[Tensor, Tensor], None]"
 
 @contextmanager
 def rewriting() -> Iterator[Write]:
-    """Give a function that writes values into a parameter, in the parameter's number format.
+    """Yield a function that writes values into a parameter, in the parameter's number format.
 
-    Former values lie on disk and come back when anything fails.
+    The former values are stored on disk and restored on any exception.
 
     Raises:
         NumericalError: A value is NaN or does not fit the number format.

@@ -1,4 +1,4 @@
-"""What every recovery that trains does alike: its order, its rate, and what it refuses."""
+"""Shared by all recoveries that train: batches, learning-rate schedule, loss check."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ def shuffled(items: Tensor, batch_size: int, generator: torch.Generator) -> Iter
     yield from torch.split(items[order], batch_size)
 
 
-def rise_and_fall(
+def warmup_cosine(
     optimizer: torch.optim.Optimizer, steps: int, warmup: float, lowest: float = 0.0
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """A learning rate that rises along a line to its peak and falls along half a cosine.
+    """Learning-rate schedule: linear warm-up and cosine decay.
 
     Args:
-        optimizer: Of one group, whose rate is the peak.
-        steps: Steps of the whole training.
-        warmup: Share of them in which the rate rises.
+        optimizer: Has one group, whose rate is the peak.
+        steps: Number of training steps.
+        warmup: Share of the steps that is warm-up.
         lowest: The rate at the end.
     """
-    rises = max(1, round(warmup * steps))
+    warm = max(1, round(warmup * steps))
     schedules = torch.optim.lr_scheduler
     return schedules.SequentialLR(
         optimizer,
         [
-            schedules.LinearLR(optimizer, 1 / (rises + 1), total_iters=rises),
-            schedules.CosineAnnealingLR(optimizer, max(1, steps - rises), lowest),
+            schedules.LinearLR(optimizer, 1 / (warm + 1), total_iters=warm),
+            schedules.CosineAnnealingLR(optimizer, max(1, steps - warm), lowest),
         ],
-        milestones=[rises],
+        milestones=[warm],
     )
 
 
 def refuse_non_finite(loss: Tensor, name: str) -> None:
-    """Stop a training that has gone astray.
+    """Stop a training that diverged.
 
     Args:
         loss: The loss, one number.

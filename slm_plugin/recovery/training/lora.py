@@ -17,7 +17,7 @@ from slm_plugin.lazy import torch
 from slm_plugin.models.view import ATTENTION_PROJECTIONS, MLP_PROJECTIONS
 from slm_plugin.progress import track
 from slm_plugin.recovery.base import Recovery, RecoveryOptions, RecoveryRecord
-from slm_plugin.recovery.training.loop import refuse_non_finite, rise_and_fall, shuffled
+from slm_plugin.recovery.training.loop import refuse_non_finite, shuffled, warmup_cosine
 from slm_plugin.registry import register_recovery
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class LoraOptions(RecoveryOptions):
     epochs: Annotated[Count, Field(description="passes over the calibration set")] = 2
     batch_size: Annotated[Count, Field(description="samples per step")] = 4
     warmup: Annotated[
-        float, Field(ge=0, lt=1, description="share of the steps in which the rate rises")
+        float, Field(ge=0, lt=1, description="share of the steps that is linear warm-up")
     ] = 0.1
 
 
@@ -110,7 +110,7 @@ class LoraRecovery(Recovery):
         ]
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.options.learning_rate, weight_decay=0.0)
-        schedule = rise_and_fall(optimizer, len(batches), self.options.warmup)
+        schedule = warmup_cosine(optimizer, len(batches), self.options.warmup)
         model.train()
         for batch in track(batches, "lora: steps", total=len(batches)):
             ids = batch.to(model.device)

@@ -1,4 +1,4 @@
-"""What a single layer can be trained for, on hidden states that are read from disk step by step."""
+"""Training objectives of a single layer, on hidden states that are read from disk."""
 
 from __future__ import annotations
 
@@ -15,58 +15,58 @@ if TYPE_CHECKING:
 
     from slm_plugin.session import Session
 
-# The mean loss of some samples, given by their numbers.
+# The mean loss of samples, given by their indices.
 Loss: TypeAlias = "Callable[[Tensor], Tensor]"
 
 
 def imitation_loss(session: Session, place: int, last: int) -> Loss:
-    """How far a layer is from what the original layers made of the same samples.
+    """Mean squared error of a layer's output against that of the original layers.
 
     Args:
-        session: Gives the model, and what its layers saw before the first stage.
-        place: The layer, in the model as it is now. It sees what this model shows it.
-        last: The highest of the original layers that it stands for.
+        session: Holds the model and the reference.
+        place: Index of the layer in the present model, which supplies its inputs.
+        last: The highest of the original layers that it replaces.
 
     Returns:
         The mean squared error, over samples, tokens and features.
     """
     view, layer, tokens = session.view, session.view.layers[place], _tokens(session)
-    seen, wanted = Spool(), Spool()
-    for now, once in zip(session.captured(), session.reference or (), strict=True):
-        _append_each(seen, now.inputs[place])
-        _append_each(wanted, once.inputs[last + 1])
+    inputs, targets = Spool(), Spool()
+    for now, dense in zip(session.captured(), session.reference or (), strict=True):
+        _append_each(inputs, now.inputs[place])
+        _append_each(targets, dense.inputs[last + 1])
     session.release()
 
     def loss(samples: Tensor) -> Tensor:
         with torch.no_grad():
             _, arguments = enter(view, tokens[samples].to(view.model.device))
-        made = run_layers([layer], _read(seen, samples), arguments[place])
-        return F.mse_loss(made.float(), _read(wanted, samples).float())
+        output = run_layers([layer], _read(inputs, samples), arguments[place])
+        return F.mse_loss(output.float(), _read(targets, samples).float())
 
     return loss
 
 
 def language_loss(session: Session, place: int) -> Loss:
-    """How badly the model as it is now foretells the next token, from one layer on.
+    """Next-token cross-entropy of the present model, computed from one layer on.
 
     Args:
-        session: Gives the model.
-        place: The layer: those below it do not change.
+        session: Holds the model.
+        place: Index of the layer; those below it do not change.
 
     Returns:
-        The mean cross entropy over samples and tokens, in nats.
+        The mean cross-entropy over samples and tokens, in nats.
     """
     view, tokens = session.view, _tokens(session)
-    seen = Spool()
+    inputs = Spool()
     for batch in session.captured():
-        _append_each(seen, batch.inputs[place])
+        _append_each(inputs, batch.inputs[place])
     session.release()
 
     def loss(samples: Tensor) -> Tensor:
         ids = tokens[samples].to(view.model.device)
         with torch.no_grad():
             _, arguments = enter(view, ids)
-        hidden = _read(seen, samples)
+        hidden = _read(inputs, samples)
         for index in range(place, len(view.layers)):
             hidden = run_layers([view.layers[index]], hidden, arguments[index])
         return next_token_losses(view.head, view.norm(hidden), ids).mean()
@@ -79,7 +79,7 @@ def _tokens(session: Session) -> Tensor:
 
 
 def _append_each(spool: Spool, states: Tensor) -> None:
-    """Keep the states of every sample by themselves: steps read samples in another order."""
+    """Store every sample by itself, because training steps read them in random order."""
     for state in states:
         spool.append(state)
 

@@ -1,4 +1,4 @@
-"""Recovery of LLM-Streamline: train the layer that stands for several to do the work of them all.
+"""Recovery of LLM-Streamline: train the replacement layer of every run of pruned layers.
 
 Source: LLM-Streamline (arXiv 2403.19135) and its released code.
 """
@@ -19,7 +19,7 @@ from slm_plugin.pruners.gradients import only_trainable
 from slm_plugin.recovery.base import Recovery, RecoveryOptions, RecoveryRecord
 from slm_plugin.recovery.closed_form.boundaries import reference_of
 from slm_plugin.recovery.closed_form.held_out import is_held_out
-from slm_plugin.recovery.training.loop import refuse_non_finite, rise_and_fall, shuffled
+from slm_plugin.recovery.training.loop import refuse_non_finite, shuffled, warmup_cosine
 from slm_plugin.recovery.training.objectives import Loss, imitation_loss, language_loss
 from slm_plugin.registry import register_recovery
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
     from slm_plugin.session import Session
 
-# The rate falls to this share of its peak: 2e-4 to 5e-5 in the released code.
+# The rate decays to this share of its peak: 2e-4 to 5e-5 in the released code.
 LOWEST_RATE = 0.25
 
 
 class StreamlineOptions(RecoveryOptions):
-    """What the light layer learns, and how."""
+    """Objective and training settings of the replacement layers."""
 
     objective: Annotated[
         Literal["mse", "lm"],
@@ -48,19 +48,19 @@ class StreamlineOptions(RecoveryOptions):
     weight_decay: Annotated[float, Field(ge=0, description="AdamW's weight decay")] = 1e-3
     clip: Annotated[float, Field(gt=0, description="greatest norm of a step's gradient")] = 5.0
     warmup: Annotated[
-        float, Field(ge=0, lt=1, description="share of the steps in which the rate rises")
+        float, Field(ge=0, lt=1, description="share of the steps that is linear warm-up")
     ] = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What became of one layer.
+    """The training result of one replacement layer.
 
     Attributes:
         losses: Training loss of every step.
         before: Held-out loss of the untrained layer.
-        after: Held-out loss of the layer as it stays.
-        epoch: The epoch that it is of; 0 when it stays untrained.
+        after: Held-out loss of the best state, which is used.
+        epoch: The epoch of that state; 0 for the untrained layer.
     """
 
     losses: tuple[float, ...]
@@ -71,7 +71,7 @@ class Trained:
 
 @register_recovery("streamline")
 class StreamlineRecovery(Recovery):
-    """Train every layer that stands for several original ones to do their work (Streamline)."""
+    """Train every replacement layer to imitate the original layers it replaces (Streamline)."""
 
     reference: ClassVar[bool] = True
     fewest_samples: ClassVar[int] = 2
@@ -82,24 +82,24 @@ class StreamlineRecovery(Recovery):
         self.options: StreamlineOptions = options
 
     def recover(self, session: Session) -> RecoveryRecord:
-        """Train the light layers, lowest first: each sees what those below it have become.
+        """Train the replacement layers, lowest first, each on outputs of the trained ones below.
 
         Raises:
-            UserError: No layer stands for several.
-            CalibrationError: No reference was kept, or the calibration set is a single sample.
-            UnsupportedModelError: The residual stream has another width than the reference's, or
-                has operators already.
+            UserError: The model has no replacement layer.
+            CalibrationError: The session has no reference, or fewer than 2 calibration samples.
+            UnsupportedModelError: The residual stream and the reference differ in width, or the
+                model has operators already.
             NumericalError: A loss is NaN or infinite; the model keeps its former weights.
         """
-        light = {place: run for place, run in enumerate(session.sources) if run[0] != run[1]}
-        self._check(session, light)
+        merged = {place: run for place, run in enumerate(session.sources) if run[0] != run[1]}
+        self._check(session, merged)
         layers = session.view.layers
-        trained = [parameter for place in light for parameter in layers[place].parameters()]
+        trained = [parameter for place in merged for parameter in layers[place].parameters()]
         former = [parameter.detach().clone() for parameter in trained]
         generator = torch.Generator().manual_seed(session.seed)
         results: dict[int, Trained] = {}
         try:
-            for place, (_, last) in light.items():
+            for place, (_, last) in merged.items():
                 loss = self._loss(session, place, last)
                 label = f"{self.name}: epochs of layer {place}"
                 with only_trainable(session.model, layers[place].parameters()):
@@ -111,20 +111,20 @@ class StreamlineRecovery(Recovery):
             recovery=self.name,
             options=self.options.model_dump(),
             losses=tuple(loss for made in results.values() for loss in made.losses),
-            notes=self._notes(session, light, results),
+            notes=self._notes(session, merged, results),
         )
 
-    def _check(self, session: Session, light: dict[int, tuple[int, int]]) -> None:
-        if not light:
+    def _check(self, session: Session, merged: dict[int, tuple[int, int]]) -> None:
+        if not merged:
             raise UserError(
-                f"no layer of the model stands for several: {self.name} has nothing to train",
-                hint="put it behind a stage that merges layers, as `prune: streamline` or `slm`",
+                f"the model has no replacement layer: {self.name} has nothing to train",
+                hint="put it after a stage that merges layers, as `prune: streamline` or `slm`",
             )
         reference_of(session, self.name)
         if session.calibration is None or len(session.calibration) < self.fewest_samples:
             raise CalibrationError(
-                f"{self.name} trains on some samples and judges by others; "
-                "the calibration set has no two",
+                f"{self.name} trains on some samples and holds others out; "
+                "the calibration set has fewer than 2",
                 hint="draw more samples",
             )
 
@@ -142,9 +142,9 @@ class StreamlineRecovery(Recovery):
         label: str,
     ) -> Trained:
         options = self.options
-        learnt, held_out = split_samples(session)
+        train, held_out = split_samples(session)
         parameters = list(layer.parameters())
-        # A step of 2e-4 is lost in the digits of half precision: float32 copies take it.
+        # A step of 2e-4 is rounded away in half precision, so float32 copies are updated.
         wide = [
             p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
             for p in parameters
@@ -152,14 +152,14 @@ class StreamlineRecovery(Recovery):
         optimizer = torch.optim.AdamW(
             wide, lr=options.learning_rate, weight_decay=options.weight_decay
         )
-        steps = options.epochs * -(-len(learnt) // options.batch_size)
+        steps = options.epochs * -(-len(train) // options.batch_size)
         lowest = LOWEST_RATE * options.learning_rate
-        schedule = rise_and_fall(optimizer, steps, options.warmup, lowest)
-        before = after = self._judge(loss, held_out)
-        best, kept = 0, [parameter.detach().clone() for parameter in parameters]
+        schedule = warmup_cosine(optimizer, steps, options.warmup, lowest)
+        before = after = self._held_out_loss(loss, held_out)
+        best, state = 0, [parameter.detach().clone() for parameter in parameters]
         losses: list[float] = []
         for epoch in track(range(1, options.epochs + 1), label):
-            for batch in shuffled(learnt, options.batch_size, generator):
+            for batch in shuffled(train, options.batch_size, generator):
                 value = loss(batch)
                 refuse_non_finite(value, self.name)
                 value.backward()  # type: ignore[no-untyped-call]
@@ -171,32 +171,34 @@ class StreamlineRecovery(Recovery):
                 schedule.step()
                 _write(parameters, wide)
                 losses.append(value.item())
-            found = self._judge(loss, held_out)
+            found = self._held_out_loss(loss, held_out)
             if found < after:
                 after, best = found, epoch
-                _write(kept, parameters)
-        _write(parameters, kept)
+                _write(state, parameters)
+        _write(parameters, state)
         return Trained(tuple(losses), before, after, best)
 
     @no_grad
-    def _judge(self, loss: Loss, samples: Tensor) -> float:
-        """The mean loss of the held-out samples; NaN must not lose a comparison unnoticed."""
+    def _held_out_loss(self, loss: Loss, samples: Tensor) -> float:
+        """The mean loss of the held-out samples, checked because comparisons with NaN are false."""
         parts = torch.split(samples, self.options.batch_size)
         mean = sum(loss(part).double() * len(part) for part in parts) / len(samples)
         refuse_non_finite(torch.as_tensor(mean), self.name)
         return float(mean)
 
     def _notes(
-        self, session: Session, light: dict[int, tuple[int, int]], results: dict[int, Trained]
+        self, session: Session, merged: dict[int, tuple[int, int]], results: dict[int, Trained]
     ) -> tuple[str, ...]:
-        learnt, held_out = split_samples(session)
+        train, held_out = split_samples(session)
         steps = sum(len(made.losses) for made in results.values())
-        kind = "mean squared error" if self.options.objective == "mse" else "cross entropy"
-        notes = [f"{steps} steps on {len(learnt)} samples, {len(held_out)} more held out"]
+        kind = "mean squared error" if self.options.objective == "mse" else "cross-entropy"
+        notes = [f"{steps} steps on {len(train)} samples, {len(held_out)} more held out"]
         for place, made in results.items():
-            first, last = light[place]
+            first, last = merged[place]
             when = (
-                f"after epoch {made.epoch}, the best" if made.epoch else "not bettered: untrained"
+                f"after epoch {made.epoch}, the best"
+                if made.epoch
+                else "no improvement, left untrained"
             )
             notes.append(
                 f"layer {place} for layers {first} to {last}: held-out {kind} {made.before:.4g} "
@@ -206,12 +208,12 @@ class StreamlineRecovery(Recovery):
 
 
 def split_samples(session: Session) -> tuple[Tensor, Tensor]:
-    """Numbers of the samples that are learnt from, and of those that judge: every fifth."""
+    """Indices of the training samples and of the held-out ones, every fifth."""
     if session.calibration is None:
         raise ValueError("there are no samples to split")
     numbers = torch.arange(len(session.calibration))
-    judges = is_held_out(numbers)
-    return numbers[~judges], numbers[judges]
+    held_out = is_held_out(numbers)
+    return numbers[~held_out], numbers[held_out]
 
 
 @no_grad

@@ -1,4 +1,4 @@
-"""The sheet that every picture is drawn on: one style, one width, the same bytes every time."""
+"""Common canvas of all plots: one style, one width, reproducible output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Look = dict[str, Any]
 # Inches; 72 points each, so that a 9 point label is 12 px high on a sheet shown 900 px wide.
 WIDTH = 9.375
 
-# Okabe and Ito's palette: told apart with every kind of colour vision, and by lightness in print.
+# Okabe and Ito's palette: distinguishable with colour vision deficiency and in greyscale print.
 BLUE, SKY, ORANGE, VERMILION = "#0072B2", "#9CCBEA", "#E69F00", "#C44E00"
 INK, MUTED, GRID, PALE = "#1f2933", "#5b6770", "#e3e7eb", "#c9d0d6"
 
@@ -58,7 +58,7 @@ _STYLE: Look = {
 
 
 class Sheet:
-    """A figure in the making; `svg` holds the picture once its `sheet` block is left."""
+    """A figure under construction; `svg` is set when its `sheet` block ends."""
 
     def __init__(self, figure: Figure, height: float) -> None:
         self.figure = figure
@@ -79,7 +79,7 @@ class Sheet:
 
 
 def whole_numbers(axis: Axis, most: int = 9) -> None:
-    """Tick at whole numbers only: nothing lies between two layers or two trials."""
+    """Ticks at whole numbers only, for layers and trials."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(most, integer=True, steps=[1, 2, 5, 10]))
@@ -104,12 +104,12 @@ def plain_decades(axis: Axis) -> None:
 
 @contextmanager
 def sheet(name: str, height: float, description: str) -> Iterator[Sheet]:
-    """Give an empty sheet in the house style, and turn it into SVG at the end.
+    """Yield an empty sheet in the common style, and convert it to SVG at the end.
 
     Args:
-        name: Prefix of every id, so that several pictures can stand in one page.
+        name: Prefix of every id, so that one page can have several plots.
         height: Inches.
-        description: What the picture shows, for those who cannot see it.
+        description: Alternative text for screen readers.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -120,7 +120,7 @@ def sheet(name: str, height: float, description: str) -> Iterator[Sheet]:
     from matplotlib.figure import Figure
 
     with style.context(["default", _STYLE]), warnings.catch_warnings():
-        # Text stays text: a glyph that matplotlib's own font lacks is the browser's to draw.
+        # Keep text as text, so that the browser supplies glyphs missing in matplotlib's font.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         drawn = Sheet(Figure(figsize=(WIDTH, height)), height)
         yield drawn
@@ -131,7 +131,7 @@ def sheet(name: str, height: float, description: str) -> Iterator[Sheet]:
 
 
 def _inline(text: str, name: str, description: str) -> str:
-    """Make a stand-alone SVG file part of a page: no prolog, no fixed size, ids of its own."""
+    """Convert an SVG file for inline use: no prolog, no fixed size, prefixed ids."""
     body = text[text.index("<svg") :]
     opening, rest = body.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', opening)

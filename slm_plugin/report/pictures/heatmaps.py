@@ -1,4 +1,4 @@
-"""Heatmaps of what is measured between every two layers, side by side on one scale."""
+"""Heatmaps of pairwise layer measures, side by side on one scale."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _colour_scale(axes: Axes, low: float, high: float) -> None:
 
 
 def _colours() -> Colormap:
-    """Even steps of lightness, told apart with every kind of colour vision; light is high."""
+    """A colour map of uniform lightness steps, safe for colour vision deficiency; light is high."""
     from matplotlib import colormaps
 
     return colormaps["cividis"]

@@ -1,4 +1,4 @@
-"""Picture of a depth plan's result: which layer went where."""
+"""Plot of a depth plan's layer mapping: original layer to layer of the result."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from slm_plugin.plans import PruningPlan
-from slm_plugin.report.consequences import destinations
+from slm_plugin.report import plan_effects
 from slm_plugin.report.pictures import canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def fates(plan: PruningPlan, name: str = "fates") -> str:
-    """Which layer went where: original layers above, the result below, a line from each.
+def layer_mapping(plan: PruningPlan, name: str = "mapping") -> str:
+    """The layer mapping: original layers above, the result below, a line from each.
 
     Args:
         plan: A depth plan.
-        name: Prefix of the ids; every original layer has one line ``<name>-fate-<layer>``.
+        name: Prefix of the ids; every original layer has one line ``<name>-layer-<layer>``.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    homes = destinations(plan)
+    homes = plan_effects.layer_mapping(plan)
     below = max((home for home in homes if home is not None), default=-1) + 1
-    with canvas.sheet(name, 2.3, f"{len(homes)} layers became {below}") as sheet:
+    with canvas.sheet(name, 2.3, f"{len(homes)} layers mapped to {below}") as sheet:
         axes = sheet.axes(0.75, 0.3, 0.2, 0.1)
         axes.set(xlim=(-0.6, len(homes) - 0.4), ylim=(-0.45, 1.4))
         axes.axis("off")
@@ -33,7 +33,7 @@ def fates(plan: PruningPlan, name: str = "fates") -> str:
         for layer, home in enumerate(homes):
             shared = homes.count(home) > 1 and home is not None
             _line(axes, layer, home, shift, shared)
-            look = "gone" if home is None else "merged" if shared else "kept"
+            look = "dropped" if home is None else "merged" if shared else "kept"
             _box(axes, layer, 1.0, layer, look, len(homes))
         for home in range(below):
             look = "merged" if homes.count(home) > 1 else "kept"
@@ -47,18 +47,18 @@ def fates(plan: PruningPlan, name: str = "fates") -> str:
                 color=canvas.MUTED,
                 annotation_clip=False,
             )
-        _fate_legend(axes, homes)
+        _legend(axes, homes)
     return sheet.svg
 
 
 _BOXES: dict[str, canvas.Look] = {
     "kept": {"facecolor": "#eef2f5", "edgecolor": canvas.PALE},
     "merged": {"facecolor": canvas.BLUE, "edgecolor": canvas.BLUE},
-    "gone": {"facecolor": "white", "edgecolor": canvas.PALE, "linestyle": (0, (2, 2))},
+    "dropped": {"facecolor": "white", "edgecolor": canvas.PALE, "linestyle": (0, (2, 2))},
 }
-# Boxes of more layers are too narrow for a number each.
+# With more layers than this, boxes are too narrow for numbers.
 _MOST_NUMBERED = 36
-_LABELS = {"kept": canvas.INK, "merged": "white", "gone": canvas.MUTED}
+_LABELS = {"kept": canvas.INK, "merged": "white", "dropped": canvas.MUTED}
 
 
 def _box(axes: Axes, x: float, y: float, label: int, look: str, layers: int) -> None:
@@ -79,7 +79,7 @@ def _box(axes: Axes, x: float, y: float, label: int, look: str, layers: int) -> 
 
 
 def _line(axes: Axes, layer: int, home: int | None, shift: float, shared: bool) -> None:
-    gid = f"fate-{layer}"
+    gid = f"layer-{layer}"
     if home is None:
         axes.plot([layer, layer], [0.86, 0.62], color=canvas.MUTED, lw=1, ls=":", gid=gid)
         axes.plot(layer, 0.6, marker="x", ms=5, color=canvas.MUTED)
@@ -88,13 +88,13 @@ def _line(axes: Axes, layer: int, home: int | None, shift: float, shared: bool) 
     axes.plot([layer, home + shift], [0.86, 0.14], color=colour, lw=width, gid=gid)
 
 
-def _fate_legend(axes: Axes, homes: Sequence[int | None]) -> None:
+def _legend(axes: Axes, homes: Sequence[int | None]) -> None:
     from matplotlib.patches import Patch
 
     merged = any(homes.count(home) > 1 for home in homes if home is not None)
-    shown = ["kept", *(["merged"] if merged else []), *(["gone"] if None in homes else [])]
+    shown = ["kept", *(["merged"] if merged else []), *(["dropped"] if None in homes else [])]
     axes.legend(
-        handles=[Patch(label="dropped" if s == "gone" else s, **_BOXES[s]) for s in shown],
+        handles=[Patch(label=s, **_BOXES[s]) for s in shown],
         loc="lower left",
         bbox_to_anchor=(0, 0.97),
         ncols=3,

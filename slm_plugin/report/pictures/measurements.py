@@ -1,4 +1,4 @@
-"""Pictures of figures: measurements in every state, and the loss while recovering."""
+"""Plots of measurements in every state, and of the training loss of a recovery."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BAR, _HEAD, _LABELS, _FIGURES = 0.24, 0.75, 1.05, 0.75
 
 
 def before_after(report: RunReport, name: str = "before-after") -> str:
-    """A small chart for every figure that was taken in both the first and the last state.
+    """A small chart for every figure that was measured in the first and the last state.
 
     Args:
         report: The run.
@@ -54,7 +54,7 @@ def before_after(report: RunReport, name: str = "before-after") -> str:
 
 
 def _bars(row: Comparison, labels: Sequence[str]) -> list[tuple[str, str, Measurement]]:
-    """Label, colour and measurement of the states in which a figure was taken."""
+    """Label, colour and measurement of the states in which a figure was measured."""
     colours = [canvas.PALE, *[canvas.SKY] * (len(labels) - 2), canvas.BLUE]
     states = zip(labels, colours, row.measured, strict=True)
     return [(label, colour, taken) for label, colour, taken in states if taken is not None]
@@ -90,7 +90,7 @@ def _short(text: str, length: int) -> str:
 
 
 def _figure(value: float, row: Comparison) -> str:
-    """The value; its unit stands in the caption, but the prefix of a size goes with the number."""
+    """The value without its unit, which is in the caption; sizes keep their prefix."""
     unit = row.unit if row.unit in numbers.BYTE_UNITS else ""
     return numbers.quantity(value, unit, row.decimals)
 

@@ -1,4 +1,4 @@
-"""Pictures of one figure a layer: what each layer changes, and how long the vectors are."""
+"""Plots of one figure per layer: block influence and norms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def influences(values: Sequence[float], name: str = "influences") -> str:
     """Block influence of every layer, a bar each.
 
     Args:
-        values: One number a layer.
+        values: One number per layer.
         name: Prefix of the ids; every bar has the id ``<name>-layer-<index>``.
 
     Raises:
@@ -38,9 +38,9 @@ def profiles(values: Mapping[str, Sequence[float]], name: str, label: str) -> st
     """Lines over the layers, on a logarithmic scale; a 0 leaves a gap.
 
     Args:
-        values: At most four lines by label, one number a layer each.
+        values: At most four lines by label, one number per layer each.
         name: Prefix of the ids; every line has the id ``<name>-line-<number>``, from 1.
-        label: What the numbers are.
+        label: Label of the vertical axis.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

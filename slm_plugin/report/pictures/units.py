@@ -1,4 +1,4 @@
-"""Pictures of a width plan: what every layer keeps, and the scores that decided it."""
+"""Plots of a width plan: the remaining units of every layer, and the scores."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from slm_plugin.plans import PruningPlan
-from slm_plugin.report.consequences import kept_channels, kept_groups
 from slm_plugin.report.pictures import canvas
+from slm_plugin.report.plan_effects import kept_channels, kept_groups
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _KEPT: canvas.Look = {"color": canvas.BLUE}
-_GONE: canvas.Look = {
+_REMOVED: canvas.Look = {
     "facecolor": "white",
     "edgecolor": canvas.VERMILION,
     "linewidth": 0.6,
@@ -25,7 +25,7 @@ _GONE: canvas.Look = {
 }
 # Inches above a panel, for its title.
 _GAP = 0.5
-# More KV groups than this have no room for a cell each; the layer's share is drawn instead.
+# With more KV groups than this, a bar per layer is drawn instead of a cell per group.
 _MOST_CELLS = 32
 
 
@@ -79,7 +79,7 @@ def widths(plan: PruningPlan, name: str = "widths") -> str:
 
 
 def _panels(plan: PruningPlan) -> list[tuple[float, Callable[[Axes], None]]]:
-    """Height in inches and drawing of everything that the plan has something to show of."""
+    """Height in inches and drawing function of every panel with content."""
     channels, groups = kept_channels(plan), kept_groups(plan)
     panels: list[tuple[float, Callable[[Axes], None]]] = []
     if channels:
@@ -104,14 +104,14 @@ def _channel_bars(axes: Axes, plan: PruningPlan, kept: Mapping[int, Sequence[int
         stay = len(kept.get(layer, range(total)))
         axes.bar(layer, stay, 0.78, **_KEPT)[0].set_gid(f"channels-{layer}")
         if stay < total:
-            axes.bar(layer, total - stay, 0.78, bottom=stay, **_GONE)
+            axes.bar(layer, total - stay, 0.78, bottom=stay, **_REMOVED)
     axes.set(ylim=(0, total * 1.02), ylabel="channels")
     axes.set_title("MLP channels per layer")
     _plain(axes)
 
 
 def _group_cells(axes: Axes, plan: PruningPlan, kept: Mapping[int, Sequence[int]]) -> None:
-    """A cell a KV group: which ones stay differs from layer to layer even when their number not."""
+    """A cell per KV group, because layers may keep different groups of the same number."""
     total = plan.before.kv_heads
     for layer in range(plan.before.layers):
         stay = set(kept.get(layer, range(total)))
@@ -119,7 +119,7 @@ def _group_cells(axes: Axes, plan: PruningPlan, kept: Mapping[int, Sequence[int]
             axes.bar(layer, len(stay), 0.78, **_KEPT)[0].set_gid(f"groups-{layer}")
             continue
         for group in range(total):
-            look = _KEPT if group in stay else _GONE
+            look = _KEPT if group in stay else _REMOVED
             cell = axes.bar(layer, 0.78, 0.78, bottom=group - 0.39, **look)
             cell[0].set_gid(f"group-{layer}-{group}")
     axes.set(ylim=(-0.6, total - 0.4), ylabel="KV group")
@@ -172,7 +172,7 @@ def _key(axes: Axes) -> None:
     from matplotlib.patches import Patch
 
     axes.legend(
-        handles=[Patch(label="kept", **_KEPT), Patch(label="removed", **_GONE)],
+        handles=[Patch(label="kept", **_KEPT), Patch(label="removed", **_REMOVED)],
         loc="lower right",
         bbox_to_anchor=(1.0, 0.99),
         ncols=2,

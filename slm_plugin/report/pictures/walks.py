@@ -1,4 +1,4 @@
-"""Pictures of a depth strategy's search: its trials in order and what each would cost."""
+"""Pictures of a depth strategy's search: its trials in order, and similarity against size."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from slm_plugin.plans import PruningPlan, Trial
 from slm_plugin.pruners.depth.search.runs import DROP, JOIN
 from slm_plugin.report import numbers
-from slm_plugin.report.consequences import final_trials, layers_left
 from slm_plugin.report.pictures import canvas
+from slm_plugin.report.plan_effects import final_trials, layers_left
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -29,7 +29,7 @@ _REJECTED: canvas.Look = {
 
 
 def walk(plan: PruningPlan, name: str = "walk") -> str:
-    """The window's walk: a row a trial, a bar over its layers, its similarity.
+    """All trials, one per row: a bar over its layers, and its similarity.
 
     Args:
         plan: A depth plan.
@@ -67,7 +67,7 @@ def walk(plan: PruningPlan, name: str = "walk") -> str:
 
 
 def _rows(axes: Axes, count: int) -> None:
-    """One line a trial, the first on top, numbered sparsely enough to read."""
+    """One line per trial, the first on top, with sparse tick labels."""
     axes.set_ylim(count + 0.7, 0.3)
     axes.set_yticks([n for n in range(1, count + 1) if n == 1 or n % 5 == 0])
     axes.tick_params(axis="y", length=0)
@@ -77,7 +77,7 @@ def _rows(axes: Axes, count: int) -> None:
 
 
 def done(trial: Trial) -> str:
-    """What a trial does to its layers, in one word."""
+    """The operation of a trial in one word."""
     return {DROP: "dropped", JOIN: "joined"}.get(trial.rule or "", "merged")
 
 
@@ -145,16 +145,16 @@ def _marker(trial: Trial, final: bool) -> canvas.Look:
 
 
 def _limits(plan: PruningPlan) -> tuple[float, float]:
-    """Similarities from the lowest to the highest, the threshold among them, with some air."""
+    """Similarities from the lowest to the highest, the threshold among them, with padding."""
     shown = [trial.similarity for trial in plan.trials if math.isfinite(trial.similarity)]
     shown += [plan.threshold] if plan.threshold is not None else []
     low, high = min(shown, default=0.0), max(shown, default=1.0)
-    air = 0.06 * (high - low) or 0.05
-    return low - air, high + air
+    padding = 0.06 * (high - low) or 0.05
+    return low - padding, high + padding
 
 
 def similarities(plan: PruningPlan, name: str = "similarities") -> str:
-    """What it costs: the similarity of every trial, above the layers it would leave.
+    """Similarity of every trial against the number of remaining layers.
 
     Args:
         plan: A depth plan.

@@ -1,11 +1,11 @@
 
 (() => {
   "use strict";
-  const table = document.getElementById("standings");
+  const table = document.getElementById("comparison-table");
   const body = table.tBodies[0];
   const heads = [...table.tHead.rows[0].cells];
   const compare = (a, b, numeric, sign) => {
-    // What was not taken stands last in either direction.
+    // Missing values sort last in both directions.
     if (a === "" || b === "") return (a === "") - (b === "");
     return sign * (numeric ? Number(a) - Number(b) || 0 : a.localeCompare(b, "en", { numeric: true }));
   };

@@ -238,7 +238,7 @@ def test_a_threshold_that_nothing_passes_changes_nothing(rule: str) -> None:
     plan = planned("laco", make_model(num_hidden_layers=9), Target(threshold=1.01), merge_rule=rule)
     assert plan.operations == () and len(plan.trials) == 8 - 4 - 1 + 1
     assert plan.after == plan.before
-    assert plan.notes == ("no run of layers merges",)
+    assert plan.notes == ("no layers are merged",)
 
 
 def test_planted_identity_layers_collapse() -> None:
@@ -269,7 +269,7 @@ def test_every_size_that_the_walk_can_reach_is_met(clamp: str, rule: str) -> Non
         assert plan.layers_removed == wanted
         last = [trial for trial in plan.trials if trial.accepted][-1]
         assert plan.threshold is not None and last.similarity > plan.threshold
-    with pytest.raises(TargetError, match=rf"at most {most} of 7 can go"):
+    with pytest.raises(TargetError, match=rf"at most {most} of 7 can be removed"):
         planned("laco", model, most + 1, **options)
 
 
@@ -309,7 +309,7 @@ def test_planning_and_the_file_leave_everything_as_it_is(tmp_path: pytest.TempPa
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"layers_per_merge": 6}, "no window fits into the 6 layers"),
+        ({"layers_per_merge": 6}, "no window fits into the model's 6 layers"),
         ({"highest": 7}, "highest is 7; the model has 6 layers"),
         ({"highest": 3}, "no window fits"),
     ],

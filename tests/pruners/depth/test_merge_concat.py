@@ -16,8 +16,8 @@ from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import ConcatLayers, LayerPart, PruningPlan
 from slm_plugin.pruners.depth.measures.sensitivity import sensitivities
 from slm_plugin.pruners.depth.merge_concat import narrowed, split, top
-from slm_plugin.report.consequences import destinations
 from slm_plugin.report.explain import explain
+from slm_plugin.report.plan_effects import layer_mapping
 from slm_plugin.session import apply
 from slm_plugin.surgery.concatenation import concatenated_layer
 from tests.conftest import make_model
@@ -310,7 +310,7 @@ def test_a_pruned_model_survives_the_disk_and_the_cache(
     assert len(owners) == len(set(owners))
     for op in plan.operations:
         assert isinstance(op, ConcatLayers)
-        homes = destinations(plan)[op.first : op.last + 1]
+        homes = layer_mapping(plan)[op.first : op.last + 1]
         assert len(set(homes)) == 1
         rows = explain(plan).tables[0].columns[0]._cells
         assert any("concatenate" in str(cell) and "KV groups" in str(cell) for cell in rows)
@@ -365,7 +365,7 @@ def test_parts_that_do_not_make_a_layer_are_refused(
 def test_nan_and_too_much_are_refused() -> None:
     """NaN neither wins nor loses, and one layer stays."""
     model = grouped()
-    with pytest.raises(TargetError, match="at most 5 can go"):
+    with pytest.raises(TargetError, match="at most 5 can be removed"):
         planned("merge_concat", model, 6)
     with torch.no_grad():
         model.model.layers[2].mlp.down_proj.weight.fill_(float("nan"))

@@ -14,13 +14,13 @@ from slm_plugin.plans import DropLayers, PruningPlan
 from slm_plugin.pruners.depth.search.runs import DROP
 from slm_plugin.pruners.depth.search.trials import Trials
 from slm_plugin.pruners.depth.shapley import (
-    NOTHING_LEFT,
+    TRUNCATION,
     Shapley,
     ShapleyOptions,
     estimated_values,
     exact_values,
     losses_in_turn,
-    worth_of,
+    value_function,
 )
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target
@@ -98,9 +98,9 @@ def test_an_order_ends_when_nothing_is_left() -> None:
 
     def worth(lost: tuple[int, ...]) -> float:
         asked.append(lost)
-        return 1.0 if not lost else 0.5 if 4 not in lost else NOTHING_LEFT / 2
+        return 1.0 if not lost else 0.5 if 4 not in lost else TRUNCATION / 2
 
-    assert losses_in_turn([2, 4, 3], worth) == {2: 0.5, 4: 0.5 - NOTHING_LEFT / 2}
+    assert losses_in_turn([2, 4, 3], worth) == {2: 0.5, 4: 0.5 - TRUNCATION / 2}
     assert asked == [(), (2,), (2, 4)]
 
 
@@ -119,7 +119,7 @@ def test_symmetry_and_dummy(samples: int) -> None:
 def test_the_worth_is_that_of_whole_models(family: str) -> None:
     """Perplexity of the original over that of models that surgery took layers from."""
     trials = Trials(session_of(make_model(family)), "loss", DROP)
-    worth = worth_of(trials)
+    worth = value_function(trials)
     dense = mean_loss(make_model(family))
     assert worth(()) == 1
     for lost in [(0,), (2, 5), (1, 3, 4), (0, 1, 2, 3, 4)]:
@@ -160,12 +160,12 @@ def test_an_estimated_plan_is_close_to_the_exact_one() -> None:
         # Certain enough to lose something, and not all at once.
         model.model.norm.weight.div_(8)
     exact = exact_values(
-        range(6), worth_of(Trials(session_of(model, calibration=tokens), "loss", DROP))
+        range(6), value_function(Trials(session_of(model, calibration=tokens), "loss", DROP))
     )
-    worth = worth_of(Trials(session_of(model, calibration=tokens), "loss", DROP))
+    worth = value_function(Trials(session_of(model, calibration=tokens), "loss", DROP))
     found = estimated_values(range(6), worth, 600, 1)
     for value, true, error in zip(found.values, exact, found.errors, strict=True):
-        assert abs(value - true) < 4 * error + NOTHING_LEFT
+        assert abs(value - true) < 4 * error + TRUNCATION
         assert error < 0.05
     plan = planned("shapley", model, 2, tokens=tokens, samples=63)
     assert "estimated on" in plan.notes[2] and "standard errors" in plan.notes[2]
@@ -190,7 +190,7 @@ def test_protected_layers_are_no_players() -> None:
     plan = planned("shapley", model, 2, protect_first=1, protect_last=2)
     found = scores(plan)
     assert [found[0], found[4], found[5]] == [1, 1, 1]
-    worth = worth_of(Trials(session_of(make_model()), "loss", DROP))
+    worth = value_function(Trials(session_of(make_model()), "loss", DROP))
     assert found[1:4] == pytest.approx(over_all_orders(range(1, 4), worth))
     assert "all 8 models" in plan.notes[2]
 
@@ -198,7 +198,7 @@ def test_protected_layers_are_no_players() -> None:
 def test_a_model_is_looked_at_once() -> None:
     """Orders that lose the same layers share the trial, whichever went first."""
     trials = Trials(session_of(make_model()), "loss", DROP)
-    found = estimated_values(range(6), worth_of(trials), 300, 3)
+    found = estimated_values(range(6), value_function(trials), 300, 3)
     assert found.pairs * 6 > 63 >= len(trials.made)
 
 

@@ -276,7 +276,7 @@ def test_early_rejection_changes_no_decision() -> None:
     [
         ({"compatibility": "released", "flush_tail": True}, "released means flush_tail: false"),
         ({"compatibility": "released", "criterion": "loss"}, "criterion: flat_cosine"),
-        ({"beam_width": 4}, "goes with search: greedy"),
+        ({"beam_width": 4}, "needs search: greedy"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(
@@ -290,7 +290,7 @@ def test_options_that_contradict_each_other_are_refused(
 @pytest.mark.parametrize(
     ("target", "options", "words"),
     [
-        (Target(layers_removed=2), {"compatibility": "released"}, "knows only a threshold"),
+        (Target(layers_removed=2), {"compatibility": "released"}, "supports only a threshold"),
         (Target(threshold=0.9), {"search": "budgeted"}, "needs a size"),
     ],
 )
@@ -303,7 +303,7 @@ def test_a_search_says_which_targets_it_knows(
 
 
 def test_a_plan_can_be_cut_to_its_first_windows() -> None:
-    """Cut plans nest, apply without a search, and keep their promise."""
+    """Cut plans nest, apply without a search, and give the stated sizes."""
     model = make_model(num_hidden_layers=9)
     make_identity(model, [1, 2, 4, 6, 7])
     whole = plan(model, Target(layers_removed=4), search="budgeted", criterion="token_cosine")

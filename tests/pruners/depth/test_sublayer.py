@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from slm_plugin.errors import NumericalError, PlanError, TargetError
 from slm_plugin.plans import DropLayers, DropSublayers, PruningPlan
 from slm_plugin.pruners.depth.sublayer import Sublayer, SublayerOptions, steps
-from slm_plugin.report.consequences import destinations, final_trials, layers_left
 from slm_plugin.report.explain import explain
+from slm_plugin.report.plan_effects import final_trials, layer_mapping, layers_left
 from slm_plugin.session import apply
 from slm_plugin.surgery.composition import MLP_BLOCK, pairs_left
 from slm_plugin.surgery.layers import apply_layers
@@ -214,7 +214,7 @@ def test_more_of_one_kind_or_mixed_operations_are_refused() -> None:
     """As many of both go, and whole layers in a plan of their own."""
     with pytest.raises(ValueError, match="as many of both"):
         DropSublayers(attention=(1, 2), mlp=(1,))
-    with pytest.raises(PlanError, match="single blocks and whole layers"):
+    with pytest.raises(PlanError, match="operations on blocks and on whole layers"):
         apply_layers(
             make_model(), [DropSublayers(attention=(1,), mlp=(1,)), DropLayers(indices=(3,))]
         )
@@ -223,9 +223,9 @@ def test_more_of_one_kind_or_mixed_operations_are_refused() -> None:
 def test_every_neighbouring_pair_is_a_step_and_leaves_layers() -> None:
     """2n - 1 of them, and what each leaves is what surgery makes of its operation."""
     found = list(steps(tuple((i, i) for i in range(5)), range(5)))
-    assert len({step.gone for step in found}) == 9
+    assert len({step.dropped for step in found}) == 9
     for step in found:
-        assert pairs_left([step.gone], 5) == list(step.left)
+        assert pairs_left([step.dropped], 5) == list(step.left)
     joined = ((0, 1), (3, 3), (4, 4))
     assert [(s.first, s.last) for s in steps(joined, range(5))] == [
         (0, 1),
@@ -247,7 +247,7 @@ def test_protected_layers_keep_both_blocks() -> None:
         assert {index for pair in dropped(plan) for _, index in pair} <= {2, 3, 4, 5}
     with pytest.raises(TargetError, match="protect_first 2 and protect_last 1 at most 4 of 7"):
         planned("sublayer", model, 5, **ends)
-    with pytest.raises(TargetError, match="at most 6 can go"):
+    with pytest.raises(TargetError, match="at most 6 can be removed"):
         planned("sublayer", model, 7)
 
 
@@ -272,7 +272,7 @@ def test_reports_know_where_blocks_went() -> None:
         DropSublayers(attention=(4,), mlp=(4,)),
     )
     edited = plan.model_copy(update={"operations": operations})
-    assert destinations(edited) == [0, 1, 1, 2, None, 3]
+    assert layer_mapping(edited) == [0, 1, 1, 2, None, 3]
     rows = [str(cell) for cell in explain(edited).tables[0].columns[0]._cells]
     assert rows == ["drop attention 2, MLP 1", "drop attention 4, MLP 4"]
     cut = plan.upto(2)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from slm_plugin.errors import NumericalError
 from slm_plugin.models.view import DecoderView, projections
 from slm_plugin.plans import UnitScores
-from slm_plugin.pruners.width.importance import Norm, kept, magnitude, taylor
+from slm_plugin.pruners.width.importance import Norm, kept_units, magnitude, taylor
 from tests.conftest import make_model, random_tokens
 
 HEAD_DIM = 8
@@ -87,7 +87,7 @@ def test_dead_neuron_scores_zero_by_taylor() -> None:
         model.model.layers[1].mlp.up_proj.weight[17] = 0
     scores = _scores(_taylor(model), 1, "mlp_channel")
     assert scores[17] == 0
-    assert set(range(48)) - set(kept(scores, 1)) == {17}
+    assert set(range(48)) - set(kept_units(scores, 1)) == {17}
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
@@ -178,6 +178,6 @@ def test_scores_have_six_significant_digits() -> None:
 
 def test_lowest_scores_go_and_ties_go_from_the_front() -> None:
     """Among equal scores the lowest index goes first; what stays is in order."""
-    assert kept([3.0, 1.0, 2.0, 1.0, 1.0], 2) == (0, 2, 4)
-    assert kept([0.0] * 4, 3) == (3,)
-    assert kept([2.0, 1.0], 0) == (0, 1)
+    assert kept_units([3.0, 1.0, 2.0, 1.0, 1.0], 2) == (0, 2, 4)
+    assert kept_units([0.0] * 4, 3) == (3,)
+    assert kept_units([2.0, 1.0], 0) == (0, 1)

@@ -151,7 +151,7 @@ def test_notes_say_what_the_target_became() -> None:
     assert plan.before.parameters == 23_712
     assert plan.notes == (
         "every layer keeps 40 of 48 MLP channels and 1 of 2 KV groups",
-        "target 20.0% of the original parameters: 4,742 parameters asked for, 4,608 removed, "
+        "target 20.0% of the original parameters: 4,742 parameters requested, 4,608 removed, "
         "19,104 left; 19.43% of the original and 19.43% of the current parameters",
     )
 

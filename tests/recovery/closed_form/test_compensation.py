@@ -155,7 +155,9 @@ def test_a_missing_reference_is_one_error(name: str, options: dict[str, object])
     late = pruned(make_model(), drop(2))
     late.release()
     late.keep_reference()
-    with pytest.raises(CalibrationError, match=r"model of 5 layers; 6 were loaded"):
+    with pytest.raises(
+        CalibrationError, match=r"recorded with 5 layers; the model was loaded with 6"
+    ):
         recover(name, late, **options)
 
 

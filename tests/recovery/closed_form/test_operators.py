@@ -22,7 +22,7 @@ from slm_plugin.plans import MergeLayers
 from slm_plugin.recipe import Recipe
 from slm_plugin.recovery.closed_form import ghost, least_squares, linear_patch
 from slm_plugin.recovery.closed_form.held_out import is_held_out
-from slm_plugin.recovery.closed_form.layer_walk import Sight
+from slm_plugin.recovery.closed_form.layer_walk import LayerBatch
 from tests.conftest import make_checkpoint, make_model
 from tests.pruners.depth.strategies import layer_outputs
 from tests.recovery.pruned import (
@@ -49,10 +49,10 @@ def _gap(seed: int, noise: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, tor
     return states, matrix, states @ matrix + extra
 
 
-def _seen(states: torch.Tensor, targets: torch.Tensor) -> Callable[[], Iterable[Sight]]:
-    """What an ascent shows of them, eight samples a batch."""
+def _seen(states: torch.Tensor, targets: torch.Tensor) -> Callable[[], Iterable[LayerBatch]]:
+    """What an walk shows of them, eight samples a batch."""
     return lambda: (
-        Sight(start, states[start : start + 8], states[start : start + 8], targets[start:][:8])
+        LayerBatch(start, states[start : start + 8], states[start : start + 8], targets[start:][:8])
         for start in range(0, len(states), 8)
     )
 
@@ -128,7 +128,7 @@ def test_ghost_by_hand_in_a_model(family: str, operation: object, target: int) -
     session = pruned(model, operation)  # type: ignore[arg-type]
     plain = layer_outputs(model, TOKENS)[2]
     note, added = recover("ghost", session).notes
-    assert added == "operators added: 1 of 32 x 32; only ONNX holds them"
+    assert added == "operators added: 1 of 32 x 32; only the onnx export stores them"
     x, y = (s.flatten(0, 1).double() for s in (plain, wanted))
     change = ridge_oracle(x[FITTED], (y - x)[FITTED], chosen_ridge(note))
     by_hand = (x + x @ change).float().view_as(plain)
@@ -191,7 +191,9 @@ def test_nothing_that_would_lose_them_comes_after(name: str, tmp_path: Path) -> 
     session = pruned(make_model(), MergeLayers(first=2, last=4))
     recover(name, session)
     for repair in ("refit", "rescale", "streamline", name):
-        with pytest.raises(UnsupportedModelError, match=f"{repair} cannot repair behind operators"):
+        with pytest.raises(
+            UnsupportedModelError, match=f"{repair} cannot repair a model that already has"
+        ):
             recover(repair, session)
     with pytest.raises(PlanError, match="operators between its layers"):
         remove(session, drop(1))
@@ -222,8 +224,8 @@ def test_a_recipe_tells_before_anything_is_loaded(name: str, tmp_path: Path, tok
     with pytest.raises(RecipeError) as caught:
         Recipe.parse(_recipe(tmp_path, tokens, stages, "checkpoint: {}"))
     lines = str(caught.value).splitlines()
-    assert "'deepest' cannot come behind" in lines[-3]
-    assert "'rescale' cannot come behind" in lines[-2]
+    assert "'deepest' cannot follow" in lines[-3]
+    assert "'rescale' cannot follow" in lines[-2]
     assert f"'checkpoint' cannot hold the operators that '{name}' puts" in lines[-1]
 
 

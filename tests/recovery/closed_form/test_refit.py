@@ -166,7 +166,7 @@ def test_layers_missing_at_the_bottom_leave_every_layer_to_refit() -> None:
     """The lowest layer that is left sees something else, so the refit begins with it."""
     notes = recover("refit", pruned(make_model(), drop(0))).notes
     assert notes[0] == (
-        "layer 0 is missing at the bottom, where no layer stands before them to take a repair"
+        "layer 0 is missing at the bottom, and no layer before them can be repaired"
     )
     assert [note.split(":")[0] for note in notes[1:]] == [f"layer {index}" for index in range(5)]
 

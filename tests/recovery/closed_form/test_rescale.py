@@ -101,7 +101,7 @@ def test_the_top_needs_nothing() -> None:
     session = pruned(model, drop(5))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     (note,) = recover("rescale", session).notes
-    assert note == "layer 4: left as it is, the final norm above is blind to length"
+    assert note == "layer 4: left as it is, the final norm cancels any factor"
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

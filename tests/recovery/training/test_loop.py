@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from slm_plugin.errors import NumericalError
-from slm_plugin.recovery.training.loop import refuse_non_finite, rise_and_fall, shuffled
+from slm_plugin.recovery.training.loop import refuse_non_finite, shuffled, warmup_cosine
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(40, 0.1), (40, 0.0), (1, 0.5), (7, 0.9)])
 def test_the_rate_rises_to_its_peak_and_falls_to_its_floor(steps: int, warmup: float) -> None:
     """Along a line up and along half a cosine down, by their formulas."""
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=0.8)
-    schedule = rise_and_fall(optimizer, steps, warmup, 0.2)
+    schedule = warmup_cosine(optimizer, steps, warmup, 0.2)
     rates = []
     for _ in range(steps):
         rates.append(optimizer.param_groups[0]["lr"])

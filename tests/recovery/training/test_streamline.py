@@ -1,4 +1,4 @@
-"""Training the layer that stands for several, against losses written out over whole models."""
+"""Training of replacement layers, against losses written out over whole models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SAMPLES = random_tokens(12, 10)
 COUNTING = 3 + (SAMPLES[:, :1] + torch.arange(10)) % 12
 JUDGES = [0, 5, 10]
 TEXTS = {"mse": SAMPLES, "lm": COUNTING}
-NOTE = re.compile(r"layer (\d+) for layers (\d+) to (\d+): held-out [a-z ]+ (\S+) before, (\S+) ")
+NOTE = re.compile(r"layer (\d+) for layers (\d+) to (\d+): held-out [a-z -]+ (\S+) before, (\S+) ")
 ONE_RUN = [MergeLayers(first=2, last=4, rule="keep_low")]
 FAST: dict[str, object] = {"learning_rate": 0.003, "epochs": 6, "batch_size": 3}
 
@@ -123,7 +123,7 @@ def test_what_is_right_already_stays_bit_by_bit() -> None:
     before = fingerprint(model)
     record = recover(session)
     assert told(record)[2] == (0, 0)
-    assert "not bettered: untrained" in record.notes[1]
+    assert "no improvement, left untrained" in record.notes[1]
     assert fingerprint(model) == before
 
 
@@ -134,7 +134,7 @@ def test_a_training_that_harms_is_taken_back(objective: str) -> None:
     session = pruned(model, ONE_RUN)
     before = fingerprint(model)
     record = recover(session, objective=objective, learning_rate=30.0, epochs=2)
-    assert "not bettered: untrained" in record.notes[1]
+    assert "no improvement, left untrained" in record.notes[1]
     assert fingerprint(model) == before
 
 
@@ -253,9 +253,9 @@ def test_the_trained_model_is_causal() -> None:
 
 
 def test_nothing_to_train_is_said() -> None:
-    """Dropped layers leave none that stands for several."""
+    """Dropped layers leave no replacement layer."""
     session = pruned(make_model(), [DropLayers(indices=(2, 3))])
-    with pytest.raises(UserError, match="no layer of the model stands for several"):
+    with pytest.raises(UserError, match="the model has no replacement layer"):
         recover(session)
 
 
@@ -296,7 +296,7 @@ output: {tmp_path / "out"}
     record = report.stages[2].recovery
     assert record is not None and len(record.losses) == 3 * 2
     assert "held-out mean squared error" in report.stages[2].summary
-    assert "Loss while recovering" in (tmp_path / "out" / "report.html").read_text()
+    assert "Training loss of the recovery" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_run_that_ends_at_the_top_is_imitated_before_the_final_norm() -> None:

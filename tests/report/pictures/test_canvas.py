@@ -20,7 +20,7 @@ pytest.importorskip("matplotlib")
 DRAWINGS: dict[str, Callable[[], str]] = {
     "walk": lambda: pictures.walk(sample_plans.depth_plan()),
     "similarities": lambda: pictures.similarities(sample_plans.depth_plan()),
-    "fates": lambda: pictures.fates(sample_plans.dropping_plan()),
+    "layer_mapping": lambda: pictures.layer_mapping(sample_plans.dropping_plan()),
     "widths": lambda: pictures.widths(sample_plans.width_plan(5)),
     "before_after": lambda: pictures.before_after(samples.make_report()),
     "heatmaps": lambda: pictures.heatmaps({"one": [[0, 1], [1, 0]], "two": [[2, 3], [3, 2]]}, "m"),
@@ -80,7 +80,7 @@ def test_modules_import_without_matplotlib(name: str, monkeypatch: pytest.Monkey
 
 def test_names_keep_the_ids_of_pictures_apart() -> None:
     """Two pictures with names of their own share no id."""
-    pairs = [pictures.fates(sample_plans.depth_plan(), name) for name in ("one", "two")]
+    pairs = [pictures.layer_mapping(sample_plans.depth_plan(), name) for name in ("one", "two")]
     ids = [{e.get("id") for e in parse(svg).iter() if e.get("id")} for svg in pairs]
     assert ids[0] and not ids[0] & ids[1]
 

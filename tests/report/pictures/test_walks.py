@@ -1,4 +1,4 @@
-"""The walk of the window: bars where the trials were."""
+"""The plot of the search: bars at the layers of the trials."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Centred kernel alignment (CKA) of what two layers, or two models, make of the same samples.
+"""Centred kernel alignment (CKA) of two representations of the same samples.
 
-Everything works on Gram matrices of ``(samples, samples)``: a reference that is compared many
-times needs its Gram once.
+All functions use Gram matrices of ``(samples, samples)``, so that the Gram matrix of a reference is
+computed once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Estimator = Literal["biased", "unbiased"]
 # With three samples the unbiased estimator divides by zero.
 FEWEST_SAMPLES = 4
-# Features taken to float64 at a time: a layer of all samples need not fit in memory twice.
+# Features converted to float64 at a time, to limit memory.
 _CHUNK = 1 << 16
 
 
@@ -28,14 +28,14 @@ def cka_biased(x: Tensor, y: Tensor) -> Tensor:
     It tends to 1 for any two sets of features, related or not, when features outnumber samples.
 
     Args:
-        x: ``(samples, ...)``; everything behind the first axis is one sample's features.
+        x: ``(samples, ...)``; all axes after the first are the features of one sample.
         y: ``(samples, ...)``, of the same samples in the same order.
 
     Returns:
         One number, in float64.
 
     Raises:
-        NumericalError: A feature is NaN or infinite, or all samples are alike.
+        NumericalError: A feature is NaN or infinite, or all samples are equal.
 
     Source: Kornblith et al., "Similarity of Neural Network Representations Revisited"
     (arXiv 1905.00414), section 3, with linear kernels.
@@ -49,7 +49,7 @@ def cka_unbiased(x: Tensor, y: Tensor) -> Tensor:
     A single estimate may fall below 0.
 
     Args:
-        x: ``(samples, ...)``; everything behind the first axis is one sample's features.
+        x: ``(samples, ...)``; all axes after the first are the features of one sample.
         y: ``(samples, ...)``, of the same samples in the same order.
 
     Returns:
@@ -57,7 +57,7 @@ def cka_unbiased(x: Tensor, y: Tensor) -> Tensor:
 
     Raises:
         CalibrationError: There are fewer than four samples.
-        NumericalError: A feature is NaN or infinite, or all samples are alike.
+        NumericalError: A feature is NaN or infinite, or all samples are equal.
 
     Source: Song et al., "Feature Selection via Dependence Maximization" (JMLR 13, 2012), the
     unbiased estimator of HSIC; used for CKA by Nguyen et al. (arXiv 2010.15327), section 2.
@@ -69,7 +69,7 @@ def minibatch_cka(batches: Iterable[tuple[Tensor, Tensor]], estimator: Estimator
     """CKA from sums of HSIC over batches, for sets too large for one Gram matrix.
 
     Args:
-        batches: Pairs of ``(samples, ...)``, a pair a batch.
+        batches: Pairs of ``(samples, ...)``, one per batch.
         estimator: Which HSIC is summed; only the unbiased one makes the result independent of
             the size of the batches on average.
 
@@ -78,7 +78,7 @@ def minibatch_cka(batches: Iterable[tuple[Tensor, Tensor]], estimator: Estimator
 
     Raises:
         CalibrationError: A batch has fewer than four samples and the estimator is unbiased.
-        NumericalError: A feature is NaN or infinite, or all samples are alike.
+        NumericalError: A feature is NaN or infinite, or all samples are equal.
 
     Source: Nguyen et al. (arXiv 2010.15327), equation 3.
     """
@@ -93,10 +93,10 @@ def minibatch_cka(batches: Iterable[tuple[Tensor, Tensor]], estimator: Estimator
 
 
 def gram(features: Tensor) -> Tensor:
-    """Inner products of the samples' features, less the mean sample, in float64.
+    """Inner products of the samples' centred features, in float64.
 
-    The mean drops out of CKA anyway; leaving it in would cost digits, as hidden states share a
-    large common part.
+    CKA does not depend on the mean. Removing it here keeps precision, because hidden states share a
+    large mean.
 
     Args:
         features: ``(samples, ...)``.
@@ -114,7 +114,7 @@ def gram(features: Tensor) -> Tensor:
         total += deviations @ deviations.T
     if not torch.isfinite(total).all():
         raise NumericalError(
-            "CKA met features that are NaN or infinite",
+            "CKA features are NaN or infinite",
             hint="load the model in float32 or bfloat16: float16 overflows",
         )
     return total
@@ -125,7 +125,7 @@ def gram_cka(reference: Tensor, other: Tensor, estimator: Estimator) -> Tensor:
 
     Raises:
         CalibrationError: There are fewer than four samples and the estimator is unbiased.
-        NumericalError: All samples are alike.
+        NumericalError: All samples are equal.
     """
     return cka_matrix(torch.stack([reference, other]), estimator)[0, 1]
 
@@ -142,7 +142,7 @@ def cka_matrix(grams: Tensor, estimator: Estimator) -> Tensor:
 
     Raises:
         CalibrationError: There are fewer than four samples and the estimator is unbiased.
-        NumericalError: All samples of a set are alike.
+        NumericalError: All samples of a set are equal.
     """
     flat = centred(grams, estimator).flatten(1)
     products = flat @ flat.T
@@ -151,9 +151,9 @@ def cka_matrix(grams: Tensor, estimator: Estimator) -> Tensor:
 
 
 def chance_matrix(grams: Tensor) -> Tensor:
-    """What biased CKA gives on average when samples of one set meet random ones of the other.
+    """Expected biased CKA when the samples of one set are paired at random with the other's.
 
-    The exact mean over all pairings, so no draw is needed; for the unbiased estimator it is 0.
+    This is the exact mean over all permutations; for the unbiased estimator it is 0.
 
     Args:
         grams: ``(sets, samples, samples)``.
@@ -162,10 +162,11 @@ def chance_matrix(grams: Tensor) -> Tensor:
         ``(sets, sets)``, in float64.
 
     Raises:
-        NumericalError: All samples of a set are alike.
+        NumericalError: All samples of a set are equal.
 
-    Over all permutations an entry of the diagonal meets any other diagonal entry, and the rows of
-    a centred Gram sum to 0, so the mean of ``tr(K P L P')`` is ``tr(K) tr(L) / (samples - 1)``.
+    Over all permutations every diagonal entry is paired with every other one, and the rows of a
+    centred Gram matrix sum to 0, so the mean of ``tr(K P L P')`` is
+    ``tr(K) tr(L) / (samples - 1)``.
     """
     central = centred(grams, "biased")
     traces = central.diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -174,7 +175,7 @@ def chance_matrix(grams: Tensor) -> Tensor:
 
 
 def centred(grams: Tensor, estimator: Estimator) -> Tensor:
-    """Gram matrices whose inner product is HSIC, up to a factor that only the samples set.
+    """Centred Gram matrices, whose inner product is HSIC up to a factor of the sample count.
 
     The unbiased HSIC of Song et al. is the inner product of "U-centred" matrices: diagonal zero,
     and every row of the others sums to 0.

@@ -1,8 +1,7 @@
-"""How alike a changed model is to the original one: the criteria that depth strategies go by.
+"""Criteria of depth strategies: similarity of a pruned model to the original one.
 
-A criterion looks at the hidden state behind the final norm, where every change below shows. Its
-value is greater the more alike the two models are, and has a greatest possible value, so that a
-search can give up on a candidate as soon as the samples seen decide its fate.
+A criterion compares hidden states after the final norm. Greater values mean more similar models.
+Every criterion has an upper bound, so that a search can stop a trial early.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from slm_plugin.pruners.depth.measures.cka import Estimator, gram, gram_cka
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# No language model is a thousand nats a token off.
+# Bound on the loss, in nats per token, for the check of thresholds.
 MOST_NATS = 1000.0
 Prepared: TypeAlias = "tuple[Tensor, ...]"
 CriterionName = Literal["flat_cosine", "token_cosine", "cka", "cka_unbiased", "logit_kl", "loss"]
@@ -33,15 +32,15 @@ class Criterion:
 
     Attributes:
         meaning: What the value is, with its unit.
-        same: Value of a model that has not changed.
+        same: Value of the unchanged model.
         prepare: From the original's final hidden state ``(samples, length, hidden)``, the token
-            ids ``(samples, length)`` and the head, whatever `compare` needs of them; done once.
-        compare: From that and the changed model's final hidden state, one value a sample,
+            ids ``(samples, length)`` and the head, what `compare` needs; called once.
+        compare: From that and the pruned model's final hidden state, one value per sample,
             ``(samples,)`` in float64.
-        greatest: No sample's value is greater.
-        possible: No value is less than the first or greater than the second, for any model.
-        pooled: The value is one of all samples together, not a mean: `prepare` and `compare`
-            get all samples at once and `compare` returns one number.
+        greatest: Upper bound of the samples' values.
+        possible: Lower and upper bound for any model.
+        pooled: The value is computed on all samples together, not as a mean: `prepare` and
+            `compare` receive all samples at once and `compare` returns one number.
     """
 
     meaning: str
@@ -54,39 +53,39 @@ class Criterion:
 
 
 def flat_cosine(reference: Tensor, hidden: Tensor) -> Tensor:
-    """Cosine of each sample's whole hidden state, seen as one vector.
+    """Flattened cosine: the cosine of each sample's hidden states flattened to one vector.
 
     Args:
         reference: ``(samples, length, hidden)``.
         hidden: ``(samples, length, hidden)``.
 
     Returns:
-        One cosine a sample, ``(samples,)``, in float64.
+        One cosine per sample, ``(samples,)``, in float64.
 
-    Source: released code of SLM (arXiv 2502.19159). This is not a mean of per-token cosines:
-    tokens of large norm weigh more.
+    Source: released code of SLM (arXiv 2502.19159). Unlike a mean of per-token cosines it
+    weights tokens by their norm.
     """
     return _cosine(reference.flatten(1), hidden.flatten(1))
 
 
 def token_cosine(reference: Tensor, hidden: Tensor) -> Tensor:
-    """Mean over a sample's tokens of the cosine of two hidden states, along the features.
+    """Mean over a sample's tokens of the cosine of their hidden states.
 
     Args:
         reference: ``(samples, length, hidden)``.
         hidden: ``(samples, length, hidden)``.
 
     Returns:
-        One mean a sample, ``(samples,)``, in float64.
+        One mean per sample, ``(samples,)``, in float64.
     """
     return _cosine(reference, hidden).mean(-1)
 
 
 def expected_head(reference: Tensor, head: nn.Linear) -> Prepared:
-    """What `negative_divergence` needs of the original's predictions, without keeping logits.
+    """The expected head rows and entropies of the original, so that no logits are stored.
 
     With p the original's distribution and a linear head W, ``sum_v p_v (W h)_v`` is
-    ``(sum_v p_v W_v) · h``: one vector a token stands for a whole distribution.
+    ``(sum_v p_v W_v) · h``: one vector per token replaces a distribution.
 
     Args:
         reference: Final hidden state of the original, ``(samples, length, hidden)``.
@@ -110,7 +109,7 @@ def expected_head(reference: Tensor, head: nn.Linear) -> Prepared:
 
 
 def negative_divergence(prepared: Prepared, hidden: Tensor, head: nn.Linear) -> Tensor:
-    """Minus KL(original || changed) of the next-token distributions, in nats a token.
+    """Minus KL(original || changed) of the next-token distributions, in nats per token.
 
     Args:
         prepared: From `expected_head`.
@@ -118,7 +117,7 @@ def negative_divergence(prepared: Prepared, hidden: Tensor, head: nn.Linear) -> 
         head: The language-modelling head.
 
     Returns:
-        One mean over its tokens a sample, ``(samples,)``, in float64.
+        One mean over its tokens per sample, ``(samples,)``, in float64.
     """
     means, entropies = prepared
     spread = torch.cat(
@@ -153,7 +152,7 @@ def _cka(estimator: Estimator) -> Criterion:
 
 CRITERIA: dict[CriterionName, Criterion] = {
     "flat_cosine": Criterion(
-        meaning="cosine of a sample's whole final hidden state",
+        meaning="flattened cosine of a sample's final hidden states",
         same=1.0,
         prepare=lambda reference, tokens, head: (reference,),
         compare=lambda prepared, hidden, head: flat_cosine(prepared[0], hidden),
@@ -171,7 +170,7 @@ CRITERIA: dict[CriterionName, Criterion] = {
     "cka": _cka("biased"),
     "cka_unbiased": _cka("unbiased"),
     "logit_kl": Criterion(
-        meaning="minus KL(original || changed), in nats a token",
+        meaning="minus KL(original || changed), in nats per token",
         same=0.0,
         prepare=lambda reference, tokens, head: expected_head(reference, head),
         compare=negative_divergence,
@@ -179,7 +178,7 @@ CRITERIA: dict[CriterionName, Criterion] = {
         possible=(-math.inf, 0.0),
     ),
     "loss": Criterion(
-        meaning="minus the increase of the calibration loss, in nats a token",
+        meaning="minus the increase of the calibration loss, in nats per token",
         same=0.0,
         prepare=lambda reference, tokens, head: (
             next_token_losses(head, reference, tokens).mean(-1),
@@ -196,15 +195,15 @@ CRITERIA: dict[CriterionName, Criterion] = {
 
 
 def refuse_threshold(threshold: float | None, name: CriterionName) -> None:
-    """Refuse a threshold that a criterion has on one side for every model.
+    """Check that a threshold is within the range of a criterion.
 
     Raises:
-        TargetError: It has.
+        TargetError: It is not.
     """
     low, high = CRITERIA[name].possible
     if threshold is None or low <= threshold <= high:
         return
     wanted = f"from {low:g} to {high:g}" if math.isfinite(low) else f"of at most {high:g}"
     raise TargetError(
-        f"no value of {name} comes near {threshold:g}", hint=f"give a threshold {wanted}"
+        f"threshold {threshold:g} is outside the range of {name}", hint=f"give a threshold {wanted}"
     )

@@ -1,4 +1,4 @@
-"""Block influence: how much layers turn the hidden state that passes through them."""
+"""Block influence: how much layers change the direction of the hidden state."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def block_influence(view: DecoderView, captured: Sequence[Batch], span: int = 1)
 
     Args:
         view: The model.
-        captured: What its layers see.
-        span: Consecutive layers that are taken together.
+        captured: The inputs of its layers.
+        span: Number of consecutive layers per score.
 
     Returns:
-        One number a span, by its lowest layer, from 0 (nothing changes but lengths) to 2.
+        One number per span, by its lowest layer, from 0 (only the norm changes) to 2.
 
     Raises:
         NumericalError: A hidden state is NaN or zero.

@@ -1,4 +1,4 @@
-"""Sensitivity: how much the units inside a layer add to what it gives out."""
+"""Sensitivity: how much the units of a layer contribute to its output."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 def sensitivities(
     layer: nn.Module, run: Callable[[], object], dimensions: Dimensions
 ) -> tuple[Tensor, Tensor]:
-    """How much a layer's MLP channels and KV groups add to its output.
+    """Sensitivity of a layer's MLP channels and KV groups.
 
-    A channel's is its mean absolute activation times the absolute weights that read it. A group's
-    is the mean of the same over all columns of o_proj that its query heads write.
+    For a channel it is the mean absolute activation times the sum of the absolute weights that read
+    it. For a group it is the mean of the same over the columns of o_proj that read its query heads.
 
     Args:
         layer: The layer.
-        run: Sends the calibration set through it.
-        dimensions: Its sizes.
+        run: Runs the layer on the calibration set.
+        dimensions: Dimensions of the model.
 
     Returns:
         ``(channels,)`` and ``(kv groups,)``, in float64 on the CPU.
@@ -36,15 +36,15 @@ def sensitivities(
     totals = [torch.zeros(linear.in_features, dtype=torch.float64) for linear in readers]
     tokens = [0, 0]
 
-    def listen(place: int) -> Callable[..., None]:
-        def hear(_linear: nn.Module, given: tuple[Tensor, ...]) -> None:
-            seen = given[0].flatten(0, -2).double().abs()
-            totals[place] += seen.sum(0).cpu()
-            tokens[place] += len(seen)
+    def counting_hook(place: int) -> Callable[..., None]:
+        def hook(_linear: nn.Module, given: tuple[Tensor, ...]) -> None:
+            inputs = given[0].flatten(0, -2).double().abs()
+            totals[place] += inputs.sum(0).cpu()
+            tokens[place] += len(inputs)
 
-        return hear
+        return hook
 
-    hooks = [linear.register_forward_pre_hook(listen(i)) for i, linear in enumerate(readers)]
+    hooks = [linear.register_forward_pre_hook(counting_hook(i)) for i, linear in enumerate(readers)]
     try:
         run()
     finally:
@@ -54,5 +54,5 @@ def sensitivities(
         total / count * values(linear.weight).double().abs().sum(0).cpu()
         for total, count, linear in zip(totals, tokens, readers, strict=True)
     )
-    # The query heads of a group stand side by side: head h reads KV group h // queries per group.
+    # The query heads of a group are adjacent: head h reads KV group h // queries per group.
     return channels, columns.view(dimensions.kv_heads, -1).mean(-1)

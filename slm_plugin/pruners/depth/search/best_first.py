@@ -1,8 +1,7 @@
-"""Best-first merging: of all adjacent runs of layers, merge those that cost least, again and again.
+"""Best-first search: repeatedly merge the two adjacent runs of layers with the best value.
 
-Beside the published walk, which looks at one window at a time and takes the first that is good
-enough, this looks at every merge that the model allows and takes the best. With a beam, several
-partly merged models are followed at once.
+The published walk tries one window at a time and accepts the first that passes the threshold. This
+search tries all adjacent merges and takes the best. A beam keeps several partly merged models.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from slm_plugin.pruners.depth.search.runs import Found, Measure, Measured, Rules
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """A partly merged model and how it came about."""
+    """A partly merged model and the trials that led to it."""
 
     runs: Runs
     trials: tuple[Trial, ...]
@@ -33,14 +32,14 @@ def best_first(
     threshold: float = -math.inf,
     beam_width: int = 1,
 ) -> Found:
-    """Merge two adjacent runs at a time, whichever leaves the model most alike to the original.
+    """Merge two adjacent runs at a time, those that keep the model most similar to the original.
 
     Args:
-        rules: What the search may do.
-        measure: Compares the model with a run merged, on top of others, with the original one.
-        wanted: Layers to take away; each merge takes one.
-        threshold: No merge is made whose value is not greater.
-        beam_width: Partly merged models that are followed at once; 1 is the greedy search.
+        rules: The layers that may merge.
+        measure: Compares the merged model with the original one.
+        wanted: Number of layers to remove; each merge removes one.
+        threshold: A merge is accepted when its value is greater.
+        beam_width: Number of partly merged models kept; 1 is the greedy search.
     """
     states = [_State((), (), math.inf)]
     for _ in range(rules.most if wanted is None else wanted):
@@ -49,16 +48,16 @@ def best_first(
             break
         states = better
     best = states[0]
-    kept = f"the {beam_width} best models are" if beam_width > 1 else "the best model is"
-    note = f"at every step all merges of two adjacent runs were tried and {kept} followed"
+    beam = f"the {beam_width} best models were" if beam_width > 1 else "the best model was"
+    note = f"at every step all merges of two adjacent runs were tried and {beam} kept"
     return Found(best.runs, best.trials, threshold if math.isfinite(threshold) else None, (note,))
 
 
 def _grown(
     rules: Rules, states: list[_State], measure: Measure, threshold: float, beam_width: int
 ) -> list[_State]:
-    """The best models with one layer less, best first; equal ones in the order of trial."""
-    kept: list[_State] = []
+    """The best models with one more merge, best first; ties in the order of trial."""
+    beam: list[_State] = []
     seen: set[frozenset[tuple[int, int]]] = set()
     for state in states:
         for first, last, rest in adjacent_merges(rules, state.runs):
@@ -66,22 +65,22 @@ def _grown(
             if windows in seen:
                 continue
             seen.add(windows)
-            # What cannot enter the beam need not be measured to its end.
-            bar = kept[-1].value if len(kept) == beam_width else threshold
-            tried: Measured = measure(first, last, rest, base=state.runs, hopeless_at=bar)
-            if tried.value > bar and tried.samples is None:
+            # Early stopping: the trial ends once it cannot enter the beam.
+            bound = beam[-1].value if len(beam) == beam_width else threshold
+            tried: Measured = measure(first, last, rest, base=state.runs, bound=bound)
+            if tried.value > bound and tried.samples is None:
                 trials = (*state.trials, tried.trial(rest, accepted=True))
-                kept.append(_State((*rest, tried.run), trials, tried.value))
-                kept.sort(key=lambda made: -made.value)
-                del kept[beam_width:]
-    return kept
+                beam.append(_State((*rest, tried.run), trials, tried.value))
+                beam.sort(key=lambda made: -made.value)
+                del beam[beam_width:]
+    return beam
 
 
 def adjacent_merges(rules: Rules, runs: Runs) -> Iterator[tuple[int, int, Runs]]:
-    """Every merge of two neighbours, from the top down.
+    """Every merge of two adjacent runs, from the top down.
 
     Yields:
-        First and last layer of the new run, and the runs that stay beside it.
+        First and last layer of the merged run, and the other runs.
     """
     starts: dict[int, Run] = {run.first: run for run in runs}
     units: list[tuple[int, int]] = []

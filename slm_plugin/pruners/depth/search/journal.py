@@ -1,12 +1,12 @@
-"""A journal of trials: what a search has measured outlives the process that measured it.
+"""A journal of trials: a cache file with the values that searches have measured.
 
-Values are kept per sample in the order of measuring, so that a search that was killed goes on where
-it stopped and ends with the same plan, and searches with other targets share the trials.
+Values are stored per sample in the order of measurement. An interrupted search therefore resumes
+and ends with the same plan, and searches with other targets share the trials.
 
-Each line carries a checksum over itself and over what the journal is about. A journal with lines
-that were edited, cut short or copied from another one is told and set aside; its good lines are
-copied to a new one, and what the others said is measured anew. Several processes may write one
-journal: lines are appended whole, and none is ever taken away.
+Each line has a checksum over itself and over the key of the journal. A journal with edited,
+truncated or foreign lines is reported and set aside; its valid lines are copied to a new file, and
+the other values are measured again. Several processes may write one journal: lines are appended
+atomically, and none is ever deleted.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from slm_plugin.pruners.depth.search.runs import Run, Runs
 if TYPE_CHECKING:
     from slm_plugin.session import Session
 
-# Bytes of a journal that is read: a line has a few hundred.
+# Largest journal that is read, in bytes; a line has a few hundred.
 LARGEST = 1 << 31
 
 
 def journal_of(session: Session, criterion: str) -> Journal:
     """The journal of a model, a calibration set and a criterion.
 
-    It lies in the session's journal folder under a name that stands for everything that a value
-    depends on to its last digit, and in memory where the session has no such folder.
+    It is a file in the session's journal folder, named by a hash of everything that a value depends
+    on. Without such a folder it is held in memory.
 
     Raises:
         OutputError: The file cannot be written.
@@ -63,16 +63,16 @@ def journal_of(session: Session, criterion: str) -> Journal:
 
 
 class Journal:
-    """Values of trials by the runs that were merged: a list for every part of the samples.
+    """Values of trials by their runs: a list for every part of the samples.
 
     Attributes:
-        path: The file; None where the values are kept in memory only.
-        read_from_disk: Trials that the file held.
+        path: The file; None where the values are held in memory only.
+        read_from_disk: Number of trials in the file.
 
     Args:
-        path: JSON lines, one a measured part; None keeps the values in memory only.
-        about: Stands for everything that a value depends on beside the runs. Lines that were
-            written about something else are not taken.
+        path: JSON lines, one per measured part; None holds the values in memory only.
+        about: Hash of everything that a value depends on beside the runs. Lines with another hash
+            are ignored.
 
     Raises:
         OutputError: The file cannot be read or written.
@@ -82,7 +82,7 @@ class Journal:
         self.path = path
         self.read_from_disk = 0
         self._about = about
-        self._known: dict[Runs, list[list[float]]] = {}
+        self._values: dict[Runs, list[list[float]]] = {}
         self._file: int | None = None
         if path is None:
             return
@@ -95,28 +95,28 @@ class Journal:
                 os.write(self._file, good)
         except OSError as error:
             raise self._unwritable(error) from error
-        self.read_from_disk = len(self._known)
+        self.read_from_disk = len(self._values)
 
     def __del__(self) -> None:
         if self._file is not None:
             os.close(self._file)
 
-    def known(self, runs: Runs) -> list[list[float]]:
-        """Values of a trial so far, a list a part; empty when it was never made."""
-        return self._known.get(runs, [])
+    def cached(self, runs: Runs) -> list[list[float]]:
+        """Values of a trial so far, a list per part; empty when it was never run."""
+        return self._values.get(runs, [])
 
-    def keep(self, runs: Runs, values: list[float]) -> None:
-        """Add the values of a trial's next part, on disk before anything else happens.
+    def store(self, runs: Runs, values: list[float]) -> None:
+        """Add the values of a trial's next part, and write them to disk at once.
 
         Raises:
             OutputError: The disk is full.
         """
-        parts = self._known.setdefault(runs, [])
+        parts = self._values.setdefault(runs, [])
         if self._file is not None:
             line = self._line(runs, len(parts), values)
             try:
-                # One write: a line of another process stands before it or behind it, and a
-                # process that is killed here leaves at most a last line that is cut short.
+                # A single write, so that lines of several processes do not mix and an
+                # interruption truncates at most the last line.
                 if os.write(self._file, line) != len(line):
                     os.write(self._file, b"\n")
                     raise OSError(0, "the disk is full")
@@ -132,36 +132,36 @@ class Journal:
         return checksum(self._about, entry["runs"], entry["part"], entry["values"])[:16]
 
     def _read(self, path: Path) -> bytes:
-        """Take what a journal says; its good lines where it was set aside for others."""
+        """Read a journal; returns its valid lines if it was damaged and set aside."""
         content = _content(path)
         lines = [line for line in re.split(rb"(?<=\n)", content or b"") if line]
-        good = [line for line in lines if line.endswith(b"\n") and self._take(line)]
+        good = [line for line in lines if line.endswith(b"\n") and self._add(line)]
         damaged = len(lines) - len(good)
         if not damaged and content is not None:
             return b""
         aside = set_aside(path)
         if aside is not None:
-            what = f"{damaged} of {len(lines)} lines" if lines else "it is no file that can be read"
+            what = f"{damaged} of {len(lines)} lines" if lines else "it is not a readable file"
             say(
                 f"  the journal {path} is damaged ({what}) and was set aside as {aside.name}; "
-                "what is missing is measured anew"
+                "missing values are measured again"
             )
         return b"".join(good)
 
-    def _take(self, line: bytes) -> bool:
-        """Take over what a line says; whether it is whole and about this."""
+    def _add(self, line: bytes) -> bool:
+        """Add the values of a line; False where it is damaged or foreign."""
         entry = self._entry(line)
         if entry is None:
             return False
         runs, part, values = entry
-        parts = self._known.get(runs, [])
-        # Two searches at once may have measured one part; they measured the same.
+        parts = self._values.get(runs, [])
+        # Two searches at once may have measured the same part, with the same values.
         if part == len(parts):
-            self._known[runs] = [*parts, values]
+            self._values[runs] = [*parts, values]
         return True
 
     def _entry(self, line: bytes) -> tuple[Runs, int, list[float]] | None:
-        """What a line says; None where it is damaged, or about something else."""
+        """The entry of a line; None where it is damaged or foreign."""
         try:
             entry = json.loads(line)
             if entry["sum"] != self._sum(entry):
@@ -176,13 +176,13 @@ class Journal:
 
     def _unwritable(self, error: OSError) -> OutputError:
         return OutputError(
-            f"cannot keep the journal of trials {self.path}: {error.strerror or error}",
+            f"cannot write the journal of trials {self.path}: {error.strerror or error}",
             hint="free some space there or set SLM_PLUGIN_CACHE to another folder",
         )
 
 
 def _content(path: Path) -> bytes | None:
-    """The bytes of a journal; None where something else has its name."""
+    """The bytes of a journal; None where its path is not a regular file."""
     try:
         status = path.stat()
     except OSError as error:

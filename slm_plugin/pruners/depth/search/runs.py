@@ -1,4 +1,4 @@
-"""Runs of layers that merge or go, and what a trial of one gave: the words of all searches."""
+"""Runs of layers to merge or drop, and results of trials: the types of all searches."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import NamedTuple, Protocol
 
 from slm_plugin.plans import Trial
 
-# In the place of a merge rule: nothing takes the place of the run.
+# In place of a merge rule: the run is dropped.
 DROP = "drop"
-# Likewise: the first layer's attention and the last one's MLP are what is left of the run.
+# Likewise: the first layer's attention and the last layer's MLP remain, as one layer.
 JOIN = "join"
 
 
 class Run(NamedTuple):
     """Layers first..last of the original model, merged into one; see `plan.MergeLayers`.
 
-    With the rule `DROP` they go altogether; see `JOIN` for the other one that is no merge rule.
+    The rules `DROP` and `JOIN` are no merge rules.
     """
 
     first: int
@@ -26,7 +26,7 @@ class Run(NamedTuple):
 
     @property
     def removed(self) -> int:
-        """Layers that the run takes away."""
+        """Number of layers that the run removes."""
         return self.last - self.first + (self.rule == DROP)
 
 
@@ -34,12 +34,12 @@ Runs = tuple[Run, ...]
 
 
 class Measured(NamedTuple):
-    """What a trial gave.
+    """The result of a trial.
 
     Attributes:
-        run: The run that was tried, with the rule that served it best.
-        value: The criterion's mean over the samples seen; greater is more alike.
-        samples: Samples seen, where fewer than all showed the trial to be hopeless; else None.
+        run: The run that was tried, with its best rule.
+        value: The criterion's mean over the evaluated samples; greater is more similar.
+        samples: Number of evaluated samples after early stopping; None if all were evaluated.
     """
 
     run: Run
@@ -47,7 +47,7 @@ class Measured(NamedTuple):
     samples: int | None = None
 
     def trial(self, rest: Runs, *, accepted: bool) -> Trial:
-        """The trial as a line of a plan."""
+        """The trial as a record in a plan."""
         dropped = {run.rule == DROP for run in (self.run, *rest)}
         return Trial(
             first=self.run.first,
@@ -62,7 +62,7 @@ class Measured(NamedTuple):
 
 
 class Measure(Protocol):
-    """Compares a model with some runs merged with the original one."""
+    """Compares a model with some runs merged to the original one."""
 
     def __call__(
         self,
@@ -71,30 +71,30 @@ class Measure(Protocol):
         rest: Runs,
         *,
         base: Runs = (),
-        hopeless_at: float | None = None,
+        bound: float | None = None,
         rule: str | None = None,
     ) -> Measured:
-        """Try one more run on top of others.
+        """Try one more run in addition to others.
 
         Args:
             first: Lowest layer of the run.
             last: Highest layer of the run.
-            rest: The other runs of the model that is tried.
-            base: The runs of a model that many trials in a row start from: what layers below the
-                first difference see is then computed once.
-            hopeless_at: The trial may stop when its value is certain not to exceed this.
-            rule: The run's own merge rule, where it is not that of all runs.
+            rest: The other runs of the model.
+            base: Runs that many consecutive trials share; the inputs of layers below the first
+                difference are then computed once.
+            bound: The trial may stop once its value cannot exceed this.
+            rule: The run's own merge rule, if it differs from that of all runs.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a search may do.
+    """The layers that a search may merge.
 
     Attributes:
         layers: Decoder layers of the model.
-        protect_first: Lowest layers that never take part.
-        protect_last: Highest layers that never take part.
+        protect_first: Number of lowest layers that are protected.
+        protect_last: Number of highest layers that are protected.
     """
 
     layers: int
@@ -103,24 +103,24 @@ class Rules:
 
     @property
     def top(self) -> int:
-        """Highest layer that takes part."""
+        """Highest layer that may merge."""
         return self.layers - 1 - self.protect_last
 
     @property
     def most(self) -> int:
-        """Layers that can go at most: all but one of those that take part."""
+        """Largest number of layers that can be removed: all but one of those that may merge."""
         return max(0, self.top - self.protect_first)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a search decided.
+    """The result of a search.
 
     Attributes:
-        runs: The runs to merge, in the order in which they were decided.
-        trials: The trials of the decision, in order.
-        threshold: The threshold that decided, if one did.
-        notes: Why these runs, in sentences.
+        runs: The runs to merge, in the order in which they were found.
+        trials: The trials that led to the result, in order.
+        threshold: The threshold of the search, if it has one.
+        notes: Explanations of the result.
     """
 
     runs: Runs
@@ -130,10 +130,10 @@ class Found:
 
     @property
     def removed(self) -> int:
-        """Layers that the runs take away."""
+        """Number of layers that the runs remove."""
         return removed(self.runs)
 
 
 def removed(runs: Runs) -> int:
-    """Layers that these runs take away."""
+    """Number of layers that these runs remove."""
     return sum(run.removed for run in runs)

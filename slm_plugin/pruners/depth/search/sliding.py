@@ -1,6 +1,6 @@
-"""The walk of Sliding Layer Merging, from the top of a decoder to its bottom, as pure decisions.
+"""The search of Sliding Layer Merging, from the top of a decoder to its bottom.
 
-Source: SLM (arXiv 2502.19159), algorithm 1, in the exact form of the authors' released code.
+Source: SLM (arXiv 2502.19159), algorithm 1, as in the authors' released code.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from slm_plugin.pruners.depth.search.runs import Found, Measure, Measured, Rules
 
 @dataclass(frozen=True, slots=True)
 class WalkRules(Rules):
-    """What the walk may do.
+    """Rules of the walk.
 
     Attributes:
-        flush_tail: Commit a window that is still growing when the walk reaches the bottom.
-        trial_after_commit: Evaluate the one-layer window that a commit leaves behind.
-        early_rejection: Stop a trial when the samples seen decide that it fails.
+        flush_tail: Merge a window that is still growing when the walk reaches the bottom.
+        trial_after_commit: Evaluate the one-layer window after a merge.
+        early_rejection: Stop a trial early when it cannot pass the threshold.
     """
 
     flush_tail: bool = True
@@ -29,26 +29,25 @@ class WalkRules(Rules):
 
 
 def walk(rules: WalkRules, threshold: float, measure: Measure, wanted: int | None = None) -> Found:
-    """Slide a window down the decoder and merge what stays similar to the original model.
+    """Slide a window down the decoder and merge while the model stays similar to the original.
 
     Args:
-        rules: What the walk may do.
-        threshold: A merge is good when its value is greater.
-        measure: Compares the model with a run merged, on top of those merged already, with the
-            original one.
-        wanted: Stop when that many layers are gone. Every good trial takes one more layer away,
-            so the walk stops at exactly that size.
+        rules: Rules of the walk.
+        threshold: A merge is accepted when its value is greater.
+        measure: Compares the merged model with the original one.
+        wanted: Stop when this many layers are removed. Every accepted trial removes one more
+            layer, so the walk stops at exactly that size.
     """
     trials: list[Trial] = []
     runs: list[Run] = []
     growing: Run | None = None
-    # A walk to a size is one of many: which interval of thresholds it stands for, its exact
-    # values tell.
-    hopeless_at = threshold if rules.early_rejection and wanted is None else None
+    # A search for a size needs exact values to find the interval of thresholds of each walk, so it
+    # has no early stopping.
+    bound = threshold if rules.early_rejection and wanted is None else None
     high = rules.top
     low = high - 1
     while low >= rules.protect_first:
-        tried: Measured = measure(low, high, tuple(runs), hopeless_at=hopeless_at)
+        tried: Measured = measure(low, high, tuple(runs), bound=bound)
         good = tried.value > threshold
         trials.append(tried.trial(tuple(runs), accepted=good))
         if good:
@@ -59,7 +58,7 @@ def walk(rules: WalkRules, threshold: float, measure: Measure, wanted: int | Non
         elif growing:
             runs.append(growing)
             growing, high = None, low
-            # The released loop now evaluates the window low..low: the model as it is.
+            # The released code now evaluates the window low..low, which changes nothing.
             low -= not rules.trial_after_commit
         else:
             high -= 1
@@ -70,13 +69,13 @@ def walk(rules: WalkRules, threshold: float, measure: Measure, wanted: int | Non
 
 
 def walk_to_size(rules: WalkRules, wanted: int, measure: Measure, greatest: float) -> Found:
-    """Find the highest threshold whose walk takes ``wanted`` layers away, and stop there.
+    """Find the highest threshold whose walk removes ``wanted`` layers.
 
     Args:
-        rules: What the walk may do.
-        wanted: Layers to take away, from 1 to ``rules.most``; all of these are reachable.
+        rules: Rules of the walk.
+        wanted: Number of layers to remove, from 1 to ``rules.most``; all of these are reachable.
         measure: As for `walk`.
-        greatest: No value is greater.
+        greatest: Upper bound of all values.
     """
     return highest_threshold(
         lambda threshold: walk(rules, threshold, measure, wanted), wanted, greatest
@@ -84,15 +83,15 @@ def walk_to_size(rules: WalkRules, wanted: int, measure: Measure, greatest: floa
 
 
 def highest_threshold(walked: Callable[[float], Found], wanted: int, greatest: float) -> Found:
-    """Find the highest threshold whose walk takes ``wanted`` layers away.
+    """Find the highest threshold whose walk removes ``wanted`` layers, by bisection.
 
     A walk takes the same path for all thresholds from its greatest rejected value up to its
-    least accepted one, so each walk rules out an interval, and bisection needs few of them.
+    least accepted one. Each walk therefore excludes an interval, and bisection needs few walks.
 
     Args:
-        walked: Walks with a threshold, up to ``wanted`` layers and no further.
-        wanted: Layers to take away; without any threshold the walk takes them.
-        greatest: No value is greater.
+        walked: Walks with a threshold and stops at ``wanted`` layers.
+        wanted: Number of layers to remove; a walk without threshold reaches it.
+        greatest: Upper bound of all values.
     """
     best = walked(-math.inf)
     low, high = _least_accepted(best), greatest
@@ -105,7 +104,7 @@ def highest_threshold(walked: Callable[[float], Found], wanted: int, greatest: f
             low = _least_accepted(made)
         else:
             high = max((t.similarity for t in made.trials if not t.accepted), default=low)
-    # All thresholds from the greatest rejected value up to the least accepted one decide alike.
+    # All thresholds from the greatest rejected to the least accepted value give this result.
     rejected = [trial.similarity for trial in best.trials if not trial.accepted]
     threshold = max(rejected, default=math.nextafter(_least_accepted(best), -math.inf))
     note = f"of {tried} walks tried, this one has the highest threshold that reaches the size"

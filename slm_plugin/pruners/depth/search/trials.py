@@ -1,8 +1,8 @@
-"""Trials: what a criterion says of the model with some runs of layers merged or dropped.
+"""Trials: evaluate a criterion on the model with some runs of layers merged or dropped.
 
-Nothing is copied. Layers below the lowest run are still the original ones, so their captured
-outputs serve every trial: only the merged layer, the layers above it and the final norm run. No
-logits are made unless the criterion is about them, and no trial is made twice.
+Nothing is copied. Layers below the lowest run are the original ones, so their captured outputs are
+reused: only the merged layer, the layers above it and the final norm run. Logits are computed only
+if the criterion needs them, and no trial is run twice.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 def trials_of(
     session: Session, name: str, criterion: CriterionName, rule: str, *, weights_only: bool = False
 ) -> Iterator[Trials]:
-    """Trials that are counted aloud and kept in the session's journal.
+    """Trials with a progress counter, stored in the session's journal.
 
     Args:
-        session: Gives the layers and what they see.
-        name: The strategy, for the one who waits.
+        session: Holds the layers and their captured inputs.
+        name: Name of the strategy, for the progress display.
         criterion: Name of one of `criteria.CRITERIA`.
         rule: The merge rule, as a recipe names it, or `runs.DROP`.
         weights_only: See `plan.MergeLayers`.
@@ -52,7 +52,7 @@ def trials_of(
     journal = journal_of(session, criterion)
     if journal.read_from_disk:
         session.known_trials += journal.read_from_disk
-        say(f"  {journal.read_from_disk} trials known from {journal.path}")
+        say(f"  {journal.read_from_disk} trials read from {journal.path}")
     with counting(f"{name}: trials") as count:
         yield Trials(
             session, criterion, rule, weights_only=weights_only, count=count, journal=journal
@@ -63,16 +63,16 @@ class Trials:
     """Evaluates merges and drops on the captured calibration set; a `runs.Measure`.
 
     Attributes:
-        greatest: No trial's value is greater.
-        made: Every trial so far, by its run and the runs beside it, in the order of first making.
+        greatest: Upper bound of all values.
+        made: Every trial so far, by its run and the other runs, in order.
 
     Args:
-        session: Gives the layers and what they see.
+        session: Holds the layers and their captured inputs.
         criterion: Name of one of `criteria.CRITERIA`.
         rule: The merge rule, as a recipe names it, or `runs.DROP`.
         weights_only: See `plan.MergeLayers`.
-        count: Called for every trial that is made.
-        journal: Where the values are kept.
+        count: Called for every trial that is run.
+        journal: Where the values are stored.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Trials:
 
     @property
     def same(self) -> float:
-        """Value of the model as it is."""
+        """Value of the unchanged model."""
         return self._criterion.same
 
     def __call__(
@@ -112,7 +112,7 @@ class Trials:
         rest: Runs,
         *,
         base: Runs = (),
-        hopeless_at: float | None = None,
+        bound: float | None = None,
         rule: str | None = None,
     ) -> Measured:
         """Try to merge or drop one more run; see `runs.Measure`.
@@ -120,21 +120,21 @@ class Trials:
         Raises:
             NumericalError: A value is NaN.
         """
-        bars = [] if hopeless_at is None else [hopeless_at]
+        bounds = [] if bound is None else [bound]
         found: list[Measured] = []
         for each in candidates(rule or self._rule, first, last, lambda: self._influences):
             run = Run(first, last, each, self._weights_only)
-            # A window of one layer merges nothing.
+            # A window of one layer changes nothing.
             runs = tuple(sorted((run, *rest) if run.removed else rest))
-            found.append(Measured(run, *self._value(runs, base, max(bars, default=None))))
+            found.append(Measured(run, *self._value(runs, base, max(bounds, default=None))))
             if found[-1].samples is None:
-                bars.append(found[-1].value)
+                bounds.append(found[-1].value)
         best = max(found, key=lambda tried: (tried.samples is None, tried.value))
         self.made[best.run, rest] = best
         return best
 
     def others(self, found: Found) -> Iterator[Trial]:
-        """The trials that were made on the way to a decision and are not part of it."""
+        """The trials that are not part of a search's result."""
         chosen = {(t.first, t.last, t.rule, t.committed) for t in found.trials}
         threshold = math.inf if found.threshold is None else found.threshold
         for (_, rest), tried in self.made.items():
@@ -148,41 +148,41 @@ class Trials:
 
     @inference_mode
     def _references(self) -> list[Prepared]:
-        """What the criterion needs of the original: for every batch, or once for all samples."""
+        """The criterion's data of the original model: for every batch, or once for all samples."""
         pairs = [(batch.final, batch.tokens) for batch in self._captured]
         if self._criterion.pooled:
             pairs = [(torch.cat([f for f, _ in pairs]), torch.cat([t for _, t in pairs]))]
         return [self._criterion.prepare(*pair, self._view.head) for pair in pairs]
 
-    def _value(self, runs: Runs, base: Runs, hopeless_at: float | None) -> tuple[float, int | None]:
-        """The mean over the samples, and how many samples were seen if not all."""
+    def _value(self, runs: Runs, base: Runs, bound: float | None) -> tuple[float, int | None]:
+        """The mean over the evaluated samples, and their number if not all were evaluated."""
         seen: list[float] = []
         for part in range(len(self._prepared)):
-            if part == len(self._journal.known(runs)):
+            if part == len(self._journal.cached(runs)):
                 if part == 0:
                     self._count()
-                # To read streamed layers again for every batch costs more than an early end saves.
+                # With streamed layers, early stopping would read the layers again for every batch.
                 parts = range(part, len(self._prepared)) if self._streamed else [part]
                 for values in self._measure(runs, base, parts):
-                    self._journal.keep(runs, values)
-            seen += self._journal.known(runs)[part]
-            if part + 1 < len(self._prepared) and self._is_hopeless(seen, hopeless_at):
+                    self._journal.store(runs, values)
+            seen += self._journal.cached(runs)[part]
+            if part + 1 < len(self._prepared) and self._is_below(seen, bound):
                 return sum(seen) / len(seen), len(seen)
         return sum(seen) / len(seen), None
 
-    def _is_hopeless(self, seen: Sequence[float], bar: float | None) -> bool:
-        """Whether even the greatest values of all samples to come leave the mean below a bar."""
-        if bar is None:
+    def _is_below(self, seen: Sequence[float], bound: float | None) -> bool:
+        """Whether the mean is below a bound even if all other samples have the greatest value."""
+        if bound is None:
             return False
-        to_come = self._samples - len(seen)
-        # Sums of the same numbers in another order differ in their last digits.
-        return (sum(seen) + to_come * self.greatest) / self._samples < bar - 1e-9
+        remaining = self._samples - len(seen)
+        # The margin allows for rounding: sums in another order differ in their last digits.
+        return (sum(seen) + remaining * self.greatest) / self._samples < bound - 1e-9
 
     @inference_mode
     def _measure(self, runs: Runs, base: Runs, parts: Sequence[int]) -> Iterator[list[float]]:
-        """The criterion's values of some parts of the samples."""
+        """The criterion's values for some parts of the samples."""
         if base != self._base:
-            self._stand_on(base)
+            self._set_base(base)
         numbers = range(len(self._captured)) if self._criterion.pooled else parts
         states = self._final_hidden(runs, base, numbers)
         if self._criterion.pooled:
@@ -197,8 +197,8 @@ class Trials:
             yield values.reshape(-1).tolist()
 
     def _final_hidden(self, runs: Runs, base: Runs, numbers: Sequence[int]) -> list[Tensor]:
-        """Hidden states behind the final norm of some batches, with these runs merged."""
-        # Below the lowest run in which the two models differ, they see the same.
+        """Hidden states after the final norm for some batches, with these runs merged."""
+        # Below the lowest run in which the two models differ, their hidden states are equal.
         changed = {*runs} ^ {*base}
         start = min((run.first for run in changed), default=len(self._view.layers) - 1)
         states = run_batches(
@@ -209,7 +209,7 @@ class Trials:
         return [self._view.norm(hidden) for hidden in states]
 
     def _layers(self, runs: Runs, start: int) -> Iterator[tuple[int, nn.Module]]:
-        """The layers from one on, with runs merged, each with the index of its lowest layer."""
+        """The layers from ``start`` on, with runs merged, and each one's lowest original index."""
         self._merged = {run: self._merged.get(run) or self._merge(run) for run in runs}
         starts = {run.first: run for run in runs}
         index = start
@@ -220,16 +220,16 @@ class Trials:
 
     def _merge(self, run: Run) -> nn.Module:
         if run.rule == DROP:
-            from slm_plugin.models.torch_subclasses import Gone
+            from slm_plugin.models.torch_subclasses import Identity
 
-            return Gone()
+            return Identity()
         layers = list(self._view.layers)[run.first : run.last + 1]
         if run.rule == JOIN:
             return composed_layer(layers[0], layers[-1])
         return merged_layer(run.rule, layers, weights_only=run.weights_only)
 
-    def _stand_on(self, base: Runs) -> None:
-        """Compute what the layers of the model with these runs merged see, for later trials."""
+    def _set_base(self, base: Runs) -> None:
+        """Compute the layer inputs of the model with these runs merged, for later trials."""
         self._base, self._inputs = base, []
         if not base:
             return
@@ -244,7 +244,7 @@ class Trials:
         self._inputs = inputs
 
     def _input(self, number: int, index: int) -> Tensor:
-        """Input of a layer in one batch, in the model that trials stand on."""
+        """Input of a layer for one batch, in the base model."""
         if number < len(self._inputs):
             places, inputs = self._inputs[number]
             if index in places:

@@ -1,4 +1,4 @@
-"""Journals of trials: what is damaged is told, set aside and measured anew."""
+"""Journals of trials: damaged ones are reported, set aside and measured again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def written(path: Path) -> list[str]:
     """The lines of a journal of four trials."""
     journal = Journal(path, "about")
     for number, runs in enumerate(RUNS):
-        journal.keep(runs, [number / 7, 1e-300])
+        journal.store(runs, [number / 7, 1e-300])
     return path.read_text().splitlines(keepends=True)
 
 
@@ -26,10 +26,10 @@ def test_values_come_back_to_the_last_digit(tmp_path: Path) -> None:
     """All parts of a trial, in their order."""
     path = tmp_path / "j.jsonl"
     written(path)
-    Journal(path, "about").keep(RUNS[0], [1 / 3])
+    Journal(path, "about").store(RUNS[0], [1 / 3])
     again = Journal(path, "about")
-    assert again.known(RUNS[0]) == [[0.0, 1e-300], [1 / 3]]
-    assert again.known(RUNS[3]) == [[3 / 7, 1e-300]]
+    assert again.cached(RUNS[0]) == [[0.0, 1e-300], [1 / 3]]
+    assert again.cached(RUNS[3]) == [[3 / 7, 1e-300]]
     assert again.read_from_disk == 4
 
 
@@ -54,7 +54,7 @@ def edited(line: str) -> str:
         (lambda lines: [lines[0].replace('"sum"', '"old"')], set()),
     ],
 )
-def test_damage_is_told_and_set_aside(
+def test_damage_is_message_and_set_aside(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: object, left: set[int]
 ) -> None:
     """Good lines are taken and kept; the damaged file lies beside under another name."""
@@ -63,9 +63,11 @@ def test_damage_is_told_and_set_aside(
     broken = "".join(damage(lines))  # type: ignore[operator]
     path.write_text(broken)
     journal = Journal(path, "about")
-    assert {n for n, runs in enumerate(RUNS) if journal.known(runs)} == left
-    told = capsys.readouterr().err.replace("\n", " ")
-    assert "is damaged" in told and "j.jsonl.damaged-1" in told and "measured anew" in told
+    assert {n for n, runs in enumerate(RUNS) if journal.cached(runs)} == left
+    message = capsys.readouterr().err.replace("\n", " ")
+    assert (
+        "is damaged" in message and "j.jsonl.damaged-1" in message and "measured again" in message
+    )
     assert (tmp_path / "j.jsonl.damaged-1").read_text() == broken
     assert Journal(path, "about").read_from_disk == len(left)
     assert capsys.readouterr().err == ""
@@ -79,7 +81,7 @@ def test_lines_swapped_or_given_twice_say_the_same(
     lines = written(path)
     path.write_text("".join([*reversed(lines), *lines]))
     journal = Journal(path, "about")
-    assert [journal.known(runs) for runs in RUNS] == [[[n / 7, 1e-300]] for n in range(4)]
+    assert [journal.cached(runs) for runs in RUNS] == [[[n / 7, 1e-300]] for n in range(4)]
     assert capsys.readouterr().err == ""
 
 
@@ -94,9 +96,9 @@ def test_a_folder_in_its_place_is_set_aside(tmp_path: Path) -> None:
     """Whatever has the name of a journal and is none."""
     (tmp_path / "j.jsonl").mkdir()
     journal = Journal(tmp_path / "j.jsonl", "about")
-    journal.keep(RUNS[0], [0.5])
+    journal.store(RUNS[0], [0.5])
     assert (tmp_path / "j.jsonl.damaged-1").is_dir()
-    assert Journal(tmp_path / "j.jsonl", "about").known(RUNS[0]) == [[0.5]]
+    assert Journal(tmp_path / "j.jsonl", "about").cached(RUNS[0]) == [[0.5]]
 
 
 def test_a_link_that_leads_to_itself_is_set_aside(
@@ -105,19 +107,19 @@ def test_a_link_that_leads_to_itself_is_set_aside(
     """As anything else that has the journal's name; one that leads nowhere yet is followed."""
     for name in ("j.jsonl", "j.jsonl.damaged-1"):
         (tmp_path / name).symlink_to(name)
-    Journal(tmp_path / "j.jsonl", "x").keep((), [0.5])
+    Journal(tmp_path / "j.jsonl", "x").store((), [0.5])
     assert (tmp_path / "j.jsonl").is_file()
     assert (tmp_path / "j.jsonl.damaged-2").is_symlink()
-    assert "is damaged (it is no file that can be read)" in capsys.readouterr().err
+    assert "is damaged (it is not a readable file)" in capsys.readouterr().err
     (tmp_path / "k.jsonl").symlink_to("elsewhere.jsonl")
-    Journal(tmp_path / "k.jsonl", "x").keep((), [0.5])
+    Journal(tmp_path / "k.jsonl", "x").store((), [0.5])
     assert (tmp_path / "elsewhere.jsonl").read_text()
 
 
 def _write(path: Path, first: int) -> None:
     journal = Journal(path, "about")
     for number in range(200):
-        journal.keep((Run(first, first + 1 + number, "mean"),), [number / 7] * 40)
+        journal.store((Run(first, first + 1 + number, "mean"),), [number / 7] * 40)
 
 
 def test_two_processes_write_one_journal(tmp_path: Path) -> None:

@@ -30,13 +30,13 @@ class MadeUp:
         rest: Runs,
         *,
         base: Runs = (),
-        hopeless_at: float | None = None,
+        bound: float | None = None,
     ) -> Measured:
         """One trial."""
         self.trials += 1
         windows = frozenset({(first, last), *((run.first, run.last) for run in rest)})
         value = self.value(windows)
-        hopeless = hopeless_at is not None and value <= hopeless_at
+        hopeless = bound is not None and value <= bound
         self.given_up += hopeless
         return Measured(Run(first, last, "mean"), value, 1 if hopeless else None)
 
@@ -114,7 +114,7 @@ def test_giving_up_on_hopeless_trials_changes_nothing(seed: int, width: int) -> 
     rules, value = Rules(8, protect_first=0, protect_last=1), noisy(seed)
     eager = MadeUp(value)
     patient = MadeUp(value)
-    patient_call = lambda *a, base=(), hopeless_at=None: patient(*a, base=base)  # noqa: E731
+    patient_call = lambda *a, base=(), bound=None: patient(*a, base=base)  # noqa: E731
     assert best_first(rules, eager, wanted=3, beam_width=width) == best_first(
         rules, patient_call, wanted=3, beam_width=width
     )

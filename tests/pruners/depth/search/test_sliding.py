@@ -31,7 +31,7 @@ def measure_by(similarity: Callable[[int, int, tuple[Window, ...]], float]) -> M
     """A measure that computes nothing."""
 
     def measure(
-        first: int, last: int, rest: Runs, *, base: Runs = (), hopeless_at: float | None = None
+        first: int, last: int, rest: Runs, *, base: Runs = (), bound: float | None = None
     ) -> Measured:
         committed = tuple((run.first, run.last) for run in rest)
         return Measured(Run(first, last, "telescoped"), similarity(first, last, committed))

@@ -81,7 +81,7 @@ def test_a_hopeless_trial_stops_early_and_never_wrongly(criterion: str) -> None:
     stopped = set()
     for bar in (exact - 0.5, exact - 1e-6, exact + 1e-6, exact + 0.1, exact + 3.0):
         trials = Trials(session_of(make_model(num_hidden_layers=8)), criterion, "mean")
-        found = trials(1, 4, (), hopeless_at=bar)
+        found = trials(1, 4, (), bound=bar)
         if found.samples is None:
             assert found.value == exact
         else:
@@ -141,9 +141,9 @@ def test_another_model_or_set_has_another_journal(tmp_path: Path) -> None:
 def test_a_journal_in_memory_needs_no_disk() -> None:
     """Without a path nothing is read and nothing is written."""
     journal = Journal()
-    journal.keep((Run(0, 1, "mean"),), [0.5])
-    assert journal.known((Run(0, 1, "mean"),)) == [[0.5]]
-    assert journal.known((Run(0, 2, "mean"),)) == []
+    journal.store((Run(0, 1, "mean"),), [0.5])
+    assert journal.cached((Run(0, 1, "mean"),)) == [[0.5]]
+    assert journal.cached((Run(0, 2, "mean"),)) == []
 
 
 def test_block_influence_is_the_definition(family: str) -> None:

@@ -1,4 +1,4 @@
-"""What is there to use: components with their options, a model's parts, installed packages."""
+"""The data of list, inspect and doctor: components, a model's dimensions, installed packages."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from slm_plugin.versions import bounds, extra_rows, installed_versions, wanted
 
 
 def components() -> list[dict[str, Any]]:
-    """Every pruner, recovery, evaluator and exporter, with its options and what it needs.
+    """Every pruner, recovery, evaluator and exporter, with its options and extra.
 
-    A plugin that cannot be used is a row as well, which says why.
+    A plugin that cannot be used has a row with the reason.
     """
     found = []
     for registry in (pruners, recoveries, evaluators, exporters):
@@ -53,8 +53,8 @@ def _component(kind: str, name: str, cls: Any) -> dict[str, Any]:
 
 
 def component_table(found: list[dict[str, Any]]) -> Table:
-    """Components as a table, one option a line."""
-    table = Table(title="What a recipe can use", show_lines=True)
+    """Components as a table, one option per line."""
+    table = Table(title="Components", show_lines=True)
     for column in ("kind", "name", "what it does", "options (default)"):
         table.add_column(column, overflow="fold")
     for row in found:
@@ -128,7 +128,7 @@ def inspection_table(name: str, found: dict[str, Any]) -> Table:
 
 
 def doctor_report() -> dict[str, Any]:
-    """Versions found and wanted; ``problems`` lists what is out of bounds, and faulty plugins."""
+    """Installed and required versions; ``problems`` lists mismatches and faulty plugins."""
     problems = broken_metadata()
     for registry in (pruners, recoveries, evaluators, exporters):
         problems += [fault.message for fault in registry.faults()]

@@ -1,4 +1,4 @@
-"""Running somebody else's package so that it leaves no trace behind."""
+"""Import guard: run a third-party package without side effects on the process."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from slm_plugin.progress import console
 
 
 @contextmanager
-def guest(logger: str, level: int) -> Iterator[None]:
-    """Keep standard output clean, and restore what a package sets globally.
+def isolated(logger: str, level: int) -> Iterator[None]:
+    """Isolate a package: redirect its output, and restore global state at the end.
 
-    What it prints goes to standard error, its log is held to ``level``, its progress bars show on
-    a terminal only. Environment variables and the states of all random generators are restored.
+    Standard output is redirected to standard error, the log level is set to ``level``, and progress
+    bars appear only on a terminal. Environment variables and the states of all random generators
+    are restored.
 
     Args:
         logger: Name of the package's logger.
-        level: Lowest level that is let through.
+        level: Lowest level of messages to show.
     """
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(sys.stderr))
@@ -48,7 +49,7 @@ def _restore_environment(before: dict[str, str]) -> None:
 
 
 def _without_bar(initialise: Any) -> Any:
-    def quiet(bar: Any, *args: Any, **settings: Any) -> None:
+    def disabled(bar: Any, *args: Any, **settings: Any) -> None:
         initialise(bar, *args, **{**settings, "disable": True})
 
-    return quiet
+    return disabled

@@ -1,4 +1,4 @@
-"""A guest package leaves nothing behind."""
+"""An isolated package has no side effects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from slm_plugin.evaluation.quiet import guest
+from slm_plugin.evaluation.isolation import isolated
 
 
 def draw() -> tuple[float, float, float]:
@@ -29,7 +29,7 @@ def test_random_states_are_restored() -> None:
     random.seed(1)
     np.random.seed(1)
     torch.manual_seed(1)
-    with guest("some.package", logging.WARNING):
+    with isolated("some.package", logging.WARNING):
         random.seed(5)
         np.random.seed(5)
         torch.manual_seed(5)
@@ -42,7 +42,7 @@ def test_environment_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GUEST_CHANGED", "old")
     monkeypatch.setenv("GUEST_REMOVED", "kept")
     before = dict(os.environ)
-    with pytest.raises(RuntimeError), guest("some.package", logging.WARNING):
+    with pytest.raises(RuntimeError), isolated("some.package", logging.WARNING):
         os.environ["GUEST_CHANGED"] = os.environ["GUEST_NEW"] = "new"
         del os.environ["GUEST_REMOVED"]
         raise RuntimeError
@@ -51,7 +51,7 @@ def test_environment_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_prints_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     """Standard output stays clean, and what was printed is not lost."""
-    with guest("some.package", logging.WARNING):
+    with isolated("some.package", logging.WARNING):
         print("chatter")  # noqa: T201
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "chatter\n")
@@ -61,7 +61,7 @@ def test_log_is_held_to_the_level() -> None:
     """The logger has the level inside and its own outside."""
     log = logging.getLogger("some.package")
     log.setLevel(logging.DEBUG)
-    with guest("some.package", logging.ERROR):
+    with isolated("some.package", logging.ERROR):
         assert not log.isEnabledFor(logging.WARNING)
     assert log.level == logging.DEBUG
 
@@ -69,8 +69,8 @@ def test_log_is_held_to_the_level() -> None:
 def test_bars_show_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Off a terminal a bar draws nothing, even one that is not to be disabled."""
     for terminal in (False, True):
-        monkeypatch.setattr("slm_plugin.evaluation.quiet.console", Console(terminal))
-        with guest("some.package", logging.WARNING):
+        monkeypatch.setattr("slm_plugin.evaluation.isolation.console", Console(terminal))
+        with isolated("some.package", logging.WARNING):
             stream = io.StringIO()
             assert list(tqdm(range(3), file=stream, disable=False)) == [0, 1, 2]
         assert bool(stream.getvalue()) is terminal

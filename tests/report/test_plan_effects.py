@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from slm_plugin.plans import DropLayers, MergeLayers, Operation, Trial
-from slm_plugin.report import consequences
+from slm_plugin.report import plan_effects
 from tests.report import sample_plans
 
 
@@ -35,13 +35,13 @@ def test_destinations_agree_with_cutting_a_list() -> None:
         ]
         dice.shuffle(operations)
         plan = sample_plans.depth_plan(operations=tuple(operations))
-        assert consequences.destinations(plan) == by_surgery(30, operations)
+        assert plan_effects.layer_mapping(plan) == by_surgery(30, operations)
 
 
 def test_final_trials_are_those_whose_windows_are_merged() -> None:
     """Growing windows were accepted on the way; only the last of each is the plan's."""
     plan = sample_plans.depth_plan()
-    final = [plan.trials[i] for i in sorted(consequences.final_trials(plan))]
+    final = [plan.trials[i] for i in sorted(plan_effects.final_trials(plan))]
     assert sorted((t.first, t.last) for t in final) == [(17, 18), (24, 26)]
     assert sum(trial.accepted for trial in plan.trials) == 3
 
@@ -51,25 +51,25 @@ def test_a_rejected_repetition_is_not_the_final_trial() -> None:
     plan = sample_plans.depth_plan()
     again = Trial(first=24, last=26, similarity=0.1, accepted=False)
     longer = plan.model_copy(update={"trials": (*plan.trials, again)})
-    assert consequences.final_trials(longer) == consequences.final_trials(plan)
+    assert plan_effects.final_trials(longer) == plan_effects.final_trials(plan)
 
 
 def test_layers_left_counts_merged_windows_and_the_trial_itself() -> None:
     """A window of n layers removes n - 1, a window of one layer none."""
     plan = sample_plans.depth_plan()
     trial = Trial(first=9, last=11, committed=((20, 23),), similarity=0.9, accepted=True)
-    assert consequences.layers_left(plan, trial) == 30 - 2 - 3
+    assert plan_effects.layers_left(plan, trial) == 30 - 2 - 3
     alone = Trial(first=9, last=9, similarity=1.0, accepted=True)
-    assert consequences.layers_left(plan, alone) == 30
+    assert plan_effects.layers_left(plan, alone) == 30
 
 
 def test_kept_units_are_read_by_layer() -> None:
     """Every layer of the sample keeps 1360 channels and 2 KV groups."""
     plan = sample_plans.width_plan()
-    assert {k: len(v) for k, v in consequences.kept_channels(plan).items()} == dict.fromkeys(
+    assert {k: len(v) for k, v in plan_effects.kept_channels(plan).items()} == dict.fromkeys(
         range(27), 1360
     )
-    assert {k: len(v) for k, v in consequences.kept_groups(plan).items()} == dict.fromkeys(
+    assert {k: len(v) for k, v in plan_effects.kept_groups(plan).items()} == dict.fromkeys(
         range(27), 2
     )
 
@@ -77,5 +77,5 @@ def test_kept_units_are_read_by_layer() -> None:
 def test_dropped_layers_count_once_each() -> None:
     """A trial that drops a layer leaves one less, and the plan's drops are its final trials."""
     plan = sample_plans.searching_plan()
-    assert [consequences.layers_left(plan, trial) for trial in plan.trials] == [29, 28]
-    assert consequences.final_trials(plan) == {0, 1}
+    assert [plan_effects.layers_left(plan, trial) for trial in plan.trials] == [29, 28]
+    assert plan_effects.final_trials(plan) == {0, 1}

@@ -1,4 +1,4 @@
-"""A depth strategy's decision as a plan: what every one of them writes down alike."""
+"""Build the plan of a depth strategy."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def depth_plan(
     explored: tuple[Trial, ...] = (),
     layer_scores: LayerScores | None = None,
 ) -> PruningPlan:
-    """The plan of these operations for the session's model as it is.
+    """The plan of these operations for the session's present model.
 
     Args:
-        pruner: Who decided.
-        session: Gives the model.
-        operations: What happens to its layers, in the order in which it was decided.
-        notes: Why, in sentences; how many parameters go is said before them.
-        threshold: The threshold that decided, if one did.
-        trials: The trials of the decision, in their order.
-        explored: Further trials on the way there.
-        layer_scores: The scores that decided, if scores did.
+        pruner: The strategy.
+        session: Holds the model.
+        operations: The operations on its layers, in the order of the search.
+        notes: Explanations; a note on the removed parameters is put before them.
+        threshold: The threshold of the search, if it has one.
+        trials: The accepted and rejected trials of the result, in order.
+        explored: All other trials.
+        layer_scores: The scores of the layers, if the strategy uses scores.
 
     Raises:
-        PlanError: No reader could build the model that the plan leaves.
-        TargetError: The installed transformers would refuse to load it.
+        PlanError: No checkpoint reader could build the pruned model.
+        TargetError: The installed transformers could not load it.
     """
     before = session.view.dimensions()
     removed = sum(operation.layers_removed for operation in operations)
@@ -71,7 +71,7 @@ def depth_plan(
 
 
 def refuse_mixed_kinds(pruner: Pruner, view: DecoderView) -> None:
-    """Refuse to merge where layers attend in different ways.
+    """Check that all layers have the same attention type, so that they can merge.
 
     Raises:
         UnsupportedModelError: The layers are of different kinds.

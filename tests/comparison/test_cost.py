@@ -1,4 +1,4 @@
-"""What a piece of work took."""
+"""The measured cost of a function."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from slm_plugin.comparison.cost import effort_of
+from slm_plugin.comparison.cost import measure_cost
 from slm_plugin.evaluation import footprint
 from slm_plugin.session import Session
 from tests.conftest import make_model
@@ -20,26 +20,26 @@ needs_proc = pytest.mark.skipif(
 
 @needs_proc
 def test_memory_is_that_of_the_work_alone() -> None:
-    """64 MB of its own count; 200 MB that were held before do not."""
+    """64 MB of its own count; 200 MB that were allocated before do not."""
     session = Session(make_model())
     held = torch.ones(200 * 2**20, dtype=torch.uint8)
-    _, effort = effort_of(session, lambda: torch.ones(64 * 2**20, dtype=torch.uint8).numel())
-    assert effort.memory is not None
-    assert 60 * 2**20 < effort.memory < 80 * 2**20
+    _, cost = measure_cost(session, lambda: torch.ones(64 * 2**20, dtype=torch.uint8).numel())
+    assert cost.memory is not None
+    assert 60 * 2**20 < cost.memory < 80 * 2**20
     assert held.all()
 
 
 def test_work_is_done_once_where_no_peak_can_be_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The result and the time are there all the same; time is the work's own."""
+    """Result and time are returned nonetheless."""
     monkeypatch.setattr(footprint, "RESET", tmp_path / "no" / "clear_refs")
     calls = []
-    result, effort = effort_of(
+    result, cost = measure_cost(
         Session(make_model()), lambda: (calls.append(1), time.sleep(0.05), "done")[-1]
     )
-    assert (result, calls, effort.memory) == ("done", [1], None)
-    assert 0.05 <= effort.seconds < 1
+    assert (result, calls, cost.memory) == ("done", [1], None)
+    assert 0.05 <= cost.seconds < 1
 
 
 def test_trials_that_were_known_are_counted() -> None:
@@ -50,4 +50,4 @@ def test_trials_that_were_known_are_counted() -> None:
     def search() -> None:
         session.known_trials += 3
 
-    assert effort_of(session, search)[1].known_trials == 3
+    assert measure_cost(session, search)[1].known_trials == 3

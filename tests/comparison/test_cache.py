@@ -1,4 +1,4 @@
-"""Pieces of comparisons on disk."""
+"""The cache of a comparison's plans and cells."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from slm_plugin.comparison.cache import Kept, is_cell, is_plan
-from slm_plugin.comparison.record import Cell, Effort, Planned
+from slm_plugin.comparison.cache import CellCache, is_cell, is_plan
+from slm_plugin.comparison.record import Cell, Cost, Planned
 from slm_plugin.evaluation.base import Measurement
 from slm_plugin.pruners.depth.deepest import Deepest
 from slm_plugin.session import Session
@@ -20,24 +20,24 @@ FIGURE = Measurement(name="perplexity", value=math.inf, protocol="p", better="lo
 CELL = Cell(label="dense", measured={"perplexity": (FIGURE,), "a": (FIGURE,)})
 
 
-def test_a_piece_is_found_by_all_its_facts(tmp_path: Path) -> None:
+def test_an_entry_is_found_by_all_its_facts(tmp_path: Path) -> None:
     """The same facts in any order find it whole; one that differs does not."""
-    kept = Kept(tmp_path, {"seed": 1, "model": "m"})
-    kept.keep(CELL, {"target": 3})
-    found = Kept(tmp_path, {"model": "m", "seed": 1}).find(Cell, {"target": 3})
+    cache = CellCache(tmp_path, {"seed": 1, "model": "m"})
+    cache.store(CELL, {"target": 3})
+    found = CellCache(tmp_path, {"model": "m", "seed": 1}).find(Cell, {"target": 3})
     assert found == CELL
     assert found is not None and list(found.measured) == ["perplexity", "a"]
-    assert kept.find(Cell, {"target": 4}) is None
-    assert Kept(tmp_path, {"seed": 2, "model": "m"}).find(Cell, {"target": 3}) is None
+    assert cache.find(Cell, {"target": 4}) is None
+    assert CellCache(tmp_path, {"seed": 2, "model": "m"}).find(Cell, {"target": 3}) is None
 
 
 def test_fresh_reads_nothing_and_writes(tmp_path: Path) -> None:
-    """What lies there is left unread and replaced."""
-    Kept(tmp_path, {}).keep(CELL, {})
-    fresh = Kept(tmp_path, {}, fresh=True)
+    """Cached entries are ignored and replaced."""
+    CellCache(tmp_path, {}).store(CELL, {})
+    fresh = CellCache(tmp_path, {}, fresh=True)
     assert fresh.find(Cell, {}) is None
-    fresh.keep(CELL.model_copy(update={"label": "newer"}), {})
-    found = Kept(tmp_path, {}).find(Cell, {})
+    fresh.store(CELL.model_copy(update={"label": "newer"}), {})
+    found = CellCache(tmp_path, {}).find(Cell, {})
     assert found is not None and found.label == "newer"
 
 
@@ -59,51 +59,60 @@ def damaged(text: str) -> list[str]:
     ]
 
 
-def test_a_damaged_file_is_told_and_set_aside(
+def test_a_damaged_file_is_reported_and_set_aside(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Half a file, an edited one, or one without checksum, is made anew and lies beside."""
-    kept = Kept(tmp_path, {})
-    kept.keep(CELL, {})
+    """Half a file, an edited one, or one without checksum, is renamed and computed again."""
+    cache = CellCache(tmp_path, {})
+    cache.store(CELL, {})
     (file,) = tmp_path.iterdir()
     for number, text in enumerate(damaged(file.read_text()), start=1):
-        kept.keep(CELL, {})
+        cache.store(CELL, {})
         file.write_text(text)
-        assert kept.find(Cell, {}) is None
-        told = capsys.readouterr().err.replace("\n", " ")
-        assert "is damaged" in told and f"{file.name}.damaged-{number}" in told
+        assert cache.find(Cell, {}) is None
+        message = capsys.readouterr().err.replace("\n", " ")
+        assert "is damaged" in message and f"{file.name}.damaged-{number}" in message
         assert file.with_name(f"{file.name}.damaged-{number}").read_text() == text
         assert not file.exists()
 
 
 def test_a_file_that_was_moved_is_not_taken(tmp_path: Path) -> None:
-    """A whole cell under another cell's name belongs to something else."""
-    kept = Kept(tmp_path, {})
-    kept.keep(CELL, {"target": 1})
+    """A cell under another cell's file name is rejected."""
+    cache = CellCache(tmp_path, {})
+    cache.store(CELL, {"target": 1})
     (first,) = tmp_path.iterdir()
-    kept.keep(CELL.model_copy(update={"label": "other"}), {"target": 2})
+    cache.store(CELL.model_copy(update={"label": "other"}), {"target": 2})
     (second,) = set(tmp_path.iterdir()) - {first}
     first.replace(second)
-    assert kept.find(Cell, {"target": 2}) is None
+    assert cache.find(Cell, {"target": 2}) is None
+
+
+def test_a_plan_of_an_earlier_version_is_read() -> None:
+    """Its cost is called effort there."""
+    plan = Deepest(Deepest.Options(), Target(layers_removed=2)).plan(Session(make_model()))
+    planned = Planned(plan=plan, cost=Cost(seconds=1, known_trials=2))
+    earlier = planned.model_dump(mode="json")
+    earlier["effort"] = earlier.pop("cost")
+    assert Planned.model_validate(earlier) == planned
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.nan])
 def test_a_figure_is_a_number(tmp_path: Path, value: float) -> None:
     """Infinity is a figure, NaN is none; neither is a time."""
-    kept = Kept(tmp_path, {})
+    cache = CellCache(tmp_path, {})
     figure = FIGURE.model_copy(update={"value": value})
-    kept.keep(CELL.model_copy(update={"measured": {"a": (figure,)}}), {})
-    assert kept.find(Cell, {}, lambda cell: is_cell(cell, CELL)) is None
+    cache.store(CELL.model_copy(update={"measured": {"a": (figure,)}}), {})
+    assert cache.find(Cell, {}, lambda cell: is_cell(cell, CELL)) is None
     with pytest.raises(ValueError, match="finite"):
-        Effort(seconds=value)
+        Cost(seconds=value)
 
 
 def test_a_plan_belongs_to_its_method_target_and_model(tmp_path: Path) -> None:
-    """One of another strategy, with other options, for another target or model is made anew."""
+    """One of another strategy, with other options, target or model is computed again."""
     session = Session(make_model())
     other = Session(make_model(seed=1))
     plan = Deepest(Deepest.Options(), Target(layers_removed=2)).plan(session)
-    planned = Planned(plan=plan, effort=Effort(seconds=1))
+    planned = Planned(plan=plan, cost=Cost(seconds=1))
     facts = {
         "method": "deepest",
         "options": plan.model_dump(mode="json")["options"],
@@ -115,6 +124,6 @@ def test_a_plan_belongs_to_its_method_target_and_model(tmp_path: Path) -> None:
     for changed in ({"method": "slm"}, {"options": {"x": 1}}, {"target": target}):
         assert not is_plan(planned, {**facts, **changed}, session)
     broken = plan.model_copy(update={"operations": ()})
-    kept = Kept(tmp_path, {})
-    kept.keep(Planned(plan=broken, effort=Effort(seconds=1)), facts)
-    assert kept.find(Planned, facts, lambda one: is_plan(one, facts, session)) is None
+    cache = CellCache(tmp_path, {})
+    cache.store(Planned(plan=broken, cost=Cost(seconds=1)), facts)
+    assert cache.find(Planned, facts, lambda one: is_plan(one, facts, session)) is None

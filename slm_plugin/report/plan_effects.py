@@ -1,4 +1,4 @@
-"""What the operations of a plan come to, worked out once for pictures and words."""
+"""Effects of a plan's operations, computed once for plots and text."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from slm_plugin.pruners.depth.search.runs import DROP
 from slm_plugin.surgery.composition import pairs_left
 
 
-def destinations(plan: PruningPlan) -> list[int | None]:
-    """Index in the result of every original layer; None for a layer that is dropped.
+def layer_mapping(plan: PruningPlan) -> list[int | None]:
+    """The layer mapping: new index of every original layer, None for a dropped one.
 
-    A layer of which one block is left is where that block is.
+    A layer with one remaining block maps to the layer with that block.
     """
     blocks = [op for op in plan.operations if isinstance(op, DropSublayers)]
     if blocks:
@@ -37,19 +37,19 @@ def destinations(plan: PruningPlan) -> list[int | None]:
 
 
 def kept_channels(plan: PruningPlan) -> dict[int, tuple[int, ...]]:
-    """MLP channels that stay, for every layer that loses some."""
+    """Remaining MLP channels of every layer that loses some."""
     return {op.layer: op.indices for op in plan.operations if isinstance(op, KeepChannels)}
 
 
 def kept_groups(plan: PruningPlan) -> dict[int, tuple[int, ...]]:
-    """KV groups that stay, for every layer that loses some."""
+    """Remaining KV groups of every layer that loses some."""
     return {op.layer: op.kv_groups for op in plan.operations if isinstance(op, KeepHeads)}
 
 
 def final_trials(plan: PruningPlan) -> set[int]:
-    """Positions of the trials that the plan carries out: the last accepted one of each window.
+    """Positions of the trials behind the plan: the last accepted one of each window.
 
-    Of blocks that go two by two, each accepted trial was a step.
+    For dropped attention and MLP blocks every accepted trial is one of them.
     """
     if any(isinstance(op, DropSublayers) for op in plan.operations):
         return {i for i, trial in enumerate(plan.trials) if trial.accepted}
@@ -64,10 +64,10 @@ def final_trials(plan: PruningPlan) -> set[int]:
 
 
 def layers_left(plan: PruningPlan, trial: Trial) -> int:
-    """Layers of the model that a trial evaluated."""
+    """Number of layers of the model that a trial evaluated."""
     windows = [*trial.committed, (trial.first, trial.last)]
     if trial.layers_removed is not None:
         return plan.before.layers - trial.layers_removed
-    # Otherwise what was done before was of the same kind.
-    stays = 0 if trial.rule == DROP else 1
-    return plan.before.layers - sum(last - first + 1 - stays for first, last in windows)
+    # Otherwise all runs of the trial are of the same kind.
+    remaining = 0 if trial.rule == DROP else 1
+    return plan.before.layers - sum(last - first + 1 - remaining for first, last in windows)
