@@ -254,8 +254,8 @@ def _misplaced(
         if not exporter.component.operators:
             yield Problem(
                 exporter.place,
-                f"'{exporter.component.name}' cannot hold the operators that '{name}' inserts between "
-                "layers; export `onnx`, or repair by `fold_linear` or `refit`",
+                f"'{exporter.component.name}' cannot store the operators that '{name}' inserts "
+                "between layers; export `onnx`, or repair by `fold_linear` or `refit`",
             )
 
 
