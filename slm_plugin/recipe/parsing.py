@@ -254,7 +254,7 @@ def _misplaced(
         if not exporter.component.operators:
             yield Problem(
                 exporter.place,
-                f"'{exporter.component.name}' cannot hold the operators that '{name}' inserts "
+                f"'{exporter.component.name}' cannot store the operators that '{name}' inserts "
                 "between layers; export `onnx`, or repair by `fold_linear` or `refit`",
             )
 
