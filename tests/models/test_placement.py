@@ -12,7 +12,7 @@ from slm_plugin.models import loading, placement
 from slm_plugin.models.checkpoint import read_checkpoint
 from slm_plugin.models.layerwise import build
 from slm_plugin.models.loading import ModelSource, load
-from slm_plugin.models.placement import Kept, outgrows, place_layers, places
+from slm_plugin.models.placement import Resident, outgrows, place_layers, places
 from slm_plugin.models.stored import total_bytes
 from slm_plugin.models.streaming import StreamedParameter, is_streamed
 from slm_plugin.pruners.depth.slm import SlidingLayerMerging, SlmOptions
@@ -64,7 +64,9 @@ def test_layers_elsewhere_run_at_home(folder: Path) -> None:
     assert not is_streamed(model.model.layers[1])
     for index in (0, 5):
         for parameter in model.model.layers[index].parameters():
-            assert isinstance(parameter, StreamedParameter) and isinstance(parameter.source, Kept)
+            assert isinstance(parameter, StreamedParameter) and isinstance(
+                parameter.source, Resident
+            )
     whole = load(ModelSource(id=str(folder), device="cpu"))[0]
     for file in folder.glob("*.safetensors"):
         file.unlink()
