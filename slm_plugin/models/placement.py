@@ -28,7 +28,7 @@ ROOM = 0.8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Kept:
+class Resident:
     """A source of streamed values: a tensor on another device."""
 
     tensor: Tensor
@@ -94,7 +94,7 @@ def place_layers(model: PreTrainedModel, where: Mapping[str, Any]) -> None:
         put = (
             nn.Parameter(loaded, requires_grad=False)
             if device == home
-            else stub_for(Kept(loaded), loaded.dtype, home)
+            else stub_for(Resident(loaded), loaded.dtype, home)
         )
         setattr(model.get_submodule(path), name, put)
 

@@ -221,7 +221,7 @@ def test_nothing_is_left_behind(
     measure(session, ["words_few"], include_path=folder)
     captured = capfd.readouterr()
     assert captured.out == ""
-    said = f"lm_eval: the task code of {folder}/data.py is run"
+    said = f"lm_eval: running the task code of {folder}/data.py"
     assert "".join(captured.err.split()) == "".join(said.split())
     assert dict(os.environ) == environment
     assert random.getstate() == numbers[0] and torch.equal(torch.get_rng_state(), numbers[1])

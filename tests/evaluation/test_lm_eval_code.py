@@ -105,7 +105,7 @@ def test_only_a_run_runs_the_code(
     evaluator.load()
     assert (tmp_path / "marker").exists()
     said = unwrapped(capsys.readouterr().err)
-    assert said == unwrapped(f"lm_eval: the task code of {folder}/data.py is run")
+    assert said == unwrapped(f"lm_eval: running the task code of {folder}/data.py")
     assert [one.name for one in evaluator.measure(session())] == ["mine acc"]
 
 
@@ -134,7 +134,7 @@ def test_the_commands_keep_to_it(folder: Path, tmp_path: Path) -> None:
     done = command("run")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "marker").exists()
-    line = unwrapped(f"lm_eval: the task code of {folder}/data.py is run")
+    line = unwrapped(f"lm_eval: running the task code of {folder}/data.py")
     assert unwrapped(done.stderr).startswith(f"{line}load")
 
 

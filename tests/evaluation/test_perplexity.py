@@ -188,7 +188,7 @@ def test_dataset_without_its_extra_is_refused_by_check(monkeypatch: pytest.Monke
 
 def test_only_a_text_file_is_taken_as_it_is() -> None:
     """`join: none` makes sense for a .txt file alone."""
-    with pytest.raises(ValidationError, match=r"takes a \.txt file"):
+    with pytest.raises(ValidationError, match=r"only for \.txt files"):
         PerplexityOptions(source="builtin", join="none")
 
 

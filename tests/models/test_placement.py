@@ -12,7 +12,7 @@ from slm_plugin.models import loading, placement
 from slm_plugin.models.checkpoint import read_checkpoint
 from slm_plugin.models.layerwise import build
 from slm_plugin.models.loading import ModelSource, load
-from slm_plugin.models.placement import Kept, outgrows, place_layers, places
+from slm_plugin.models.placement import Resident, outgrows, place_layers, places
 from slm_plugin.models.stored import total_bytes
 from slm_plugin.models.streaming import is_streamed
 from slm_plugin.models.torch_subclasses import StreamedParameter
@@ -65,7 +65,9 @@ def test_layers_elsewhere_run_at_home(folder: Path) -> None:
     assert not is_streamed(model.model.layers[1])
     for index in (0, 5):
         for parameter in model.model.layers[index].parameters():
-            assert isinstance(parameter, StreamedParameter) and isinstance(parameter.source, Kept)
+            assert isinstance(parameter, StreamedParameter) and isinstance(
+                parameter.source, Resident
+            )
     whole = load(ModelSource(id=str(folder), device="cpu"))[0]
     for file in folder.glob("*.safetensors"):
         file.unlink()
@@ -88,7 +90,7 @@ def test_auto_spreads_what_is_too_large_and_refuses_what_cannot_follow(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loading takes the way over `places`; a width stage then stops before any work."""
-    from slm_plugin.pipeline import prepare
+    import slm_plugin
 
     class Gpu:
         """A CPU that passes for a GPU where loading asks."""
@@ -107,7 +109,7 @@ def test_auto_spreads_what_is_too_large_and_refuses_what_cannot_follow(
         f"stages: [{{prune: torch_pruning, target: {{ratio: 0.1}}}}]\noutput: {tmp_path / 'out'}\n"
     )
     with pytest.raises(ModelSourceError, match="larger than the GPU, and 'torch_pruning' needs"):
-        prepare(recipe)
+        slm_plugin.run(recipe)
 
 
 def test_a_missing_accelerate_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,10 +223,10 @@ def test_a_recipe_tells_before_anything_is_loaded(name: str, tmp_path: Path, tok
     stages = [PRUNE, f"{{recover: {name}}}", PRUNE, "{recover: rescale}"]
     with pytest.raises(RecipeError) as caught:
         Recipe.parse(_recipe(tmp_path, tokens, stages, "checkpoint: {}"))
-    lines = str(caught.value).splitlines()
-    assert "'deepest' cannot follow" in lines[-3]
-    assert "'rescale' cannot follow" in lines[-2]
-    assert f"'checkpoint' cannot hold the operators that '{name}' puts" in lines[-1]
+    message = str(caught.value)
+    assert f"stages.2: 'deepest' cannot follow '{name}'" in message
+    assert f"stages.3: 'rescale' cannot follow '{name}'" in message
+    assert f"'checkpoint' cannot store the operators that '{name}' inserts" in message
 
 
 @pytest.mark.parametrize("name", BOTH)
