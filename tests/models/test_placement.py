@@ -89,7 +89,7 @@ def test_auto_spreads_what_is_too_large_and_refuses_what_cannot_follow(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loading takes the way over `places`; a width stage then stops before any work."""
-    from slm_plugin.pipeline import prepare
+    from slm_plugin.pipeline import plan
 
     class Gpu:
         """A CPU that passes for a GPU where loading asks."""
@@ -108,7 +108,7 @@ def test_auto_spreads_what_is_too_large_and_refuses_what_cannot_follow(
         f"stages: [{{prune: torch_pruning, target: {{ratio: 0.1}}}}]\noutput: {tmp_path / 'out'}\n"
     )
     with pytest.raises(ModelSourceError, match="larger than the GPU, and 'torch_pruning' needs"):
-        prepare(recipe)
+        plan(recipe)
 
 
 def test_a_missing_accelerate_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
