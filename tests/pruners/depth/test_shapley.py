@@ -149,7 +149,7 @@ def test_an_exact_plan_is_the_game_of_whole_models() -> None:
     assert scores(plan) == pytest.approx(expected, abs=2e-5)
     assert gone(plan) == sorted(range(6), key=lambda index: expected[index])[:3]
     assert sum(scores(plan)) == pytest.approx(1 - known[tuple(range(6))], abs=1e-4)
-    assert "exact: all 64 models" in plan.notes[2]
+    assert "exact: all 64 coalitions" in plan.notes[2]
 
 
 def test_an_estimated_plan_is_close_to_the_exact_one() -> None:
@@ -192,7 +192,7 @@ def test_protected_layers_are_no_players() -> None:
     assert [found[0], found[4], found[5]] == [1, 1, 1]
     worth = value_function(Trials(session_of(make_model()), "loss", DROP))
     assert found[1:4] == pytest.approx(over_all_orders(range(1, 4), worth))
-    assert "all 8 models" in plan.notes[2]
+    assert "all 8 coalitions" in plan.notes[2]
 
 
 def test_a_model_is_looked_at_once() -> None:
