@@ -228,7 +228,7 @@ def test_a_recipe_is_data_and_its_model_may_be_in_memory(tmp_path: Path) -> None
     assert result.model.config.num_hidden_layers == 4
     with pytest.raises(UserError, match="no model is named"):
         run(Recipe.from_dict({"stages": stages}))
-    with pytest.raises(UserError, match="go with a model"):
+    with pytest.raises(UserError, match="need a model"):
         run(Recipe.from_dict({"stages": stages}), calibration=TOKENS)
     with pytest.raises(RecipeError, match=r"recipe: export: .* add `output`"):
         Recipe.from_dict({"stages": stages, "export": [{"checkpoint": {}}]})

@@ -52,7 +52,7 @@ def test_a_later_stage_is_measured_on_what_the_earlier_ones_leave() -> None:
         "recover: refit",
         "prune: deepest, target: {ratio: 0.4}",
     ).stages
-    with pytest.raises(TargetError, match=r"stages\.2 \(deepest\): .* as the stages before it"):
+    with pytest.raises(TargetError, match=r"stages\.2 \(deepest\): .* after the earlier stages"):
         refuse_targets(stages, SMOLLM2)
     refuse_targets(stages[:2], SMOLLM2)
 

@@ -135,7 +135,7 @@ def test_nothing_is_loaded_for_an_output_that_cannot_be(
     recipe_file: Path, tmp_path: Path, tokens: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every command that writes finds out before."""
-    for module in ("slm_plugin.pipeline", "slm_plugin.comparison.run", "slm_plugin.models.loading"):
+    for module in ("slm_plugin.preparation", "slm_plugin.models.loading"):
         monkeypatch.setattr(f"{module}.load", lambda _: pytest.fail("the model was loaded"))
     plan = tmp_path / "plan.json"
     recipe = Recipe.read(recipe_file)
@@ -191,7 +191,7 @@ def test_a_comparison_whose_page_fails_keeps_its_figures(
     recipe_file.write_text(
         f"{text}evaluate: [footprint: {{tokens: 16}}]\noutput: {tmp_path / 'out'}\n"
     )
-    monkeypatch.setattr("slm_plugin.report.writer.render_comparison", fail)
+    monkeypatch.setattr("slm_plugin.comparison.page.render_comparison", fail)
     with pytest.raises(IncompleteError) as told:
         compare(recipe_file)
     assert names(told.value.kept) == [MARKER, INCOMPLETE, "comparison.json", "comparison.md"]

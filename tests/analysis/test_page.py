@@ -73,9 +73,9 @@ def test_the_page_shows_every_figure_and_its_floor() -> None:
     for said in (
         "Artefacts",
         "8 samples have 9,216 features each",
-        "0.9876 alike",
+        "a CKA of 0.9876",
         "0.002 with a scatter of 0.043",
-        "Behind layer 3 the samples differ in 3.5 effective directions out of 7, and one token "
+        "After layer 3 the samples differ in 3.5 effective directions out of 7, and one token "
         "(position 2 of sample 5, counted from 0) makes 43.2% of their differences",
         "sha256:" + "c" * 64,
         identity("a").weights,

@@ -59,7 +59,7 @@ output: {tmp_path / "out"}
 def no_collecting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Collecting garbage and drawing, tested elsewhere, would take most of the time here."""
     monkeypatch.setattr("gc.collect", lambda: 0)
-    monkeypatch.setattr("slm_plugin.comparison.page.front_pictures", lambda *_: [])
+    monkeypatch.setattr("slm_plugin.comparison.page.pareto_pictures", lambda *_: [])
 
 
 @pytest.fixture

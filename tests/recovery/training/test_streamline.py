@@ -273,7 +273,7 @@ def test_a_reference_is_needed_from_before_the_first_stage(late: bool) -> None:
 
 def test_one_sample_cannot_both_teach_and_judge() -> None:
     """Two can."""
-    with pytest.raises(CalibrationError, match="has no two"):
+    with pytest.raises(CalibrationError, match="has fewer than 2"):
         recover(pruned(make_model(), ONE_RUN, tokens=SAMPLES[:1]))
     record = recover(pruned(make_model(), ONE_RUN, tokens=SAMPLES[:2]))
     assert "on 1 samples, 1 more held out" in record.notes[0]
