@@ -6,8 +6,8 @@ Run it before a change that must not change results, and again after it:
     python benchmarks/same_bytes.py | diff before.txt -
 
 Every recipe runs as a process of its own on the default model with one seed. Hashed are the plan
-without the options of its strategy, which may get other names, and the weights, configuration and
-tokenizer of the checkpoint.
+without its prose and the options of its strategy, whose words may change, and the weights,
+configuration and tokenizer of the checkpoint.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ STAGES: dict[str, list[dict[str, Any]]] = {
     "slm greedy": [{"prune": "slm", "target": TWO, "search": "greedy", "criterion": "loss"}],
     "slm budgeted": [{"prune": "slm", "target": TWO, "search": "budgeted", "merge_rule": "mean"}],
     "width taylor": [NARROWER],
-    "width magnitude": [{**NARROWER, "importance": "magnitude", "kv_groups": 1}],
+    "width magnitude": [
+        {**NARROWER, "target": {"ratio": 0.1}, "importance": "magnitude", "kv_groups": 1}
+    ],
     **{
         f"recovery {name}": [DROP, {"recover": name}]
         for name in ("fold_linear", "refit", "rescale")
@@ -65,7 +67,8 @@ def digest(output: Path) -> dict[str, str]:
     found = {}
     for file in sorted(output.glob("plan-*.json")):
         plan = json.loads(file.read_text())
-        del plan["options"]
+        for name in ("options", "notes", "warnings"):
+            plan.pop(name, None)
         found[file.name] = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
     for file in sorted((output / "checkpoint").iterdir()):
         if file.suffix in (".json", ".safetensors"):
