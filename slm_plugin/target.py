@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from slm_plugin.counts import Count
+from slm_plugin.record import Record
 
 _SCALE = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 _COUNT = re.compile(r"\s*((?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?)\s*([KMB]?)\s*", re.IGNORECASE)
@@ -28,15 +29,13 @@ def parse_count(value: object) -> object:
     return value
 
 
-class Target(BaseModel):
+class Target(Record):
     """How much a stage removes.
 
     ``ratio`` counts parameters with tied embeddings once. It is a share of the model as it was
     loaded (``of: original``), so that the ratios of several stages add up, unless ``of: current``
     makes it a share of what the stage finds.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     layers_removed: Annotated[Count, Field(description="decoder layers to remove")] | None = None
     ratio: (

@@ -19,6 +19,7 @@ ORDER = [
     "interruption",
     "foreign",
     "counts",
+    "record",
     "target",
     "extras",
     "child",

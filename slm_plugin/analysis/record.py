@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from slm_plugin.calibration.samples import CalibrationRecord
 from slm_plugin.models.fingerprint import Fingerprint
 from slm_plugin.models.view import Dimensions
+from slm_plugin.record import Record
 
 Matrix = tuple[tuple[float, ...], ...]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class NoiseCka(_Record):
+class NoiseCka(Record):
     """CKA of independent Gaussian sets in the shape of a layer's output: nothing in common.
 
     Attributes:
@@ -31,7 +26,7 @@ class NoiseCka(_Record):
     scatter: float
 
 
-class LayerCka(_Record):
+class LayerCka(Record):
     """CKA of the outputs of every two layers, over samples whose tokens are laid end to end.
 
     Attributes:
@@ -49,7 +44,7 @@ class LayerCka(_Record):
     directions: tuple[float, ...]
 
 
-class Outlier(_Record):
+class Outlier(Record):
     """The token in which the samples of a layer differ most.
 
     Attributes:
@@ -63,7 +58,7 @@ class Outlier(_Record):
     share: float
 
 
-class LayerCosine(_Record):
+class LayerCosine(Record):
     """Cosine of the outputs of every two layers along the hidden axis, averaged over tokens.
 
     Attributes:
@@ -76,14 +71,14 @@ class LayerCosine(_Record):
     other_token: Matrix
 
 
-class TokenNorms(_Record):
+class TokenNorms(Record):
     """Euclidean norms over all tokens."""
 
     mean: float
     median: float
 
 
-class LayerNorms(_Record):
+class LayerNorms(Record):
     """Norms per layer: of its output and of what it and its two blocks add to the stream."""
 
     output: tuple[TokenNorms, ...]
@@ -92,7 +87,7 @@ class LayerNorms(_Record):
     mlp: tuple[TokenNorms, ...]
 
 
-class Figures(_Record):
+class Figures(Record):
     """Everything that is measured.
 
     Attributes:
@@ -114,7 +109,7 @@ class Figures(_Record):
     norms: LayerNorms
 
 
-class Analysis(_Record):
+class Analysis(Record):
     """One analysis with its protocol; written as ``analysis.json``."""
 
     format: Literal[1] = 1

@@ -7,13 +7,14 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from slm_plugin.calibration.sources import TextSource, check_source, is_file, read_documents
 from slm_plugin.calibration.token_files import refuse_ids, stored_ids
 from slm_plugin.counts import MOST, Count, Seed
 from slm_plugin.errors import CalibrationError
 from slm_plugin.lazy import inference_mode, torch
+from slm_plugin.record import Record
 from slm_plugin.texts import expanded, shown_path
 
 if TYPE_CHECKING:
@@ -76,10 +77,8 @@ class CalibrationSource(TextSource):
             read_documents(self, "calibration")
 
 
-class CalibrationRecord(BaseModel):
+class CalibrationRecord(Record):
     """What a run calibrated on; ``sha256`` is over the token ids."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str
     samples: int

@@ -9,10 +9,11 @@ from importlib import resources
 from itertools import islice
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from slm_plugin.errors import CalibrationError
 from slm_plugin.extras import require
+from slm_plugin.record import Record
 from slm_plugin.texts import expanded, read_text, regular_file, shown, shown_path
 
 FILE_SUFFIXES = (".txt", ".jsonl", ".json", ".safetensors")
@@ -35,10 +36,8 @@ DATASET_ALIASES = {
 STREAMED_ROWS = 20_000
 
 
-class TextSource(BaseModel):
+class TextSource(Record):
     """Names a text: ``builtin``, a ``.txt`` or ``.jsonl`` file, or a dataset on the Hub."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: Annotated[
         str, Field(min_length=1, description="builtin, a .txt or .jsonl file, or a datasets id")

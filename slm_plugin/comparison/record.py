@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, Field
 
 from slm_plugin.calibration.samples import CalibrationRecord
 from slm_plugin.evaluation.base import Measurement
 from slm_plugin.models.fingerprint import Fingerprint
 from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import PruningPlan
+from slm_plugin.record import Record
 from slm_plugin.target import Target
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Cost(_Record):
+class Cost(Record):
     """Time and memory of one step.
 
     Attributes:
@@ -34,7 +31,7 @@ class Cost(_Record):
     known_trials: Annotated[int, Field(ge=0)] = 0
 
 
-class Planned(_Record):
+class Planned(Record):
     """A plan and the cost of making it.
 
     Caches of earlier versions call the cost ``effort``.
@@ -44,7 +41,7 @@ class Planned(_Record):
     cost: Annotated[Cost, Field(validation_alias=AliasChoices("cost", "effort"))]
 
 
-class Cell(_Record):
+class Cell(Record):
     """One method at one target with one recovery, or the dense model.
 
     Attributes:
@@ -61,15 +58,15 @@ class Cell(_Record):
 
     label: str
     method: str | None = None
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     recovery: str | None = None
-    recovery_options: dict[str, Any] = {}
+    recovery_options: dict[str, Any] = Field(default_factory=dict)
     recovered: str = ""
     target: Target | None = None
     after: Dimensions | None = None
     planning: Cost | None = None
     recovering: Cost | None = None
-    measured: dict[str, tuple[Measurement, ...]] = {}
+    measured: dict[str, tuple[Measurement, ...]] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     error: str = ""
 
@@ -87,7 +84,7 @@ class Cell(_Record):
         return max(peaks) if peaks and len(peaks) == len(costs) else None
 
 
-class ComparisonReport(_Record):
+class ComparisonReport(Record):
     """One comparison; written as ``comparison.json``. The first cell is the dense model."""
 
     format: Literal[1] = 1

@@ -5,19 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from slm_plugin.record import Record
 
 if TYPE_CHECKING:
     from slm_plugin.session import Session
 
 
-class Measurement(BaseModel):
+class Measurement(Record):
     """One measured figure with its protocol.
 
     Two measurements are comparable only if name and protocol are equal.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     value: float
@@ -27,10 +27,8 @@ class Measurement(BaseModel):
     stderr: float | None = None
 
 
-class EvaluatorOptions(BaseModel):
+class EvaluatorOptions(Record):
     """Options that every evaluator has; subclasses add their own."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     every_stage: bool = Field(
         default=False,

@@ -6,16 +6,16 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
+
+from slm_plugin.record import Record
 
 if TYPE_CHECKING:
     from slm_plugin.session import Session
 
 
-class Check(BaseModel):
+class Check(Record):
     """One comparison of what was written with the model in memory."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     value: float
@@ -23,10 +23,8 @@ class Check(BaseModel):
     unit: str = ""
 
 
-class ExportRecord(BaseModel):
+class ExportRecord(Record):
     """What an exporter wrote; every check passed, or there would be no record."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     exporter: str
     folder: str
@@ -34,10 +32,8 @@ class ExportRecord(BaseModel):
     checks: tuple[Check, ...]
 
 
-class ExporterOptions(BaseModel):
+class ExporterOptions(Record):
     """Base of every exporter's options."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Exporter(ABC):

@@ -5,19 +5,16 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
-
 from slm_plugin.lazy import torch
 from slm_plugin.models.streaming import values
+from slm_plugin.record import Record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Fingerprint(BaseModel):
+class Fingerprint(Record):
     """Identity of a model in memory; equal fingerprints mean equal bytes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     architecture: str
     dtype: str

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 from unicodedata import category
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from slm_plugin.errors import ModelSourceError
 from slm_plugin.lazy import torch
@@ -20,6 +20,7 @@ from slm_plugin.models.placement import outgrows, place_layers, places
 from slm_plugin.models.streaming import is_streamed, values
 from slm_plugin.models.tokenizer import read_tokenizer
 from slm_plugin.models.view import DecoderView
+from slm_plugin.record import Record
 from slm_plugin.texts import expanded, regular_file, shown, shown_path
 
 if TYPE_CHECKING:
@@ -42,10 +43,8 @@ def check_device(device: str) -> str:
     return device
 
 
-class ModelSource(BaseModel):
+class ModelSource(Record):
     """Which model to load, and how."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: Annotated[
         str,

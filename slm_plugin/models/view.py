@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from pydantic import BaseModel, ConfigDict
-
 from slm_plugin.errors import UnsupportedModelError
 from slm_plugin.lazy import nn
 from slm_plugin.models.operators import own_parameters
+from slm_plugin.record import Record
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,13 +20,11 @@ ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
-class Dimensions(BaseModel):
+class Dimensions(Record):
     """Sizes of a decoder with uniform layers, and the parameters per unit of each kind.
 
     All ``*_parameters`` count scalars; tied embeddings count once.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     architecture: str
     layers: int

@@ -7,13 +7,14 @@ from html import escape
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
+from pydantic import FailFast, Field, model_validator
 from typing_extensions import Self
 
 from slm_plugin.errors import PlanError
 from slm_plugin.files import write_text
 from slm_plugin.models.fingerprint import Fingerprint
 from slm_plugin.models.view import Dimensions
+from slm_plugin.record import Record
 from slm_plugin.target import Target
 from slm_plugin.texts import read_text, shown_path
 
@@ -29,11 +30,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Indices = Annotated[tuple[Index, ...], Field(min_length=1), FailFast()]
 
 
-class _Data(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class MergeLayers(_Data):
+class MergeLayers(Record):
     """Merge layers first..last (inclusive) into one, at the position of the first.
 
     With ``weights_only``, biases and query and key norms are the first layer's.
@@ -57,7 +54,7 @@ class MergeLayers(_Data):
         return self
 
 
-class DropLayers(_Data):
+class DropLayers(Record):
     """Drop whole layers."""
 
     op: Literal["drop_layers"] = "drop_layers"
@@ -69,7 +66,7 @@ class DropLayers(_Data):
         return len(self.indices)
 
 
-class LayerPart(_Data):
+class LayerPart(Record):
     """The part of one layer in a concatenated layer.
 
     Attributes:
@@ -87,7 +84,7 @@ class LayerPart(_Data):
     bias_share: Share = 1
 
 
-class ConcatLayers(_Data):
+class ConcatLayers(Record):
     """Concatenate channels and heads of consecutive layers to one layer of the same shape.
 
     The channels and the KV groups of the parts add up to those of one layer, in the order of the
@@ -120,7 +117,7 @@ class ConcatLayers(_Data):
         return self
 
 
-class DropSublayers(_Data):
+class DropSublayers(Record):
     """Drop attention blocks and as many MLP blocks, each with its norm.
 
     Each remaining attention forms a layer with the MLP after it. A plan after which blocks do not
@@ -146,7 +143,7 @@ class DropSublayers(_Data):
         return self
 
 
-class KeepChannels(_Data):
+class KeepChannels(Record):
     """MLP channels (rows of gate and up, columns of down) to keep in one layer."""
 
     op: Literal["keep_channels"] = "keep_channels"
@@ -154,7 +151,7 @@ class KeepChannels(_Data):
     indices: Indices
 
 
-class KeepHeads(_Data):
+class KeepHeads(Record):
     """Key/value heads to keep in one layer, each with the query heads that read it."""
 
     op: Literal["keep_heads"] = "keep_heads"
@@ -167,7 +164,7 @@ DepthOperation = LayerOperation | DropSublayers
 Operation = Annotated[DepthOperation | KeepChannels | KeepHeads, Field(discriminator="op")]
 
 
-class Trial(_Data):
+class Trial(Record):
     """One candidate that a depth strategy evaluated: layers merged into one, or dropped.
 
     ``committed`` holds the windows that were merged before the trial. The similarity is the
@@ -186,7 +183,7 @@ class Trial(_Data):
     accepted: bool
 
 
-class UnitScores(_Data):
+class UnitScores(Record):
     """Importance of every prunable unit of one layer; the lowest are removed first."""
 
     layer: Index
@@ -194,7 +191,7 @@ class UnitScores(_Data):
     scores: Annotated[tuple[float, ...], FailFast()]
 
 
-class LayerScores(_Data):
+class LayerScores(Record):
     """Scores of a depth strategy for every layer, or for every block by its lowest layer.
 
     The lowest eligible ones are removed first.
@@ -204,7 +201,7 @@ class LayerScores(_Data):
     scores: Annotated[tuple[float, ...], FailFast()]
 
 
-class PruningPlan(_Data):
+class PruningPlan(Record):
     """The result of a strategy for one model, with the scores behind it.
 
     Indices refer to the model that ``fingerprint`` identifies. Surgery fails unless the pruned

@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from slm_plugin.errors import TargetError
 from slm_plugin.models.view import Dimensions
+from slm_plugin.record import Record
 from slm_plugin.target import Target
 
 if TYPE_CHECKING:
@@ -20,10 +21,8 @@ if TYPE_CHECKING:
 _CHANNELS_AT_A_TIME = 8
 
 
-class Options(BaseModel):
+class Options(Record):
     """Base of every component's options: unknown keys are errors, instances are immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Pruner(ABC):

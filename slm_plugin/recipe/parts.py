@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, Field, create_model
 
 from slm_plugin.calibration.samples import CalibrationSource
 from slm_plugin.counts import Seed
@@ -19,6 +19,7 @@ from slm_plugin.models.loading import ModelSource, check_name
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.recipe.checking import Placed, check_extra, known_class, validated
 from slm_plugin.recipe.document import Place, Problem
+from slm_plugin.record import Record
 from slm_plugin.recovery.base import Recovery
 from slm_plugin.registry import Registry
 from slm_plugin.texts import read_text
@@ -30,10 +31,8 @@ LARGEST_CONFIG = 1 << 24
 F = TypeVar("F", bound=BaseModel)
 
 
-class Common(BaseModel):
+class Common(Record):
     """The top-level keys of every file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: Annotated[Literal[1], Field(description="format of the recipe")]
     model: Annotated[ModelSource, Field(description="the model to compress")]

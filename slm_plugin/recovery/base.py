@@ -5,16 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
+
+from slm_plugin.record import Record
 
 if TYPE_CHECKING:
     from slm_plugin.session import Session
 
 
-class RecoveryRecord(BaseModel):
+class RecoveryRecord(Record):
     """The record of one recovery stage: options, losses and notes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     recovery: str
     options: dict[str, object]
@@ -22,10 +22,8 @@ class RecoveryRecord(BaseModel):
     notes: tuple[str, ...] = ()
 
 
-class RecoveryOptions(BaseModel):
+class RecoveryOptions(Record):
     """Base of every recovery's options."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Recovery(ABC):

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from slm_plugin.calibration.samples import CalibrationRecord
 from slm_plugin.evaluation.base import Measurement
 from slm_plugin.export.base import ExportRecord
 from slm_plugin.models.fingerprint import Fingerprint
 from slm_plugin.models.view import Dimensions
+from slm_plugin.record import Record
 from slm_plugin.recovery.base import RecoveryRecord
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class StageRecord(_Record):
+class StageRecord(Record):
     """One stage: a plan that was applied, or a recovery.
 
     ``plan`` is the plan's file relative to the output folder.
@@ -35,7 +30,7 @@ class StageRecord(_Record):
     warnings: tuple[str, ...] = ()
 
 
-class StateRecord(_Record):
+class StateRecord(Record):
     """Measurements of one state of the model.
 
     ``stage`` is 0 before the first stage and a stage's number after it.
@@ -46,7 +41,7 @@ class StateRecord(_Record):
     measurements: tuple[Measurement, ...]
 
 
-class RunReport(_Record):
+class RunReport(Record):
     """One run from recipe to exports; written as ``report.json``."""
 
     format: Literal[1] = 1
