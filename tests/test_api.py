@@ -262,3 +262,19 @@ def test_strategies_are_listed_for_a_model() -> None:
     assert list_pruners(torch.nn.Linear(2, 2)) == []  # type: ignore[arg-type]
     with pytest.raises(UserError, match="did you mean 'sleb'"):
         get_pruner("slebb")
+
+
+def test_every_family_is_pruned_and_saved(family: str, tmp_path: Path) -> None:
+    """The README's lines; the folder loads with stock transformers."""
+    model = make_model(family)
+    result = prune(
+        model,
+        make_tokenizer(),
+        "block_influence",
+        layers_removed=2,
+        calibration=TEXTS,
+        recover="refit",
+    )
+    assert result.plan.layers_removed == 2 and "parameters" in result.summary()
+    loaded = AutoModelForCausalLM.from_pretrained(result.save(tmp_path / "shallower"))
+    assert type(loaded) is type(model) and loaded.config.num_hidden_layers == 4
