@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+from unicodedata import category
 
 from pydantic import BaseModel, Field
 
 from slm_plugin.calibration.samples import CalibrationSource
+from slm_plugin.control_characters import visible
 from slm_plugin.errors import SlmError
 from slm_plugin.evaluation.base import Evaluator
 from slm_plugin.models.loading import ModelSource
@@ -308,6 +310,8 @@ def _method(
     label = entry.get("label")
     if label is not None and (not isinstance(label, str) or not label.strip()):
         problems.append(Problem((*place, "label"), "should be a text"))
+    elif label is not None and any(category(character) == "Cc" for character in label):
+        problems.append(Problem((*place, "label"), f"has a control character: {visible(label)}"))
     after = _recoveries(entry, place, followed, problems) if "recover" in entry else shared
     found = known_class(pruners, entry["prune"], (*place, "prune"), problems)
     if found is None:
@@ -322,7 +326,7 @@ def _method(
 
 def _check_labels(methods: Sequence[Placed[Method]], problems: list[Problem]) -> None:
     """Labels must be unique, as they identify rows."""
-    labels = [method.component.label for method in methods]
+    labels = [" ".join(method.component.label.split()) for method in methods]
     for index, label in enumerate(labels):
         if label in labels[:index]:
             place = methods[index].place

@@ -37,6 +37,8 @@ BAD = [
     ("[{layers_removed: 2}, {layers_removed: 4}]", "[]", "9:1: targets: "),
     ("label: top", "label: block_influence", "7:5: methods.2: another method is called"),
     ("label: top", "label: 3", "7:22: methods.2.label: should be a text"),
+    ("label: top", 'label: " block_influence "', "7:5: methods.2: another method is called"),
+    ("label: top", r'label: "a\x1b[2J"', "7:22: methods.2.label: has a control character"),
     ("label: top", "target: {ratio: 0.1}", "7:22: methods.2.target: all methods share"),
     ("prune: deepest", "strategy: deepest", "7:5: methods.2: a method is a mapping that begins"),
     ("recover: [none]}", "recover: none}", "7:34: methods.2.recover: should be a list"),
