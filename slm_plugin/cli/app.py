@@ -51,10 +51,13 @@ def print_json(text: str) -> None:
     typer.echo(text.rstrip("\n").replace("\x7f", "\\u007f"))
 
 
+# Read by the libraries when they are imported, which a recipe with lm_eval tasks does early.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
 def quiet_libraries() -> None:
-    """Disable the progress bars and notices of libraries."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    """Disable the progress bars and notices of transformers; this imports it."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()

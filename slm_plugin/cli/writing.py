@@ -23,12 +23,12 @@ from slm_plugin.cli.outcome import await_folder
 @app.command()
 def run(recipe: RecipePath, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
     """Run a recipe: load, prune, evaluate, export, report."""
-    quiet_libraries()
     from slm_plugin import pipeline
     from slm_plugin.recipe import Recipe
     from slm_plugin.report.terminal import summary_table
 
     read = Recipe.read(recipe, overrides or ())
+    quiet_libraries()
     assert read.output is not None, "a file names its output"
     await_folder(read.output)
     result = pipeline.run(read, overwrite=overwrite)
@@ -48,7 +48,6 @@ def plan(
     overwrite: Overwrite = False,
 ) -> None:
     """Stop after planning: write the plans and no weights."""
-    quiet_libraries()
     from slm_plugin import pipeline
     from slm_plugin.outputs.place import located
     from slm_plugin.recipe import Recipe
@@ -56,6 +55,7 @@ def plan(
 
     folder = None if to is None else located(str(to))
     read = Recipe.read(recipe, overrides or ())
+    quiet_libraries()
     await_folder(folder or pipeline.plans_folder(read))
     plans = pipeline.write_plans(read, folder, overwrite=overwrite)
     for file, made in plans.items():
@@ -155,12 +155,12 @@ def compare(
     ] = False,
 ) -> None:
     """Prune one model by many methods and compare the results: a table, a page and JSON."""
-    quiet_libraries()
     from slm_plugin.comparison.configuration import Comparison
     from slm_plugin.comparison.run import compare as compare_methods
     from slm_plugin.comparison.terminal import comparison_table
 
     read = Comparison.read(comparison, overrides or ())
+    quiet_libraries()
     assert read.output is not None, "a file names its output"
     await_folder(read.output)
     report = compare_methods(read, overwrite=overwrite, fresh=fresh, known=known)
