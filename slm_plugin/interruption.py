@@ -83,7 +83,7 @@ def received() -> int | None:
 
 
 def is_by_signal(error: BaseException) -> bool:
-    """Whether an exception stands for a signal, and was not raised by somebody's own code.
+    """Whether an exception was caused by a signal, and not raised by somebody's own code.
 
     Where somebody else handles Ctrl-C, nobody can tell: then it is taken for one.
     """

@@ -160,7 +160,7 @@ def _refuse_missing_samples(components: Iterable[Any], session: Session) -> None
     """Check that the calibration set exists and is large enough.
 
     Raises:
-        CalibrationError: It is.
+        CalibrationError: It does not exist, or is too small.
     """
     samples = 0 if session.calibration is None else len(session.calibration)
     for component in components:

@@ -57,7 +57,7 @@ def reason(error: Exception) -> str:
 
 
 def expanded(path: str) -> Path:
-    """A path with ``~`` or ``~name`` as the home directory that it stands for.
+    """A path with ``~`` or ``~name`` replaced by the home directory.
 
     Raises:
         ValueError: There is no such user, or no file can have such a name.

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 from unicodedata import category
 
 from pydantic import BaseModel, Field
 
-from slm_plugin.calibration.samples import CalibrationSource
 from slm_plugin.control_characters import visible
 from slm_plugin.errors import SlmError
 from slm_plugin.evaluation.base import Evaluator
-from slm_plugin.models.loading import ModelSource
-from slm_plugin.outputs.place import Input
 from slm_plugin.pruners.base import Pruner
+from slm_plugin.recipe.checked_file import CheckedFile
 from slm_plugin.recipe.checking import Placed, check_extra, known_class, unstreamable, validated
-from slm_plugin.recipe.document import Place, Problem, checked, checked_data, has_key, read_file
-from slm_plugin.recipe.inputs import inputs_of, output_of
+from slm_plugin.recipe.document import Place, Problem, has_key, read_file
 from slm_plugin.recipe.parsing import Recipe
 from slm_plugin.recipe.parts import (
     Common,
@@ -28,9 +24,7 @@ from slm_plugin.recipe.parts import (
     check_surroundings,
     component,
     entries,
-    in_memory,
     named_entries,
-    plain,
     stored_layers,
 )
 from slm_plugin.recovery.base import Recovery
@@ -79,84 +73,50 @@ class Method:
         return self.strategy(self.options, target)
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison(CheckedFile):
     """A checked comparison with its components created.
 
     Attributes:
-        name: Name in the report: the file's stem.
-        data: The file as plain data, overrides included.
-        inputs: Files that it reads, which its output must not overwrite.
+        methods: What is compared.
+        targets: How much every method removes.
     """
 
-    name: str
-    model: ModelSource | None
-    calibration: CalibrationSource | None
+    kind: ClassVar[str] = "comparison"
+    first_keys: ClassVar[str] = "version, model, methods"
+    frame: ClassVar[type[Common]] = ComparisonFrame
+
     methods: tuple[Method, ...]
     targets: tuple[Target, ...]
-    evaluators: tuple[Evaluator, ...]
-    output: Path | None
-    seed: int
-    data: Mapping[str, Any]
-    inputs: tuple[Input, ...] = ()
 
     @classmethod
-    def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Comparison:
-        """Read and check a comparison file.
-
-        Args:
-            path: The YAML file.
-            overrides: Settings as ``targets.0.layers_removed=4``; values are YAML.
-
-        Raises:
-            RecipeError: The file cannot be read or has mistakes; the message lists all of them,
-                a line each, with file, line and column.
-        """
-        path = Path(path)
-        text = read_file(path, "comparison")
-        return cls.parse(
-            text, name=path.stem, origin=shown_path(path), overrides=overrides, file=path
-        )
-
-    @classmethod
-    def parse(
-        cls,
-        text: str,
-        *,
-        name: str = "comparison",
-        origin: str = "comparison",
-        overrides: Sequence[str] = (),
-        file: Path | None = None,
-    ) -> Comparison:
-        """Check a comparison that is given as YAML text.
-
-        Args:
-            text: The YAML text.
-            name: Name in the report.
-            origin: Name of the text in messages.
-            overrides: Settings as ``targets.0.layers_removed=4``; values are YAML.
-            file: The file with the text, which the output must not overwrite.
-
-        Raises:
-            RecipeError: The text has mistakes; the message lists all of them, a line each.
-        """
-        return checked(text, origin, overrides, partial(_build, cls, name, file, ComparisonFrame))
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any], *, name: str = "comparison") -> Comparison:
-        """Check a comparison that is given as Python data.
-
-        Args:
-            data: The keys of a comparison file. ``version`` may be left out, ``model`` too when a
-                model is passed to `compare`, and ``output`` when nothing is to be written.
-            name: Name in the report and in messages.
-
-        Raises:
-            RecipeError: The data has mistakes; the message lists all of them, a line each.
-        """
-        given = dict(data) if isinstance(data, Mapping) else data
-        keys = in_memory(ComparisonFrame)
-        return checked_data(given, name, partial(_build, cls, name, None, keys))
+    def _own_fields(
+        cls, frame: Any | None, data: dict[str, Any], problems: list[Problem]
+    ) -> dict[str, Any]:
+        followed: list[Placed[Recovery]] = []
+        shared: list[Recovery | None] = [None]
+        if "recover" in data:
+            shared = _recoveries(data, (), followed, problems)
+        targets = list(_targets(data, problems))
+        methods = [
+            Placed(place, method)
+            for index, entry in entries(data, "methods")
+            if (method := _method(entry, place := ("methods", index), shared, followed, problems))
+            is not None
+        ]
+        measured: list[Placed[Evaluator]] = named_entries(evaluators, data, "evaluate", problems)
+        _check_labels(methods, problems)
+        _check_kinds(methods, targets, problems)
+        if frame is not None and frame.model is not None:
+            check_surroundings(frame.model, problems)
+            _check_needs(frame, methods, targets, [*followed, *measured], problems)
+        elif frame is not None and frame.calibration is not None:
+            check_calibration(frame.calibration, (), problems)
+        return {
+            "methods": tuple(one.component for one in methods),
+            "targets": tuple(one.component for one in targets),
+            "evaluators": tuple(one.component for one in measured),
+        }
 
 
 def read_either(path: Path, overrides: Sequence[str] = ()) -> Recipe | Comparison:
@@ -181,61 +141,6 @@ def named(name: str, options: BaseModel) -> str:
 
 def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _build(
-    cls: type[Comparison],
-    name: str,
-    file: Path | None,
-    keys: type[ComparisonFrame],
-    data: Any,
-    problems: list[Problem],
-) -> Comparison | None:
-    if not isinstance(data, dict):
-        problems.append(
-            Problem((), "a comparison is a mapping with the keys version, model, methods, …")
-        )
-        return None
-    data = plain(data)
-    frame = validated(keys, data, (), problems)
-    # Lists are checked even when the frame has mistakes, so that one run reports all of them.
-    followed: list[Placed[Recovery]] = []
-    shared: list[Recovery | None] = [None]
-    if "recover" in data:
-        shared = _recoveries(data, (), followed, problems)
-    targets = list(_targets(data, problems))
-    methods = [
-        Placed(place, method)
-        for index, entry in entries(data, "methods")
-        if (method := _method(entry, place := ("methods", index), shared, followed, problems))
-        is not None
-    ]
-    measured: list[Placed[Evaluator]] = named_entries(evaluators, data, "evaluate", problems)
-    _check_labels(methods, problems)
-    _check_kinds(methods, targets, problems)
-    if frame is None:
-        return None
-    if frame.model is not None:
-        check_surroundings(frame.model, problems)
-        _check_needs(frame, methods, targets, [*followed, *measured], problems)
-    inputs = inputs_of(data, file)
-    output = None
-    if frame.output is not None:
-        output = output_of(frame.output, inputs, problems)
-    if problems:
-        return None
-    return cls(
-        name=name,
-        model=frame.model,
-        calibration=frame.calibration,
-        methods=tuple(one.component for one in methods),
-        targets=tuple(one.component for one in targets),
-        evaluators=tuple(one.component for one in measured),
-        output=output,
-        seed=frame.seed,
-        data=data,
-        inputs=inputs,
-    )
 
 
 def _targets(data: dict[str, Any], problems: list[Problem]) -> Iterator[Placed[Target]]:

@@ -11,8 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from slm_plugin.errors import ModelSourceError, SlmError
+from slm_plugin.lazy import transformers
 
 LONGEST = 300
+
+
+def is_transformers_four() -> bool:
+    """Whether the installed transformers is of line 4, which reads some files in other words."""
+    return str(transformers.__version__).startswith("4.")
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def cache_folder() -> Path:
     """Where fetched models lie: ``$SLM_PLUGIN_CACHE``, or slm-plugin in the user's cache.
 
     A user without a home folder, as services and containers have, gets a folder of the system's
-    temporary ones, and is told.
+    temporary ones, and a message.
 
     Raises:
         OutputError: There is no folder to be had.

@@ -134,7 +134,7 @@ def read_configuration(file: Path) -> Configuration:
     if scaling is not None:
         # The value is now in the scaling, and beside it where needed.
         kept.pop(ORIGINAL, None)
-    kept |= rope_fields(base, scaling, four=transformers.__version__.startswith("4."))
+    kept |= rope_fields(base, scaling)
     with reading(f"transformers {transformers.__version__} does not take {file}"):
         config = config_class.from_dict(kept)
         config._attn_implementation = _attention(content, where)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from slm_plugin.models.border import is_transformers_four
 from slm_plugin.models.config_values import Field, Where, count, positive, problem
 
 DEFAULT_BASE = 10_000.0
@@ -94,18 +95,17 @@ def rope_settings(
     return base, scaling
 
 
-def rope_fields(base: float, scaling: dict[str, Any] | None, *, four: bool) -> dict[str, Any]:
-    """The settings in the words of transformers 4 or 5.
+def rope_fields(base: float, scaling: dict[str, Any] | None) -> dict[str, Any]:
+    """The settings in the words of the installed transformers.
 
     Args:
         base: Base of the frequencies.
         scaling: Scaling with its ``rope_type``, None for none.
-        four: For transformers 4.
     """
     beside: dict[str, Any] = {}
     if scaling is not None and scaling["rope_type"] == "longrope" and ORIGINAL in scaling:
         beside = {ORIGINAL: scaling[ORIGINAL]}
-    if four:
+    if is_transformers_four():
         return {**beside, "rope_theta": base, "rope_scaling": scaling}
     parameters = {"rope_type": "default", **(scaling or {}), "rope_theta": base}
     return {**beside, "rope_parameters": parameters}

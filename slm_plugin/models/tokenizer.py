@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from slm_plugin.errors import ModelSourceError
 from slm_plugin.lazy import transformers
-from slm_plugin.models.border import reading
+from slm_plugin.models.border import is_transformers_four, reading
 from slm_plugin.models.json_file import read_object
 from slm_plugin.progress import say
 
@@ -79,14 +79,14 @@ def _as_the_file_says(
     release = f"transformers {transformers.__version__}"
     backend = transformers.PreTrainedTokenizerFast
     mended: dict[str, Any] = {}
-    if _four() and isinstance(settings.get("extra_special_tokens"), list):
+    if is_transformers_four() and isinstance(settings.get("extra_special_tokens"), list):
         listed = settings["extra_special_tokens"]
         # The list of transformers 5 is what 4 calls additional; its own word takes names.
         mended = {"extra_special_tokens": {}, "additional_special_tokens": listed}
     stated = settings.get("tokenizer_class") or getattr(config, "tokenizer_class", None)
     # A class that nobody stated would be guessed from the model's, and bring tokens of its own.
     whole = (folder / "tokenizer.json").is_file() and stated is None
-    if whole or (_four() and stated in RENAMED):
+    if whole or (is_transformers_four() and stated in RENAMED):
         tokenizer = _from_folder(backend, folder, **mended)
     else:
         tokenizer = _from_folder(transformers.AutoTokenizer, folder, config=config, **mended)
@@ -144,7 +144,7 @@ def _refuse_other(stated: Any, settings: dict[str, Any], name: str) -> None:
         raise ModelSourceError(
             f"tokenizer_class in tokenizer_config.json of {name} is no name", hint=HINT
         )
-    if stated in FIVE_ONLY and _four():
+    if stated in FIVE_ONLY and is_transformers_four():
         raise ModelSourceError(
             f"the tokenizer of {name} is a {stated}, which needs transformers 5",
             hint="load and save it there with a `tokenizer.json`, or use transformers 5",
@@ -205,7 +205,3 @@ def _check_ids(
             f"The tokenizer of {name} has {len(beyond)} added tokens without an embedding, first "
             f"{word[:40]!r}: text that holds one cannot be read"
         )
-
-
-def _four() -> bool:
-    return str(transformers.__version__).startswith("4.")

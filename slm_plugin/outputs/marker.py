@@ -18,7 +18,7 @@ from slm_plugin.outputs.scratch import names, prefix, works
 
 Kind = Literal["run", "plan", "apply", "analyze", "compare", "save"]
 MARKER = ".slm-plugin.json"
-# Stands for the identity of a file that nobody noted.
+# The identity of a file for which none was recorded.
 ANY = "any"
 # Beside a folder that is filled in place stand its lock and its scratch folder inside.
 LOCK = ".slm-plugin.lock"

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from slm_plugin.calibration.samples import CalibrationSource
 from slm_plugin.evaluation.base import Evaluator
 from slm_plugin.export.base import Exporter
 from slm_plugin.models.loading import ModelSource
-from slm_plugin.outputs.place import Input
 from slm_plugin.pruners.base import Pruner
+from slm_plugin.recipe.checked_file import CheckedFile
 from slm_plugin.recipe.checking import Placed, check_extra, known_class, unstreamable, validated
-from slm_plugin.recipe.document import Place, Problem, checked, checked_data, read_file
-from slm_plugin.recipe.inputs import inputs_of, output_of, refuse_twice
+from slm_plugin.recipe.document import Place, Problem
+from slm_plugin.recipe.inputs import refuse_twice
 from slm_plugin.recipe.parts import (
     Common,
     check_calibration,
@@ -26,15 +23,12 @@ from slm_plugin.recipe.parts import (
     checked_target,
     component,
     entries,
-    in_memory,
     named_entries,
-    plain,
     stored_layers,
 )
 from slm_plugin.recovery.base import Recovery
 from slm_plugin.registry import evaluators, exporters, nearest, pruners, recoveries
 from slm_plugin.target import Target
-from slm_plugin.texts import shown_path
 
 Stage = Pruner | Recovery
 
@@ -48,114 +42,53 @@ class Frame(Common):
     export: Annotated[tuple[Any, ...], Field(description="what to write")] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe(CheckedFile):
     """A checked recipe with its components created.
 
     Attributes:
-        name: Name of the run in reports: the file's stem.
-        model: The model to load; None where the caller passes a model in memory.
-        output: The output folder; None where nothing is written.
-        data: The recipe as plain data, overrides included.
-        inputs: Files that the run reads, which its output must not overwrite.
+        stages: What is done, in order.
+        exporters: What is written.
     """
 
-    name: str
-    model: ModelSource | None
-    calibration: CalibrationSource | None
+    kind: ClassVar[str] = "recipe"
+    first_keys: ClassVar[str] = "version, model"
+    frame: ClassVar[type[Common]] = Frame
+
     stages: tuple[Stage, ...]
-    evaluators: tuple[Evaluator, ...]
     exporters: tuple[Exporter, ...]
-    output: Path | None
-    seed: int
-    data: Mapping[str, Any]
-    inputs: tuple[Input, ...] = ()
 
     @classmethod
-    def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-        """Read and check a recipe file.
-
-        Args:
-            path: The YAML file.
-            overrides: Settings as ``stages.0.target.ratio=0.2``; values are YAML.
-
-        Raises:
-            RecipeError: The file cannot be read or has mistakes; the message lists all of them,
-                a line each, with file, line and column.
-        """
-        path = Path(path)
-        text = read_file(path, "recipe")
-        return cls.parse(
-            text, name=path.stem, origin=shown_path(path), overrides=overrides, file=path
-        )
-
-    @classmethod
-    def parse(
-        cls,
-        text: str,
-        *,
-        name: str = "recipe",
-        origin: str = "recipe",
-        overrides: Sequence[str] = (),
-        file: Path | None = None,
-    ) -> Recipe:
-        """Check a recipe that is given as YAML text.
-
-        Args:
-            text: The YAML text.
-            name: Name of the run in reports.
-            origin: Name of the text in messages.
-            overrides: Settings as ``stages.0.target.ratio=0.2``; values are YAML.
-            file: The file with the text, which the output must not overwrite.
-
-        Raises:
-            RecipeError: The text has mistakes; the message lists all of them, a line each.
-        """
-        return checked(text, origin, overrides, partial(_build, cls, name, file, Frame))
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
-        """Check a recipe that is given as Python data.
-
-        Args:
-            data: The keys of a recipe file. ``version`` may be left out, ``model`` too when a
-                model is passed to `run`, and ``output`` when nothing is to be written. Stages,
-                evaluators and exporters may be objects.
-            name: Name of the run in reports and messages.
-
-        Raises:
-            RecipeError: The data has mistakes; the message lists all of them, a line each.
-        """
-        given = dict(data) if isinstance(data, Mapping) else data
-        return checked_data(given, name, partial(_build, cls, name, None, in_memory(Frame)))
+    def _own_fields(
+        cls, frame: Any | None, data: dict[str, Any], problems: list[Problem]
+    ) -> dict[str, Any]:
+        stages = [
+            Placed(place, stage)
+            for index, entry in entries(data, "stages")
+            if (stage := _stage(entry, place := ("stages", index), problems)) is not None
+        ]
+        measured: list[Placed[Evaluator]] = named_entries(evaluators, data, "evaluate", problems)
+        written: list[Placed[Exporter]] = named_entries(exporters, data, "export", problems)
+        _check_ratios(stages, problems)
+        problems += refuse_twice(written)
+        problems += _misplaced(stages, written)
+        if frame is not None:
+            _check_frame(frame, stages, measured, written, problems)
+        return {
+            "stages": tuple(one.component for one in stages),
+            "evaluators": tuple(one.component for one in measured),
+            "exporters": tuple(one.component for one in written),
+        }
 
 
-def _build(
-    cls: type[Recipe],
-    name: str,
-    file: Path | None,
-    keys: type[Frame],
-    data: Any,
+def _check_frame(
+    frame: Any,
+    stages: Sequence[Placed[Stage]],
+    measured: Sequence[Placed[Evaluator]],
+    written: Sequence[Placed[Exporter]],
     problems: list[Problem],
-) -> Recipe | None:
-    if not isinstance(data, dict):
-        problems.append(Problem((), "a recipe is a mapping with the keys version, model, …"))
-        return None
-    written_down = plain(data)
-    frame = validated(keys, written_down, (), problems)
-    # Lists are checked even when the frame has mistakes, so that one run reports all of them.
-    stages = [
-        Placed(place, stage)
-        for index, entry in entries(data, "stages")
-        if (stage := _stage(entry, place := ("stages", index), problems)) is not None
-    ]
-    measured: list[Placed[Evaluator]] = named_entries(evaluators, data, "evaluate", problems)
-    written: list[Placed[Exporter]] = named_entries(exporters, data, "export", problems)
-    _check_ratios(stages, problems)
-    problems += refuse_twice(written)
-    problems += _misplaced(stages, written)
-    if frame is None:
-        return None
+) -> None:
+    """Check the components against the model, the calibration source and the output."""
     if frame.model is not None:
         check_surroundings(frame.model, problems)
         _check_layers(frame.model, stages, problems)
@@ -164,26 +97,8 @@ def _build(
             problems += unstreamable((*stages, *measured, *written), frame.calibration)
     elif frame.calibration is not None:
         check_calibration(frame.calibration, (), problems)
-    inputs = inputs_of(written_down, file)
-    output = None
-    if frame.output is not None:
-        output = output_of(frame.output, inputs, problems)
-    elif written:
+    if frame.output is None and written:
         problems.append(Problem(("export",), "exports need a folder; add `output`"))
-    if problems:
-        return None
-    return cls(
-        name=name,
-        model=frame.model,
-        calibration=frame.calibration,
-        stages=tuple(one.component for one in stages),
-        evaluators=tuple(one.component for one in measured),
-        exporters=tuple(one.component for one in written),
-        output=output,
-        seed=frame.seed,
-        data=written_down,
-        inputs=inputs,
-    )
 
 
 def _stage(entry: Any, place: Place, problems: list[Problem]) -> Stage | None:

@@ -26,9 +26,9 @@ from slm_plugin.registry import pruners
 from slm_plugin.report.explain import explain
 from slm_plugin.session import Session
 from slm_plugin.target import Target
+from tests.comparison import test_configuration
 from tests.conftest import make_model, make_tokenizer, random_tokens
 from tests.fuzz.mutations import ODD, as_json, damaged
-from tests.recipe import test_comparison
 from tests.recipe.bad_recipes import GOOD
 
 
@@ -78,7 +78,7 @@ seed: 5
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        texts = (GOOD, test_comparison.GOOD, self.extra)
+        texts = (GOOD, test_configuration.GOOD, self.extra)
         self.seeds = [yaml.safe_load(text) for text in texts]
 
     def make(self, rng: random.Random) -> bytes:

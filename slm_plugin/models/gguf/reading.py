@@ -19,6 +19,7 @@ from slm_plugin.models.gguf.tokenizer import make_tokenizer
 from slm_plugin.models.gguf.verification import verify_rotation, verify_tokens, verify_weights
 from slm_plugin.models.gguf.vocabulary import Vocabulary, read_vocabulary
 from slm_plugin.models.gguf.weights import bias_flags, parameter_values, tensor_of
+from slm_plugin.models.rope import rope_fields
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -77,16 +78,10 @@ def _config(
         rms_norm_eps=network.epsilon,
         tie_word_embeddings="output.weight" not in source.tensors,
         **{f"{role}_token_id": roles.get(role) for role in ("bos", "eos", "pad")},
-        **_rope_settings(network.rope_base, scaling),
+        **rope_fields(network.rope_base, scaling),
         **bias_flags(source.tensors, network.architecture),
     )
     return config
-
-
-def _rope_settings(base: float, scaling: dict[str, Any] | None) -> dict[str, Any]:
-    if transformers.__version__.startswith("4."):
-        return {"rope_theta": base, "rope_scaling": scaling}
-    return {"rope_parameters": {"rope_type": "default", **(scaling or {}), "rope_theta": base}}
 
 
 def _filled(
