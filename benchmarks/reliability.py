@@ -32,6 +32,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 COMMAND = [str(Path(sys.executable).with_name("slm-plugin"))]
+# Starts a command as an account that has no name, no home folder and no files.
+ACCOUNT = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"]
 # Kills the process before or after the Nth rename, counted over the two functions that rename.
 DIE_AT_RENAME = """\
 import os, signal, sys
@@ -350,6 +352,11 @@ def full_disk(bench: Bench) -> Iterator[Row]:
     yield row
 
 
+def refused_early(said: str) -> bool:
+    """Whether the refusal is about the output and came before any work."""
+    return "output" in said and "stage 1" not in said
+
+
 def outputs(bench: Bench) -> Iterator[Row]:
     """Outputs that must never be replaced, with ``--overwrite``; what lies there must stay."""
     row = Row("output folders that are not the tool's to replace")
@@ -361,15 +368,11 @@ def outputs(bench: Bench) -> Iterator[Row]:
         prepare()
         before = digest(bench.folder / "home"), digest(bench.folder / "model")
         recipe = bench.recipe(3, path)
-        # No model has such a name: whoever gets as far as loading it says so.
-        recipe.write_text(
-            recipe.read_text().replace(json.dumps(bench.model), '"./model-is-loaded"', 1)
-        )
         process = bench.start("run", str(recipe), "--overwrite", HOME=str(home))
         code, said = ended(process, row, repr(path))
         row.tried += 1
         row.lost += before != (digest(bench.folder / "home"), digest(bench.folder / "model"))
-        if code == 2 and "model-is-loaded" not in said:
+        if code == 2 and refused_early(said):
             row.refused += 1
         else:
             row.wrong.append(f"output {path!r}: exit {code}: {said[-200:]}")
@@ -418,14 +421,88 @@ def _link(target: str, link: Path) -> None:
         link.symlink_to(target)
 
 
-def no_home(bench: Bench) -> Iterator[Row]:
-    """A fresh account with no home folder and no name; needs root to become one."""
-    row = Row("a fresh account without a home")
+def places(bench: Bench) -> Iterator[Row]:
+    """Outputs on mount points, on read-only disks and in folders of others; needs root.
+
+    A mount point stays one and is filled in place. What cannot be written is refused before the
+    model is loaded. A stranger's file on a mounted disk stays.
+    """
+    row = Row("mount points, read-only disks, no permission")
+    _open_to_all(bench)
+    disk = bench.folder / "disk"
+    for label, options, held, user, code in PLACES:
+        bench.scratch.mkdir(exist_ok=True)
+        shutil.rmtree(disk, ignore_errors=True)
+        with small_disk(64 << 20, disk):
+            out = disk / "below" if "below" in label else disk
+            out.mkdir(exist_ok=True)
+            if "former" in held:
+                done = bench.start("run", str(bench.recipe(1, out)), "--overwrite")
+                assert ended(done, row, label)[0] == 0, label
+            if "stranger" in held:
+                (out / "thesis.txt").write_text("years of work")
+            _give(out, user, mode=0o777 if "written" in label else 0o555)
+            if options:
+                subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
+            before, inode = digest(out), out.stat().st_ino
+            recipe = bench.recipe(2, out)
+            recipe.chmod(0o644)
+            command = [*(ACCOUNT if user else []), *COMMAND]
+            process = bench.start("run", str(recipe), "--overwrite", command=command)
+            found, said = ended(process, row, label)
+            row.tried += 1
+            lost = code == 2 and digest(out) != before
+            row.lost += lost
+            left = [path.name for path in out.iterdir() if "slm-plugin" in path.name]
+            in_place = out.stat().st_ino == inode and left == [".slm-plugin.json"]
+            if found != code or lost or (code == 2 and not refused_early(said)):
+                row.wrong.append(f"{label}: exit {found}: {said[-300:]}")
+            elif code == 2:
+                row.refused += 1
+            elif in_place and (out / "checkpoint" / "model.safetensors").is_file():
+                row.worked += 1
+            else:
+                row.wrong.append(f"{label}: not filled in place, or left {left}")
+    yield row
+
+
+# What it is, how the disk is mounted again, what lies there, another account?, exit code.
+PLACES = (
+    ("empty mount point", "", "", False, 0),
+    ("mount point with a former result", "", "former", False, 0),
+    ("mount point with another's file", "", "stranger", False, 2),
+    ("mount point with a former result and another's file", "", "former stranger", False, 2),
+    ("read-only mount point", "ro", "", False, 2),
+    ("read-only mount point with a former result", "ro", "former", False, 2),
+    ("folder below a read-only disk", "ro", "", False, 2),
+    ("folder below a read-only disk, former result", "ro", "former", False, 2),
+    ("mount point that the account may not write", "", "", True, 2),
+    ("mount point, written by another account", "", "", True, 0),
+    ("folder below a folder that the account may not write", "", "", True, 2),
+    ("folder below, former result, not writable", "", "former", True, 2),
+)
+
+
+def _give(folder: Path, user: bool, *, mode: int) -> None:
+    """Set who may write a folder and all that lies in it."""
+    if user:
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(mode if path.is_dir() else mode & 0o666)
+
+
+def _open_to_all(bench: Bench) -> None:
+    """Let another account read and write the benchmark's folder."""
     bench.output.parent.mkdir(exist_ok=True)
     bench.scratch.mkdir(exist_ok=True)
     for path in (bench.folder, *bench.folder.rglob("*")):
         path.chmod(0o777 if path.is_dir() else 0o666)
-    account = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", *COMMAND]
+
+
+def no_home(bench: Bench) -> Iterator[Row]:
+    """A fresh account with no home folder and no name; needs root to become one."""
+    row = Row("a fresh account without a home")
+    _open_to_all(bench)
+    account = [*ACCOUNT, *COMMAND]
     shutil.rmtree(bench.output, ignore_errors=True)
     for home in ("/nonexistent", "", "/", "relative"):
         process = bench.start(
@@ -478,6 +555,7 @@ def fuzzed(bench: Bench) -> Iterator[Row]:
 
 KINDS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "outputs": outputs,
+    "places": places,
     "hostile": hostile,
     "races": races,
     "kills": kills,
