@@ -45,6 +45,11 @@ class Dimensions(Record):
         """Query heads that share one key/value head."""
         return self.attention_heads // self.kv_heads
 
+    @property
+    def units(self) -> dict[str, int]:
+        """Units of a layer that width pruning removes, by what `without_units` calls them."""
+        return {"channels": self.intermediate_size, "kv_groups": self.kv_heads}
+
     def without_layers(self, removed: int) -> Dimensions:
         """The same decoder with fewer layers."""
         return self.model_copy(

@@ -1,21 +1,18 @@
 """Pruning plans as data: operations, scores and resulting dimensions; surgery applies them."""
 
-from slm_plugin.plans.plan import (
+from slm_plugin.plans.operations import (
     ConcatLayers,
     DepthOperation,
     DropLayers,
     DropSublayers,
     KeepChannels,
     KeepHeads,
-    LayerOperation,
     LayerPart,
-    LayerScores,
     MergeLayers,
     Operation,
-    PruningPlan,
-    Trial,
-    UnitScores,
+    WidthOperation,
 )
+from slm_plugin.plans.plan import LayerScores, PruningPlan, Trial, UnitScores
 
 __all__ = [
     "ConcatLayers",
@@ -24,7 +21,6 @@ __all__ = [
     "DropSublayers",
     "KeepChannels",
     "KeepHeads",
-    "LayerOperation",
     "LayerPart",
     "LayerScores",
     "MergeLayers",
@@ -32,4 +28,5 @@ __all__ = [
     "PruningPlan",
     "Trial",
     "UnitScores",
+    "WidthOperation",
 ]

@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from slm_plugin.errors import PlanError
 from slm_plugin.models.view import Dimensions
-from slm_plugin.plans import (
-    ConcatLayers,
-    DepthOperation,
-    DropLayers,
-    DropSublayers,
-    KeepChannels,
-    KeepHeads,
-    MergeLayers,
-    Operation,
-    PruningPlan,
-)
-from slm_plugin.plans.rules import check_planned_rule
+from slm_plugin.plans.operations import Block, Operation, by_kind
+from slm_plugin.plans.plan import PruningPlan
 from slm_plugin.texts import first_problem, shown
 
 # Limits on sizes, because explaining a plan builds lists of layers and of heads.
@@ -72,18 +61,17 @@ def check_plan(plan: PruningPlan) -> None:
     """
     _check_sizes("before", plan.before)
     _check_sizes("after", plan.after)
-    taken: dict[tuple[str, int], int] = {}
+    used: dict[Block, int] = {}
     for number, operation in enumerate(plan.operations):
         place = f"operations.{number}"
-        _check_kind(place, operation, plan.kind)
-        _check_operation(place, operation, plan.before)
-        for unit, layer in _touched(operation):
-            if (unit, layer) in taken:
+        _check_operation(place, operation, plan)
+        for block in operation.used():
+            if block in used:
                 raise PlanError(
-                    f"{place}: the {unit} of layer {layer} is taken already by "
-                    f"operations.{taken[unit, layer]}"
+                    f"{place}: the {block.kind} of layer {block.layer} is taken already by "
+                    f"operations.{used[block]}"
                 )
-            taken[unit, layer] = number
+            used[block] = number
     _check_promise(plan)
 
 
@@ -95,75 +83,30 @@ def _check_sizes(place: str, sizes: Dimensions) -> None:
             raise PlanError(f"{place}.{name}: no model has {shown(size, 24)}; 1 to {most:,}")
 
 
-def _check_kind(place: str, operation: Operation, kind: str) -> None:
-    if (kind == "depth") != isinstance(operation, DepthOperation):
+def _check_operation(place: str, operation: Operation, plan: PruningPlan) -> None:
+    if operation.kind != plan.kind:
         raise PlanError(
-            f"{place}: {operation.op} is no operation of a {kind} plan",
+            f"{place}: {operation.op} is no operation of a {plan.kind} plan",
             hint="make it two plans, one per stage",
         )
-
-
-def _check_operation(place: str, operation: Operation, before: Dimensions) -> None:
-    """Check that an operation names existing layers and units, each once."""
-    if isinstance(operation, MergeLayers | ConcatLayers):
-        _check_indices(place, "layer", [operation.first, operation.last], before.layers)
-    if isinstance(operation, MergeLayers):
-        try:
-            check_planned_rule(operation.rule, operation.last - operation.first + 1)
-        except PlanError as error:
-            raise PlanError(f"{place}.rule: {error.message}", hint=error.hint) from error
-    elif isinstance(operation, DropLayers):
-        _check_indices(f"{place}.indices", "layer", operation.indices, before.layers)
-    elif isinstance(operation, DropSublayers):
-        _check_indices(f"{place}.attention", "layer", operation.attention, before.layers)
-        _check_indices(f"{place}.mlp", "layer", operation.mlp, before.layers)
-    elif isinstance(operation, KeepChannels):
-        _check_indices(f"{place}.layer", "layer", [operation.layer], before.layers)
-        size = before.intermediate_size
-        _check_indices(f"{place}.indices", "channel", operation.indices, size)
-    elif isinstance(operation, KeepHeads):
-        _check_indices(f"{place}.layer", "layer", [operation.layer], before.layers)
-        _check_indices(f"{place}.kv_groups", "KV group", operation.kv_groups, before.kv_heads)
-
-
-def _check_indices(place: str, what: str, indices: Sequence[int], size: int) -> None:
-    beyond = next((index for index in indices if index >= size), None)
-    if beyond is not None:
-        raise PlanError(f"{place}: names {what} {beyond}; the model has {what}s 0 to {size - 1}")
-    if len(set(indices)) != len(indices):
-        twice, _ = Counter(indices).most_common(1)[0]
-        raise PlanError(f"{place}: names {what} {twice} twice")
-
-
-def _touched(operation: Operation) -> Iterator[tuple[str, int]]:
-    """The blocks or units that an operation uses, by layer."""
-    if isinstance(operation, MergeLayers | ConcatLayers):
-        layers: Sequence[int] = range(operation.first, operation.last + 1)
-    elif isinstance(operation, DropLayers):
-        layers = operation.indices
-    elif isinstance(operation, DropSublayers):
-        yield from (("attention", layer) for layer in operation.attention)
-        yield from (("MLP", layer) for layer in operation.mlp)
-        return
-    else:
-        yield ("MLP" if isinstance(operation, KeepChannels) else "attention"), operation.layer
-        return
-    for layer in layers:
-        yield "attention", layer
-        yield "MLP", layer
+    try:
+        operation.check(plan.before)
+    except PlanError as error:
+        # A field follows the place with a dot; a statement on the whole operation does not.
+        dot = "." if error.message.split(":")[0] in type(operation).model_fields else ": "
+        raise PlanError(f"{place}{dot}{error.message}", hint=error.hint) from error
 
 
 def _check_promise(plan: PruningPlan) -> None:
     """Check that ``after`` is the result of the operations on ``before``."""
-    depth = [op for op in plan.operations if isinstance(op, DepthOperation)]
-    removed = sum(operation.layers_removed for operation in depth)
+    removed = sum(operation.layers_removed for operation in plan.operations)
     if removed >= plan.before.layers:
         raise PlanError("operations: they remove every layer of the model")
-    channels = [op.indices for op in plan.operations if isinstance(op, KeepChannels)]
-    groups = [op.kv_groups for op in plan.operations if isinstance(op, KeepHeads)]
-    left = plan.before.without_layers(removed).without_units(
-        channels=plan.before.intermediate_size - len(channels[0]) if channels else 0,
-        kv_groups=plan.before.kv_heads - len(groups[0]) if groups else 0,
+    left = plan.before.without_layers(removed)
+    # All layers keep as many units as the first, which surgery checks.
+    kept = {op.unit: len(op.kept) for op in reversed(by_kind(plan.operations)[1])}
+    left = left.without_units(
+        **{unit: plan.before.units[unit] - number for unit, number in kept.items()}
     )
     for name in type(left).model_fields:
         promised, found = getattr(plan.after, name), getattr(left, name)

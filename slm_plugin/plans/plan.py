@@ -7,13 +7,13 @@ from html import escape
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import FailFast, Field, model_validator
-from typing_extensions import Self
+from pydantic import FailFast, Field
 
 from slm_plugin.errors import PlanError
 from slm_plugin.files import write_text
 from slm_plugin.models.fingerprint import Fingerprint
 from slm_plugin.models.view import Dimensions
+from slm_plugin.plans.operations import Index, Operation
 from slm_plugin.record import Record
 from slm_plugin.target import Target
 from slm_plugin.texts import read_text, shown_path
@@ -22,146 +22,6 @@ from slm_plugin.texts import read_text, shown_path
 LARGEST = 1 << 29
 # Operations that a notebook shows.
 MOST_SHOWN = 40
-# Beyond any model; larger numbers would not fit a tensor of indices.
-MOST = 2**31 - 1
-Index = Annotated[int, Field(ge=0, le=MOST)]
-Share = Annotated[float, Field(ge=0, le=1)]
-# Report only the first invalid entry of a long list.
-Indices = Annotated[tuple[Index, ...], Field(min_length=1), FailFast()]
-
-
-class MergeLayers(Record):
-    """Merge layers first..last (inclusive) into one, at the position of the first.
-
-    With ``weights_only``, biases and query and key norms are the first layer's.
-    """
-
-    op: Literal["merge_layers"] = "merge_layers"
-    first: Index
-    last: Index
-    rule: str = "telescoped"
-    weights_only: bool = False
-
-    @property
-    def layers_removed(self) -> int:
-        """Number of layers removed."""
-        return self.last - self.first
-
-    @model_validator(mode="after")
-    def _a_run(self) -> Self:
-        if self.last <= self.first:
-            raise ValueError(f"last ({self.last}) must lie above first ({self.first})")
-        return self
-
-
-class DropLayers(Record):
-    """Drop whole layers."""
-
-    op: Literal["drop_layers"] = "drop_layers"
-    indices: Indices
-
-    @property
-    def layers_removed(self) -> int:
-        """Number of layers removed."""
-        return len(self.indices)
-
-
-class LayerPart(Record):
-    """The part of one layer in a concatenated layer.
-
-    Attributes:
-        layer: The layer.
-        channels: MLP channels (rows of gate and up, columns of down) of the part; may be empty.
-        kv_groups: Key/value heads of the part, each with the query heads that read it.
-        norm_share: Its share in the mean of the layers' norms.
-        bias_share: Its share in the sum of the biases of o_proj and down_proj.
-    """
-
-    layer: Index
-    channels: Annotated[tuple[Index, ...], FailFast()]
-    kv_groups: Annotated[tuple[Index, ...], FailFast()]
-    norm_share: Share = 1
-    bias_share: Share = 1
-
-
-class ConcatLayers(Record):
-    """Concatenate channels and heads of consecutive layers to one layer of the same shape.
-
-    The channels and the KV groups of the parts add up to those of one layer, in the order of the
-    parts. The layer takes the position of the lowest one.
-    """
-
-    op: Literal["concat_layers"] = "concat_layers"
-    parts: Annotated[tuple[LayerPart, ...], Field(min_length=2), FailFast()]
-
-    @property
-    def first(self) -> int:
-        """Lowest layer of the parts."""
-        return self.parts[0].layer
-
-    @property
-    def last(self) -> int:
-        """Highest layer of the parts."""
-        return self.parts[-1].layer
-
-    @property
-    def layers_removed(self) -> int:
-        """Number of layers removed."""
-        return len(self.parts) - 1
-
-    @model_validator(mode="after")
-    def _consecutive(self) -> Self:
-        layers = [part.layer for part in self.parts]
-        if layers != [self.first + number for number in range(len(layers))]:
-            raise ValueError("the parts must come from consecutive layers, lowest first")
-        return self
-
-
-class DropSublayers(Record):
-    """Drop attention blocks and as many MLP blocks, each with its norm.
-
-    Each remaining attention forms a layer with the MLP after it. A plan after which blocks do not
-    alternate cannot be applied.
-    """
-
-    op: Literal["drop_sublayers"] = "drop_sublayers"
-    attention: Indices
-    mlp: Indices
-
-    @property
-    def layers_removed(self) -> int:
-        """Number of layers removed."""
-        return len(self.attention)
-
-    @model_validator(mode="after")
-    def _as_many(self) -> Self:
-        if len(self.attention) != len(self.mlp):
-            raise ValueError(
-                f"{len(self.attention)} attention and {len(self.mlp)} mlp blocks: as many of both "
-                "must go"
-            )
-        return self
-
-
-class KeepChannels(Record):
-    """MLP channels (rows of gate and up, columns of down) to keep in one layer."""
-
-    op: Literal["keep_channels"] = "keep_channels"
-    layer: Index
-    indices: Indices
-
-
-class KeepHeads(Record):
-    """Key/value heads to keep in one layer, each with the query heads that read it."""
-
-    op: Literal["keep_heads"] = "keep_heads"
-    layer: Index
-    kv_groups: Indices
-
-
-LayerOperation = MergeLayers | DropLayers | ConcatLayers
-DepthOperation = LayerOperation | DropSublayers
-Operation = Annotated[DepthOperation | KeepChannels | KeepHeads, Field(discriminator="op")]
 
 
 class Trial(Record):
@@ -254,12 +114,12 @@ class PruningPlan(Record):
                 hint="`slm-plugin explain` shows them",
             )
         kept = self.operations[:count]
-        gone = sum(op.layers_removed for op in kept if isinstance(op, DepthOperation))
+        removed = sum(op.layers_removed for op in kept)
         note = f"cut to the first {count} of {len(self.operations)} operations"
         return self.model_copy(
             update={
                 "operations": kept,
-                "after": self.before.without_layers(gone),
+                "after": self.before.without_layers(removed),
                 "notes": (*self.notes, note),
             }
         )

@@ -9,14 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from slm_plugin.control_characters import visible
-from slm_plugin.plans import (
-    ConcatLayers,
-    DropLayers,
-    DropSublayers,
-    LayerScores,
-    MergeLayers,
-    PruningPlan,
-)
+from slm_plugin.plans import DropSublayers, LayerScores, PruningPlan
+from slm_plugin.plans.operations import by_kind
 from slm_plugin.report import before_after, numbers
 from slm_plugin.report.plan_effects import (
     final_trials,
@@ -108,45 +102,24 @@ def _layer_table(plan: PruningPlan) -> Table:
     table = Table(title="Layers", title_justify="left")
     for heading in ("operation", "layers", "becomes", "layers removed", "similarity"):
         table.add_column(heading, justify="left" if heading == "operation" else "right")
-    homes = layer_mapping(plan)
+    mapping = layer_mapping(plan)
     similarity = {
         (plan.trials[i].first, plan.trials[i].last): f"{plan.trials[i].similarity:.4f}"
         for i in final_trials(plan)
     }
     steps = iter(sorted(final_trials(plan)))
-    for op in plan.operations:
-        if isinstance(op, MergeLayers | ConcatLayers):
-            span = numbers.spans(range(op.first, op.last + 1))
-            home = homes[op.first] if op.first < len(homes) else None
-            found = similarity.get((op.first, op.last), "")
-            table.add_row(
-                Text(_way(op)),
-                span,
-                f"layer {home}",
-                str(op.layers_removed),
-                found,
-            )
-        elif isinstance(op, DropLayers):
-            dropped = numbers.spans(op.indices)
-            alone = (op.indices[0], op.indices[-1])
-            found = similarity.get(alone, "") if len(op.indices) == 1 else ""
-            table.add_row(Text("drop"), dropped, "", str(len(op.indices)), found)
-        elif isinstance(op, DropSublayers):
-            dropped = numbers.spans(sorted({*op.attention, *op.mlp}))
-            step = next(steps, None)
-            found = "" if step is None else f"{plan.trials[step].similarity:.4f}"
-            way = f"drop attention {numbers.spans(op.attention)}, MLP {numbers.spans(op.mlp)}"
-            table.add_row(Text(way), dropped, "", str(op.layers_removed), found)
+    for op in by_kind(plan.operations)[0]:
+        layers = sorted({block.layer for block in op.used()})
+        step = next(steps, None) if isinstance(op, DropSublayers) else None
+        found = similarity.get((layers[0], layers[-1]), "")
+        table.add_row(
+            Text(visible(op.describe())),
+            numbers.spans(layers),
+            f"layer {mapping[op.merged[0]]}" if op.merged else "",
+            str(op.layers_removed),
+            found if step is None else f"{plan.trials[step].similarity:.4f}",
+        )
     return table
-
-
-def _way(op: MergeLayers | ConcatLayers) -> str:
-    """Description of a merge."""
-    if isinstance(op, MergeLayers):
-        return f"merge, rule {visible(op.rule)}"
-    channels = "+".join(f"{len(part.channels):,}" for part in op.parts)
-    groups = "+".join(str(len(part.kv_groups)) for part in op.parts)
-    return f"concatenate, {channels} MLP channels, {groups} KV groups"
 
 
 def _unit_table(plan: PruningPlan) -> Table:

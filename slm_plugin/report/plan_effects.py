@@ -2,48 +2,28 @@
 
 from __future__ import annotations
 
-from slm_plugin.plans import (
-    ConcatLayers,
-    DropLayers,
-    DropSublayers,
-    KeepChannels,
-    KeepHeads,
-    MergeLayers,
-    PruningPlan,
-    Trial,
-)
+from slm_plugin.plans import DropSublayers, PruningPlan, Trial, layout
+from slm_plugin.plans.operations import by_kind
 from slm_plugin.pruners.depth.search.runs import DROP
-from slm_plugin.surgery.composition import pairs_left
 
 
 def layer_mapping(plan: PruningPlan) -> list[int | None]:
-    """The layer mapping: new index of every original layer, None for a dropped one.
-
-    A layer with one remaining block maps to the layer with that block.
-    """
-    blocks = [op for op in plan.operations if isinstance(op, DropSublayers)]
-    if blocks:
-        pairs = pairs_left(blocks, plan.before.layers)
-        home = {layer: position for position, pair in enumerate(pairs) for layer in pair}
-        return [home.get(layer) for layer in range(plan.before.layers)]
-    dropped = {i for op in plan.operations if isinstance(op, DropLayers) for i in op.indices}
-    into = list(range(plan.before.layers))
-    for op in plan.operations:
-        if isinstance(op, MergeLayers | ConcatLayers):
-            into[op.first : op.last + 1] = [op.first] * (op.last - op.first + 1)
-    survivors = sorted({home for home in into if home not in dropped})
-    place = {home: position for position, home in enumerate(survivors)}
-    return [place.get(home) for home in into]
+    """The layer mapping: new index of every original layer, None for a dropped one."""
+    return layout.layer_mapping(by_kind(plan.operations)[0], plan.before.layers)
 
 
 def kept_channels(plan: PruningPlan) -> dict[int, tuple[int, ...]]:
     """Remaining MLP channels of every layer that loses some."""
-    return {op.layer: op.indices for op in plan.operations if isinstance(op, KeepChannels)}
+    return _kept(plan, "channels")
 
 
 def kept_groups(plan: PruningPlan) -> dict[int, tuple[int, ...]]:
     """Remaining KV groups of every layer that loses some."""
-    return {op.layer: op.kv_groups for op in plan.operations if isinstance(op, KeepHeads)}
+    return _kept(plan, "kv_groups")
+
+
+def _kept(plan: PruningPlan, unit: str) -> dict[int, tuple[int, ...]]:
+    return {op.layer: op.kept for op in by_kind(plan.operations)[1] if op.unit == unit}
 
 
 def final_trials(plan: PruningPlan) -> set[int]:
@@ -53,8 +33,9 @@ def final_trials(plan: PruningPlan) -> set[int]:
     """
     if any(isinstance(op, DropSublayers) for op in plan.operations):
         return {i for i, trial in enumerate(plan.trials) if trial.accepted}
-    windows = {(op.first, op.last) for op in plan.operations if isinstance(op, MergeLayers)}
-    windows |= {(i, i) for op in plan.operations if isinstance(op, DropLayers) for i in op.indices}
+    windows: set[tuple[int, int]] = set()
+    for op in by_kind(plan.operations)[0]:
+        windows |= {op.merged} if op.merged else {(block.layer, block.layer) for block in op.used()}
     last = {
         (trial.first, trial.last): position
         for position, trial in enumerate(plan.trials)

@@ -7,13 +7,8 @@ from typing import TYPE_CHECKING
 
 from slm_plugin.errors import PlanError, VerificationError
 from slm_plugin.models.operators import operators
-from slm_plugin.plans import (
-    DepthOperation,
-    KeepChannels,
-    KeepHeads,
-    Operation,
-    PruningPlan,
-)
+from slm_plugin.plans import Operation, PruningPlan
+from slm_plugin.plans.operations import by_kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,8 +31,7 @@ def apply_operations(
         PlanError: The operations contradict one another.
         MissingExtraError: They prune width and torch-pruning is not installed.
     """
-    depth = [op for op in operations if isinstance(op, DepthOperation)]
-    width = [op for op in operations if isinstance(op, KeepChannels | KeepHeads)]
+    depth, width = by_kind(operations)
     if depth and width:
         raise PlanError(
             "the plan mixes depth and width operations", hint="make it two plans, one per stage"

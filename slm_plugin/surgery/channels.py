@@ -10,18 +10,16 @@ from slm_plugin.errors import PlanError
 from slm_plugin.extras import require
 from slm_plugin.lazy import torch
 from slm_plugin.models.view import DecoderView, Dimensions, projections
-from slm_plugin.plans import KeepChannels, KeepHeads, Operation
-from slm_plugin.surgery.groups import Members, axis, channel_members, kv_group_members
+from slm_plugin.plans import WidthOperation
+from slm_plugin.surgery.groups import Members, axis, members
 from slm_plugin.surgery.portability import refuse_unloadable
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
-Removed = list[tuple[int, ...]]
 
-
-def apply_channels(model: PreTrainedModel, operations: Sequence[Operation]) -> None:
+def apply_channels(model: PreTrainedModel, operations: Sequence[WidthOperation]) -> None:
     """Apply the operations of a width plan.
 
     Remaining units keep their order. Everything is checked before the first weight changes. Old
@@ -39,68 +37,57 @@ def apply_channels(model: PreTrainedModel, operations: Sequence[Operation]) -> N
     require("width", "width surgery")
     view = DecoderView.of(model)
     before = view.dimensions()
-    channels, groups = _removed_units(operations, before)
-    after = before.without_units(channels=len(channels[0]), kv_groups=len(groups[0]))
+    removed = {unit: _removed_units(unit, operations, before) for unit in before.units}
+    after = before.without_units(**{unit: len(gone[0]) for unit, gone in removed.items()})
     refuse_unloadable(before, after)
-    for layer, gone_channels, gone_groups in zip(view.layers, channels, groups, strict=True):
-        _remove(layer, channel_members(gone_channels))
-        _remove(layer, kv_group_members(gone_groups, before))
+    for index, layer in enumerate(view.layers):
+        for unit, gone in removed.items():
+            _remove(layer, members(unit, gone[index], before))
         _sync_modules(layer, after)
     _sync_config(view.config, after)
 
 
-def _removed_units(operations: Sequence[Operation], before: Dimensions) -> tuple[Removed, Removed]:
-    """MLP channels and KV groups to remove, for every layer."""
-    channels: list[tuple[int, tuple[int, ...]]] = []
-    groups: list[tuple[int, tuple[int, ...]]] = []
-    for operation in operations:
-        if isinstance(operation, KeepChannels):
-            channels.append((operation.layer, operation.indices))
-        elif isinstance(operation, KeepHeads):
-            groups.append((operation.layer, operation.kv_groups))
-        else:
-            raise PlanError(f"width surgery cannot apply {operation.op}")
-    return (
-        _complements("keep_channels", channels, before.layers, before.intermediate_size),
-        _complements("keep_heads", groups, before.layers, before.kv_heads),
-    )
-
-
-def _complements(
-    name: str, kept: list[tuple[int, tuple[int, ...]]], layers: int, size: int
-) -> Removed:
-    """The units to remove; all layers must keep the same number."""
-    if not kept:
-        return [()] * layers
-    found = Counter(layer for layer, _ in kept)
-    if found != Counter(range(layers)):
-        wrong = min(i for i in found.keys() | set(range(layers)) if found[i] != (i < layers))
+def _removed_units(
+    unit: str, operations: Sequence[WidthOperation], before: Dimensions
+) -> list[tuple[int, ...]]:
+    """Indices of the units of one kind to remove, for every layer; all keep the same number."""
+    given = [operation for operation in operations if operation.unit == unit]
+    if not given:
+        return [()] * before.layers
+    name = given[0].op
+    found = Counter(operation.layer for operation in given)
+    layers = set(range(before.layers))
+    if found != Counter(layers):
+        wrong = min(i for i in found.keys() | layers if found[i] != (i in layers))
         raise PlanError(
             f"{name} names layer {wrong} {found[wrong]} times; the model has layers 0 to "
-            f"{layers - 1}",
+            f"{before.layers - 1}",
             hint=f"give one {name} for every layer, or none",
         )
-    for layer, indices in kept:
-        if len(set(indices)) != len(indices) or max(indices) >= size:
+    for operation in given:
+        try:
+            operation.check(before)
+        except PlanError as error:
             raise PlanError(
-                f"{name} of layer {layer} must list different indices below {size}",
-                hint="correct the indices",
-            )
-    counts = sorted({len(indices) for _, indices in kept})
+                f"{name} of layer {operation.layer}: {error.message}", hint="correct the indices"
+            ) from error
+    counts = sorted({len(operation.kept) for operation in given})
     if len(counts) > 1:
         raise PlanError(
             f"{name} keeps {counts[0]} units in one layer and {counts[-1]} in another",
             hint="keep the same number in every layer: stock model classes have uniform layers",
         )
-    return [tuple(sorted(set(range(size)) - set(indices))) for _, indices in sorted(kept)]
+    every = set(range(before.units[unit]))
+    by_layer = {operation.layer: operation.kept for operation in given}
+    return [tuple(sorted(every - set(by_layer[layer]))) for layer in range(before.layers)]
 
 
-def _remove(layer: nn.Module, members: Members) -> None:
+def _remove(layer: nn.Module, removed: Members) -> None:
     """Remove the rows and columns of units from a layer's projections."""
     import torch_pruning
 
     modules = projections(layer)
-    for name, indices in members.items():
+    for name, indices in removed.items():
         if not indices:
             continue
         linear = modules[name]

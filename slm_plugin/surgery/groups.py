@@ -15,6 +15,19 @@ def axis(projection: str) -> int:
     return 1 if projection in READERS else 0
 
 
+def members(unit: str, indices: Iterable[int], dimensions: Dimensions) -> Members:
+    """Rows and columns of some units of one layer, by projection.
+
+    Args:
+        unit: What is meant, by its name in `Dimensions.units`.
+        indices: The units.
+        dimensions: Sizes of the decoder.
+    """
+    if unit == "channels":
+        return channel_members(indices)
+    return kv_group_members(indices, dimensions)
+
+
 def channel_members(channels: Iterable[int]) -> Members:
     """Rows of gate and up and columns of down of some MLP channels."""
     indices = tuple(channels)

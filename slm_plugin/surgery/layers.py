@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from slm_plugin.errors import PlanError
 from slm_plugin.lazy import nn
-from slm_plugin.models.view import DecoderView, layer_lists
-from slm_plugin.plans import (
-    ConcatLayers,
-    DepthOperation,
-    DropLayers,
-    DropSublayers,
-    LayerOperation,
-    MergeLayers,
-)
-from slm_plugin.surgery.composition import composed_layer, pairs_left
+from slm_plugin.models.view import DecoderView, Dimensions, layer_lists
+from slm_plugin.plans import ConcatLayers, DepthOperation, MergeLayers
+from slm_plugin.plans.layout import layers_left
+from slm_plugin.surgery.composition import composed_layer
 from slm_plugin.surgery.concatenation import concatenated_layer
 from slm_plugin.surgery.merge_rules import merged_layer
 
@@ -41,16 +34,13 @@ def apply_layers(
             blocks that do not alternate.
     """
     view = DecoderView.of(model)
-    blocks = [operation for operation in operations if isinstance(operation, DropSublayers)]
-    whole = [operation for operation in operations if not isinstance(operation, DropSublayers)]
-    if blocks and whole:
-        raise PlanError(
-            "the plan mixes operations on blocks and on whole layers",
-            hint="make it two plans, one per stage",
-        )
-    kept, result = _composed(view, blocks) if blocks else _layers_left(view, whole)
-    if not result:
-        raise PlanError("the plan removes every layer of the model")
+    kept = layers_left(operations, len(view.layers))
+    merges = {op.merged: op for op in operations if op.merged is not None}
+    dimensions = view.dimensions()
+    result = [
+        made_layer(merges.get(pair), list(view.layers)[pair[0] : pair[1] + 1], dimensions)
+        for pair in kept
+    ]
     _cut_config(view, [first for first, _ in kept])
     for position, layer in enumerate(result):
         _renumber(layer, position)
@@ -58,62 +48,24 @@ def apply_layers(
     return kept
 
 
-def _layers_left(
-    view: DecoderView, operations: Sequence[LayerOperation]
-) -> tuple[list[tuple[int, int]], list[nn.Module]]:
-    """The layers of the result, and the original layers of each."""
-    layers = list(view.layers)
-    replaced = _replacements(operations, len(layers))
-    kept: list[tuple[int, int]] = []
-    result: list[nn.Module] = []
-    for index, layer in enumerate(layers):
-        operation = replaced.get(index)
-        if operation is None:
-            result.append(layer)
-            kept.append((index, index))
-        elif isinstance(operation, DropLayers) or index != operation.first:
-            continue
-        else:
-            run = layers[operation.first : operation.last + 1]
-            result.append(_made_of(operation, run, view))
-            kept.append((operation.first, operation.last))
-    return kept, result
-
-
-def _composed(
-    view: DecoderView, operations: Sequence[DropSublayers]
-) -> tuple[list[tuple[int, int]], list[nn.Module]]:
-    """The same for dropped attention and MLP blocks; a layer keeps its attention type."""
-    layers = list(view.layers)
-    pairs = pairs_left(operations, len(layers))
-    result = [layers[a] if a == m else composed_layer(layers[a], layers[m]) for a, m in pairs]
-    return pairs, result
-
-
-def _made_of(
-    operation: MergeLayers | ConcatLayers, run: Sequence[nn.Module], view: DecoderView
+def made_layer(
+    operation: DepthOperation | None, run: Sequence[nn.Module], dimensions: Dimensions
 ) -> nn.Module:
-    """The merged layer of a run."""
+    """The layer that takes the place of a run of layers, which are unchanged.
+
+    Args:
+        operation: The merge. Without one, the lowest attention and the highest MLP remain.
+        run: The layers, lowest first; a single one is returned as it is.
+        dimensions: Sizes of the decoder.
+
+    Raises:
+        PlanError: The operation does not fit the layers.
+    """
     if isinstance(operation, ConcatLayers):
-        return concatenated_layer(operation.parts, run, view.dimensions())
-    return merged_layer(operation.rule, run, weights_only=operation.weights_only)
-
-
-def _replacements(operations: Sequence[LayerOperation], count: int) -> dict[int, LayerOperation]:
-    """The operation on each layer, by index."""
-    replaced: dict[int, LayerOperation] = {}
-    for operation in operations:
-        if isinstance(operation, DropLayers):
-            indices: Sequence[int] = operation.indices
-        else:
-            indices = range(operation.first, operation.last + 1)
-        for index in indices:
-            if index >= count:
-                raise PlanError(f"the plan names layer {index}; the model has {count} layers")
-            if index in replaced:
-                raise PlanError(f"two operations of the plan use layer {index}")
-            replaced[index] = operation
-    return replaced
+        return concatenated_layer(operation.parts, run, dimensions)
+    if isinstance(operation, MergeLayers):
+        return merged_layer(operation.rule, run, weights_only=operation.weights_only)
+    return run[0] if len(run) == 1 else composed_layer(run[0], run[-1])
 
 
 def _cut_config(view: DecoderView, kept: Sequence[int]) -> None:

@@ -113,7 +113,10 @@ def test_no_parameter_is_shared_by_two_layers(family: str) -> None:
     [
         ([MergeLayers(first=4, last=6)], "names layer 6"),
         ([DropLayers(indices=(9,))], "names layer 9"),
-        ([MergeLayers(first=1, last=3), DropLayers(indices=(3,))], "use layer 3"),
+        (
+            [MergeLayers(first=1, last=3), DropLayers(indices=(3,))],
+            "uses the attention of layer 3 twice",
+        ),
         ([DropLayers(indices=tuple(range(6)))], "removes every layer"),
     ],
 )

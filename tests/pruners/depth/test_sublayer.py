@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from slm_plugin.errors import NumericalError, PlanError, TargetError
-from slm_plugin.plans import DropLayers, DropSublayers, PruningPlan
+from slm_plugin.plans import DropLayers, DropSublayers, PruningPlan, layout
 from slm_plugin.pruners.depth.sublayer import Sublayer, SublayerOptions, steps
 from slm_plugin.report.explain import explain
 from slm_plugin.report.plan_effects import final_trials, layer_mapping, layers_left
 from slm_plugin.session import apply
-from slm_plugin.surgery.composition import MLP_BLOCK, pairs_left
+from slm_plugin.surgery.composition import MLP_BLOCK
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target
 from tests.conftest import make_model
@@ -195,7 +195,7 @@ def test_a_layer_attends_as_its_attention_did(tmp_path: Path) -> None:
         ((1,), (2,), "the MLP of layer 1 would come after that of layer 0"),
         ((0,), (5,), "the MLP of layer 0 would come first"),
         ((6,), (5,), "names layer 6"),
-        ((2, 2), (1, 2), "drops the attention of layer 2 2 times"),
+        ((2, 2), (1, 2), "uses the attention of layer 2 twice"),
         (tuple(range(6)), tuple(range(6)), "removes every layer"),
     ],
 )
@@ -210,14 +210,30 @@ def test_what_is_no_sequence_of_layers_is_refused(
     assert list(model.model.layers) == layers and model.config.num_hidden_layers == 6
 
 
-def test_more_of_one_kind_or_mixed_operations_are_refused() -> None:
-    """As many of both go, and whole layers in a plan of their own."""
+def test_more_of_one_kind_is_refused() -> None:
+    """As many attention as MLP blocks are dropped."""
     with pytest.raises(ValueError, match="as many of both"):
         DropSublayers(attention=(1, 2), mlp=(1,))
-    with pytest.raises(PlanError, match="operations on blocks and on whole layers"):
-        apply_layers(
-            make_model(), [DropSublayers(attention=(1,), mlp=(1,)), DropLayers(indices=(3,))]
-        )
+
+
+def test_blocks_and_whole_layers_go_in_one_plan() -> None:
+    """Layers 1 and 2 become one, and layer 4 is dropped: the blocks that remain, in order."""
+    model = make_model()
+    blocks: Blocks = [
+        ("A", 0),
+        ("M", 0),
+        ("A", 1),
+        ("M", 2),
+        ("A", 3),
+        ("M", 3),
+        ("A", 5),
+        ("M", 5),
+    ]
+    wanted = logits_of(model, blocks)
+    dropped = [DropLayers(indices=(4,)), DropSublayers(attention=(2,), mlp=(1,))]
+    assert apply_layers(model, dropped) == [(0, 0), (1, 2), (3, 3), (5, 5)]
+    with torch.no_grad():
+        assert torch.equal(model(TOKENS).logits, wanted)
 
 
 def test_every_neighbouring_pair_is_a_step_and_leaves_layers() -> None:
@@ -225,7 +241,7 @@ def test_every_neighbouring_pair_is_a_step_and_leaves_layers() -> None:
     found = list(steps(tuple((i, i) for i in range(5)), range(5)))
     assert len({step.dropped for step in found}) == 9
     for step in found:
-        assert pairs_left([step.dropped], 5) == list(step.left)
+        assert layout.layers_left([step.dropped], 5) == list(step.left)
     joined = ((0, 1), (3, 3), (4, 4))
     assert [(s.first, s.last) for s in steps(joined, range(5))] == [
         (0, 1),
