@@ -94,11 +94,7 @@ def search(
     from slm_plugin.session import Session
     from slm_plugin.target import Target
 
-    options = (
-        SlmOptions(compatibility="released")
-        if side == "released"
-        else SlmOptions(flush_tail=False, weights_only=True)
-    )
+    options = SlmOptions(compatibility="released") if side == "released" else SlmOptions()
     session = Session(model, tokenizer, tokens, batch_tokens=arguments.batch_tokens)
     plan = SlidingLayerMerging(options, Target(threshold=arguments.threshold)).plan(session)
     return {

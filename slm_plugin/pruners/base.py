@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel
@@ -22,7 +23,13 @@ _CHANNELS_AT_A_TIME = 8
 
 
 class Options(Record):
-    """Base of every component's options: unknown keys are errors, instances are immutable."""
+    """Base of every component's options: unknown keys are errors, instances are immutable.
+
+    Attributes:
+        former: Keys that earlier versions knew, each with what holds instead.
+    """
+
+    former: ClassVar[Mapping[str, str]] = {}
 
 
 class Pruner(ABC):

@@ -193,10 +193,15 @@ def unstreamable(
 def _message(model: type[BaseModel], path: Place, error: dict[str, Any]) -> str:
     kind, text = error["type"], str(error["msg"]).removeprefix("Value error, ")
     if kind == "extra_forbidden":
-        known = list(_fields(model, path[:-1]))
-        guess = nearest(str(path[-1]), known)
+        name = str(path[-1])
+        holder = _model_at(model, path[:-1])
+        former = getattr(holder, "former", {})
+        if name in former:
+            return f"'{name}' is no option any more: remove it; {former[name]}"
+        known = [] if holder is None else list(holder.model_fields)
+        guess = nearest(name, known)
         hint = f"did you mean '{guess}'?" if guess else f"known: {', '.join(known) or 'none'}"
-        return f"unknown key '{shown(path[-1])}'; {hint}"
+        return f"unknown key '{shown(name)}'; {hint}"
     if kind == "missing":
         return f"the key '{path[-1]}' is missing"
     if kind in ("model_type", "dict_type", "model_attributes_type"):
@@ -248,12 +253,12 @@ def _remedy(kind: str, found: Any) -> str:
     return ""
 
 
-def _fields(model: type[BaseModel], path: Place) -> Iterator[str]:
-    """Keys that are known at a place inside a model."""
+def _model_at(model: type[BaseModel], path: Place) -> type[BaseModel] | None:
+    """The model that describes a place inside a model; None where there is none."""
     for part in path:
         field = model.model_fields.get(str(part))
         found = None if field is None else next(_models(field.annotation), None)
         if found is None:
-            return
+            return None
         model = found
-    yield from model.model_fields
+    return model

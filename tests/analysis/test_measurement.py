@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from slm_plugin.analysis.measurement import measure, outlier
 from slm_plugin.analysis.record import Figures
 from slm_plugin.errors import CalibrationError, NumericalError
-from slm_plugin.pruners.depth.measures.cka import cka_unbiased
+from slm_plugin.pruners.depth.measures.cka import gram, gram_cka
 from slm_plugin.session import Session
 from tests.conftest import make_model, random_tokens
 
@@ -82,7 +82,8 @@ def test_figures_are_those_of_plain_hooks(family: str, batch_tokens: int) -> Non
     tolerance = {"rtol": 1e-5, "atol": 1e-6}
     biased = [[explicit_cka(x, y) for y in outputs] for x in outputs]
     np.testing.assert_allclose(figures.cka.biased, biased, **tolerance)
-    unbiased = [[cka_unbiased(*map(torch.from_numpy, (x, y))) for y in outputs] for x in outputs]
+    grams = [gram(torch.from_numpy(x)) for x in outputs]
+    unbiased = [[gram_cka(x, y, "unbiased") for y in grams] for x in grams]
     np.testing.assert_allclose(figures.cka.unbiased, unbiased, **tolerance)
     unit = outputs / np.linalg.norm(outputs, axis=-1, keepdims=True)
     biased = [[explicit_cka(x, y) for y in unit] for x in unit]

@@ -17,7 +17,7 @@ from pydantic import Field
 from slm_plugin.counts import MOST, Count, Natural
 from slm_plugin.errors import TargetError
 from slm_plugin.models.view import Dimensions
-from slm_plugin.plans import MergeLayers, PruningPlan, Trial
+from slm_plugin.plans import PruningPlan, Trial
 from slm_plugin.plans.rules import factors
 from slm_plugin.pruners import base
 from slm_plugin.pruners.depth.depth_plan import depth_plan, refuse_mixed_kinds
@@ -30,7 +30,6 @@ from slm_plugin.registry import register_pruner
 if TYPE_CHECKING:
     from slm_plugin.session import Session
 
-Clamp = Literal["published", "released", "range"]
 Rule = Literal["telescoped", "rdsc"]
 
 
@@ -53,14 +52,10 @@ class LacoOptions(base.Options):
     merge_rule: Annotated[
         Rule, Field(description="telescoped: the released code; rdsc: the paper's formula")
     ] = "telescoped"
-    clamp: Annotated[
-        Clamp,
-        Field(
-            description="what to do with a window that extends above the last layer after a merge; "
-            "published: move it down to end at the last layer; released: cut it off there; "
-            "range: move it down to end below `highest`, so that layers above never merge"
-        ),
-    ] = "published"
+
+    former: ClassVar = {
+        "clamp": "a window that extends above the last layer moves down to end at it"
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +69,6 @@ class CollapseRules:
         lowest: Lowest layer of any window.
         highest: The first window ends below this layer.
         rule: The merge rule.
-        clamp: How to treat a window that extends above the last layer.
     """
 
     layers: int
@@ -83,7 +77,6 @@ class CollapseRules:
     lowest: int
     highest: int
     rule: Rule
-    clamp: Clamp
 
     @property
     def most(self) -> int:
@@ -96,11 +89,7 @@ class CollapseRules:
 
     def next_window(self, low: int, left: int) -> int:
         """Lowest layer of the window after a merge at ``low``, with ``left`` layers remaining."""
-        low -= self.interval
-        if self.clamp == "released":
-            return left - 1 - self.size if low >= left else low
-        above = self.layers - self.highest if self.clamp == "range" else 0
-        return min(low, left - above - self.size)
+        return min(low - self.interval, left - self.size)
 
 
 def collapse(
@@ -219,7 +208,7 @@ class LayerCollapse(base.Pruner):
         return depth_plan(
             self,
             session,
-            [MergeLayers(first=run.first, last=run.last, rule=run.rule) for run in found.runs],
+            [run.operation for run in found.runs],
             self._notes(found),
             threshold=found.threshold,
             trials=found.trials,
@@ -235,7 +224,6 @@ class LayerCollapse(base.Pruner):
             lowest=options.lowest,
             highest=layers - 1 if options.highest is None else options.highest,
             rule=options.merge_rule,
-            clamp=options.clamp,
         )
 
     def _search(self, session: Session, before: Dimensions, trials: Trials) -> Found:

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 from slm_plugin.counts import Count, Natural
 from slm_plugin.errors import TargetError
 from slm_plugin.models.view import Dimensions
-from slm_plugin.plans import MergeLayers, PruningPlan
+from slm_plugin.plans import PruningPlan
 from slm_plugin.plans.rules import check_rule
 from slm_plugin.pruners import base
 from slm_plugin.pruners.depth.depth_plan import depth_plan, refuse_mixed_kinds
@@ -33,24 +33,27 @@ RELEASED: dict[str, Any] = {
     "criterion": "flat_cosine",
     "search": "sliding",
     "merge_rule": "telescoped",
-    "weights_only": True,
     "protect_first": 0,
     "protect_last": 1,
-    "flush_tail": False,
-    "trial_after_commit": True,
-    "early_rejection": False,
 }
 
 
 class SlmOptions(base.Options):
     """How windows are chosen and merged.
 
-    ``compatibility: released`` sets every option to the behaviour of the released code: it merges
-    only the weights of projections, discards a window that is still growing at the bottom (so a low
-    threshold prunes nothing), repeats an idle trial after every merge, and evaluates every trial on
-    all samples. The released code treats NaN as a rejection and may then not terminate; here NaN
-    is an error.
+    ``compatibility: released`` is the behaviour of the released code: it merges only the weights of
+    projections, so that biases and query and key norms are the lowest layer's, discards a window
+    that is still growing at the bottom (so a low threshold prunes nothing), repeats an idle trial
+    after every merge, and evaluates every trial on all samples. The released code treats NaN as a
+    rejection and may then not terminate; here NaN is an error.
     """
+
+    former: ClassVar = {
+        "weights_only": "biases and query and key norms follow their projections",
+        "flush_tail": "a window that is still growing at the bottom is merged",
+        "trial_after_commit": "the idle trial after a merge is left out",
+        "early_rejection": "a trial ends once it cannot succeed",
+    }
 
     compatibility: Annotated[
         Literal["none", "released"],
@@ -78,23 +81,8 @@ class SlmOptions(base.Options):
             "ema(w), or best: for every window the rule with the best criterion value"
         ),
     ] = "telescoped"
-    weights_only: Annotated[
-        bool,
-        Field(description="keep the lowest layer's biases and query/key norms; released: true"),
-    ] = False
     protect_first: Annotated[Natural, Field(description="lowest layers to protect")] = 0
     protect_last: Annotated[Natural, Field(description="highest layers to protect")] = 1
-    flush_tail: Annotated[
-        bool,
-        Field(description="merge a window that is still growing at the bottom; released: false"),
-    ] = True
-    trial_after_commit: Annotated[
-        bool, Field(description="repeat the idle trials of the released code; released: true")
-    ] = False
-    early_rejection: Annotated[
-        bool,
-        Field(description="early stopping: end a trial once it cannot succeed; released: false"),
-    ] = True
 
     @model_validator(mode="before")
     @classmethod
@@ -103,9 +91,7 @@ class SlmOptions(base.Options):
             return given
         for name, value in RELEASED.items():
             if given.get(name, value) != value:
-                raise ValueError(
-                    f"compatibility: released means {name}: {str(value).lower()}; remove one"
-                )
+                raise ValueError(f"compatibility: released means {name}: {value}; remove one")
         return {**given, **RELEASED}
 
     @model_validator(mode="after")
@@ -137,7 +123,7 @@ class SlidingLayerMerging(base.Pruner):
                 "search: budgeted needs a size, not a threshold",
                 hint="give layers_removed, ratio or parameters",
             )
-        if self.target.kind != "threshold" and self.options.compatibility == "released":
+        if self.target.kind != "threshold" and self._released:
             raise TargetError(
                 f"the released code supports only a threshold, not {self.target.describe()}",
                 hint="give a threshold or remove `compatibility: released`",
@@ -172,33 +158,29 @@ class SlidingLayerMerging(base.Pruner):
             self.name,
             options.criterion,
             options.merge_rule,
-            weights_only=options.weights_only,
+            weights_only=self._released,
         ) as trials:
             found = self._search(session, before, trials)
-        operations = [
-            MergeLayers(
-                first=run.first, last=run.last, rule=run.rule, weights_only=run.weights_only
-            )
-            for run in found.runs
-        ]
         return depth_plan(
             self,
             session,
-            operations,
+            [run.operation for run in found.runs],
             self._notes(found),
             threshold=found.threshold,
             trials=found.trials,
             explored=tuple(trials.others(found)),
         )
 
+    @property
+    def _released(self) -> bool:
+        return self.options.compatibility == "released"
+
     def _rules(self, layers: int) -> WalkRules:
         return WalkRules(
             layers=layers,
             protect_first=self.options.protect_first,
             protect_last=self.options.protect_last,
-            flush_tail=self.options.flush_tail,
-            trial_after_commit=self.options.trial_after_commit,
-            early_rejection=self.options.early_rejection,
+            released=self._released,
         )
 
     def _search(self, session: Session, before: Dimensions, trials: Trials) -> Found:

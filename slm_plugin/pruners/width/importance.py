@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import torch
@@ -21,12 +21,11 @@ from slm_plugin.surgery.groups import axis, kv_group_members
 if TYPE_CHECKING:
     from torch import Tensor
 
-Norm = Literal[1, 2]
 SIGNIFICANT_DIGITS = 6
 
 
-def magnitude(view: DecoderView, norm: Norm = 2) -> tuple[UnitScores, ...]:
-    """Score units by the sum of ``|w|**norm`` over all weights of their group, without biases.
+def magnitude(view: DecoderView) -> tuple[UnitScores, ...]:
+    """Score units by the sum of ``w**2`` over all weights of their group, without biases.
 
     Needs no data, and ignores how strongly a unit is activated.
 
@@ -37,7 +36,7 @@ def magnitude(view: DecoderView, norm: Norm = 2) -> tuple[UnitScores, ...]:
         2023 (arXiv 2301.12900), section 3.3.
     """
     saliences = (
-        {name: linear.weight.detach().float().abs().pow(norm) for name, linear in modules.items()}
+        {name: linear.weight.detach().float().square() for name, linear in modules.items()}
         for modules in map(projections, view.layers)
     )
     return tuple(_score_layers(saliences, view.dimensions()))

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import (
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
-from typing_extensions import Self
+from pydantic import Field
 
 from slm_plugin.counts import Count, Natural
 from slm_plugin.extras import require
@@ -19,7 +13,7 @@ from slm_plugin.plans import KeepChannels, KeepHeads, PruningPlan, UnitScores
 from slm_plugin.pruners.base import Options, Pruner
 from slm_plugin.pruners.width.budget import Cut, uniform_cut
 from slm_plugin.pruners.width.coupling import check_coupling
-from slm_plugin.pruners.width.importance import Norm, kept_units, magnitude, taylor
+from slm_plugin.pruners.width.importance import kept_units, magnitude, taylor
 from slm_plugin.registry import register_pruner
 from slm_plugin.surgery.portability import portability, refuse_unloadable
 from slm_plugin.target import Target
@@ -35,9 +29,6 @@ class TorchPruningOptions(Options):
         Literal["magnitude", "taylor"],
         Field(description="taylor reads the calibration set, magnitude only the weights"),
     ] = "taylor"
-    norm: Annotated[
-        Norm, Field(description="power of the weights that magnitude sums; not for taylor")
-    ] = 2
     kv_groups: Annotated[
         Annotated[Natural, Field(strict=True)] | Literal["auto"],
         Field(
@@ -49,19 +40,7 @@ class TorchPruningOptions(Options):
         Count, Field(description="the remaining intermediate size is a multiple of this")
     ] = 8
 
-    @model_validator(mode="after")
-    def _norm_is_for_magnitude(self) -> Self:
-        if self.importance == "taylor" and "norm" in self.model_fields_set:
-            raise ValueError("`norm` is for importance: magnitude; taylor has none")
-        return self
-
-    @model_serializer(mode="wrap")
-    def _without_idle_norm(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Options that were written out can be read again."""
-        values: dict[str, Any] = serialize(self)
-        if self.importance == "taylor":
-            values.pop("norm", None)
-        return values
+    former: ClassVar = {"norm": "magnitude sums the squares of the weights"}
 
 
 @register_pruner("torch_pruning")
@@ -139,7 +118,7 @@ class TorchPruning(Pruner):
     def _score(self, session: Session) -> tuple[UnitScores, ...]:
         if self.options.importance == "taylor":
             return taylor(session.view, session.batches())
-        return magnitude(session.view, self.options.norm)
+        return magnitude(session.view)
 
 
 def _operations(units: UnitScores, cut: Cut) -> list[KeepChannels | KeepHeads]:

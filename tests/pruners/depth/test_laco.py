@@ -61,9 +61,9 @@ def similarity(first: nn.Module, second: nn.Module) -> float:
 
 
 def published(
-    model: nn.Module, c: int, i: int, low: int, high: int, threshold: float, rule: str, clamp: str
+    model: nn.Module, c: int, i: int, low: int, high: int, threshold: float, rule: str
 ) -> Loop:
-    """The loop of the paper (or its notebook's clamp), a deep copy and a full forward a trial."""
+    """The loop of the paper, a deep copy and a full forward a trial."""
     made, current, at = Loop(), model, high - c
     while at >= low:
         absorbed = min(c - 1, len(current.model.layers) - at - 1)
@@ -74,10 +74,8 @@ def published(
             current = tried
             at -= i
             left = len(current.model.layers)
-            if clamp == "published" and at > left - c:
+            if at > left - c:
                 at = left - c
-            if clamp == "released" and at >= left:
-                at = left - 1 - c
             made.sizes.append(left)
         else:
             at -= 1
@@ -102,15 +100,14 @@ def similar_model(family: str = "llama", layers: int = 10) -> PreTrainedModel:
     return model
 
 
-@pytest.mark.parametrize("clamp", ["published", "released"])
 @pytest.mark.parametrize("rule", ["telescoped", "rdsc"])
 @pytest.mark.parametrize(("c", "i"), [(3, 1), (4, 2)])
-def test_it_is_the_published_loop(family: str, clamp: str, rule: str, c: int, i: int) -> None:
+def test_it_is_the_published_loop(family: str, rule: str, c: int, i: int) -> None:
     """Same trials, similarities and decisions, and the plan's model is the loop's."""
-    options = {"layers_per_merge": c, "interval": i, "merge_rule": rule, "clamp": clamp}
+    options = {"layers_per_merge": c, "interval": i, "merge_rule": rule}
     model = similar_model(family)
     for threshold in (-2.0, median_threshold(model, **options)):
-        loop = published(model, c, i, 1, 9, threshold, rule, clamp)
+        loop = published(model, c, i, 1, 9, threshold, rule)
         session = session_of(copy.deepcopy(model))
         plan = planned("laco", session.model, Target(threshold=threshold), **options)
         found = [(trial.similarity, trial.accepted) for trial in plan.trials]
@@ -178,22 +175,25 @@ def always(value: float) -> object:
     return measure
 
 
-def rules(layers: int, size: int, interval: int, clamp: str = "published", **more: int) -> object:
+def rules(layers: int, size: int, interval: int, **more: int) -> object:
     """Rules of a walk from layer 1 to the last but one, or as given."""
     given = {"lowest": 1, "highest": layers - 1, **more}
-    return CollapseRules(layers, size, interval, rule="telescoped", clamp=clamp, **given)  # type: ignore[arg-type]
+    return CollapseRules(layers, size, interval, rule="telescoped", **given)  # type: ignore[arg-type]
 
 
-CASES = list(itertools.product([6, 9, 14, 32], [2, 3, 4, 6], [1, 2, 3, 5]))
+CASES = [
+    (layers, size, interval)
+    for layers, size, interval in itertools.product([6, 9, 14, 32], [2, 3, 4, 6], [1, 2, 3, 5])
+    # A window fits.
+    if layers - 1 - size >= 1
+]
 
 
 @pytest.mark.parametrize(("layers", "size", "interval"), CASES)
 def test_every_accepted_full_window_removes_one_less_than_its_layers(
     layers: int, size: int, interval: int
 ) -> None:
-    """The published clamp keeps every window full and inside the model."""
-    if layers - 1 - size < 1:
-        pytest.skip("no window fits")
+    """The walk keeps every window full and inside the model."""
     found = collapse(rules(layers, size, interval), -1.0, always(0.0))  # type: ignore[arg-type]
     assert found.removed == len(found.trials) * (size - 1)
     for trial in found.trials:
@@ -201,35 +201,11 @@ def test_every_accepted_full_window_removes_one_less_than_its_layers(
         assert all(first > trial.last for first, _ in trial.committed)
 
 
-@pytest.mark.parametrize(("layers", "size", "interval"), CASES)
-def test_the_layers_above_the_range_stay_when_asked_to(
-    layers: int, size: int, interval: int
-) -> None:
-    """`clamp: range` never touches the last layer; the published clamp does after a merge."""
-    if layers - 1 - size < 1:
-        pytest.skip("no window fits")
-    found = collapse(rules(layers, size, interval, "range"), -1.0, always(0.0))  # type: ignore[arg-type]
-    assert found.runs and all(trial.last < layers - 1 for trial in found.trials)
-    assert all(trial.first >= 1 for trial in found.trials)
-
-
-def test_the_published_clamp_lets_the_last_layer_in() -> None:
+def test_a_later_window_may_take_the_last_layer() -> None:
     """Llama-2-7B with C 4 and I 2: after the first merge the next window ends at layer 31."""
     found = collapse(rules(32, 4, 2), -1.0, always(0.0))  # type: ignore[arg-type]
     assert (found.trials[0].first, found.trials[0].last) == (27, 30)
     assert (found.trials[1].first, found.trials[1].last) == (25, 31)
-
-
-def test_the_released_clamp_cuts_windows_and_counts_idle_ones_as_good() -> None:
-    """C 7 and I 1 of the 13B notebook: windows shrink at the top of the model."""
-    found = collapse(rules(40, 7, 1, "released", highest=39), -1.0, always(0.0))  # type: ignore[arg-type]
-    # 40 layers, 34 after the first merge; from 31 up there are 3, then 2 for every further window.
-    taken = [(trial.first, trial.last) for trial in found.trials]
-    assert taken[:3] == [(32, 38), (31, 39), (30, 39)]
-    assert found.removed == 6 + 2 + 30
-    idle = collapse(rules(8, 5, 1, "released", highest=8), -1.0, always(0.0))  # type: ignore[arg-type]
-    # 4 layers are left, the window at 2 has 2, and so on down to layer 1.
-    assert [(trial.first, trial.last) for trial in idle.trials] == [(3, 7), (2, 7), (1, 7)]
 
 
 @pytest.mark.parametrize("rule", ["telescoped", "rdsc"])
@@ -256,11 +232,10 @@ def test_planted_identity_layers_collapse() -> None:
         assert torch.equal(model(TOKENS).logits, before)
 
 
-@pytest.mark.parametrize("clamp", ["published", "released", "range"])
 @pytest.mark.parametrize("rule", ["telescoped", "rdsc"])
-def test_every_size_that_the_walk_can_reach_is_met(clamp: str, rule: str) -> None:
+def test_every_size_that_the_walk_can_reach_is_met(rule: str) -> None:
     """From one layer to the most; one more is refused with the limit."""
-    options = {"layers_per_merge": 3, "interval": 1, "clamp": clamp, "merge_rule": rule}
+    options = {"layers_per_merge": 3, "interval": 1, "merge_rule": rule}
     model = make_model(num_hidden_layers=7)
     open_ = planned("laco", model, Target(threshold=-2.0), **options)
     most = open_.layers_removed

@@ -10,7 +10,7 @@ from slm_plugin.errors import NumericalError, PlanError, TargetError, Unsupporte
 from slm_plugin.plans import PruningPlan
 from slm_plugin.pruners.depth.search.runs import Run
 from slm_plugin.pruners.depth.search.trials import Trials
-from slm_plugin.pruners.depth.slm import RELEASED, SlidingLayerMerging, SlmOptions
+from slm_plugin.pruners.depth.slm import SlidingLayerMerging, SlmOptions
 from slm_plugin.session import Session, apply
 from slm_plugin.target import Target
 from tests.conftest import make_model, random_tokens
@@ -36,18 +36,12 @@ def make_identity(model: PreTrainedModel, indices: list[int]) -> None:
             layer.mlp.down_proj.weight.zero_()
 
 
-@pytest.mark.parametrize(
-    ("threshold", "flush_tail"),
-    [(-1.1, False), (-1.1, True), (0.3, False), (0.5, True), (0.8, False), (1.01, False)],
-)
-def test_released_rules_repeat_the_released_loop(
-    family: str, threshold: float, flush_tail: bool
-) -> None:
+@pytest.mark.parametrize("threshold", [-1.1, 0.3, 0.5, 0.8, 1.01])
+def test_released_rules_repeat_the_released_loop(family: str, threshold: float) -> None:
     """Same trials in the same order, same similarities, same windows as the transcription."""
     model = make_model(family, num_hidden_layers=7)
-    expected = released_loop(model, random_tokens(2, 12), threshold, flush_tail=flush_tail)
-    released = {**RELEASED, "flush_tail": flush_tail}
-    options = SlmOptions(**released) if flush_tail else SlmOptions(compatibility="released")
+    expected = released_loop(model, random_tokens(2, 12), threshold)
+    options = SlmOptions(compatibility="released")
     session = Session(model, calibration=random_tokens(2, 12))
     found = SlidingLayerMerging(options, Target(threshold=threshold)).plan(session)
     assert [(t.first, t.last) for t in found.trials] == [t[:2] for t in expected.trials]
@@ -55,6 +49,19 @@ def test_released_rules_repeat_the_released_loop(
         assert trial.similarity == pytest.approx(similarity, abs=1e-5)
     assert [(op.first, op.last) for op in found.operations] == expected.windows
     assert found.after.layers == expected.layers
+
+
+@pytest.mark.parametrize("threshold", [-1.1, 0.5, 0.8])
+def test_the_default_walk_is_the_released_one_with_its_last_window(threshold: float) -> None:
+    """Without idle trials, and with the window that the released loop discards at the bottom."""
+    model = make_model(num_hidden_layers=7)
+    expected = released_loop(model, random_tokens(2, 12), threshold, flush_tail=True)
+    session = Session(model, calibration=random_tokens(2, 12))
+    found = SlidingLayerMerging(SlmOptions(), Target(threshold=threshold)).plan(session)
+    assert [(t.first, t.last) for t in found.trials] == [
+        (low, high) for low, high, _ in expected.trials if low < high
+    ]
+    assert [(op.first, op.last) for op in found.operations] == expected.windows
 
 
 def test_a_trial_equals_a_full_forward_of_a_merged_copy(family: str) -> None:
@@ -180,13 +187,6 @@ def test_impossible_targets_say_what_is_possible(
         plan(make_model(num_hidden_layers=8), target, **options)
 
 
-def test_an_exact_size_needs_no_flush() -> None:
-    """A walk that stops at its size merges its last window, whatever happens to a tail."""
-    for flush_tail in (True, False):
-        found = plan(make_model(), Target(layers_removed=4), flush_tail=flush_tail)
-        assert found.layers_removed == 4
-
-
 def test_nan_is_an_error() -> None:
     """A model that is broken already is refused before the first trial."""
     model = make_model()
@@ -259,10 +259,11 @@ def test_early_rejection_changes_no_decision() -> None:
     stopped = 0
     for threshold in (0.3, 0.5, 0.7, 0.9):
         plans = [
-            SlidingLayerMerging(
-                SlmOptions(early_rejection=early), Target(threshold=threshold)
-            ).plan(session_of(make_model(num_hidden_layers=8), batch_tokens=16))
-            for early in (True, False)
+            SlidingLayerMerging(SlmOptions(), Target(threshold=threshold)).plan(
+                session_of(make_model(num_hidden_layers=8), batch_tokens=batch_tokens)
+            )
+            # A trial of one batch cannot stop early.
+            for batch_tokens in (16, 10_000)
         ]
         assert plans[0].operations == plans[1].operations
         assert [t.accepted for t in plans[0].trials] == [t.accepted for t in plans[1].trials]
@@ -274,7 +275,7 @@ def test_early_rejection_changes_no_decision() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"compatibility": "released", "flush_tail": True}, "released means flush_tail: false"),
+        ({"compatibility": "released", "protect_last": 2}, "released means protect_last: 1"),
         ({"compatibility": "released", "criterion": "loss"}, "criterion: flat_cosine"),
         ({"beam_width": 4}, "needs search: greedy"),
     ],

@@ -6,7 +6,6 @@ computed once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from slm_plugin.errors import CalibrationError, NumericalError
@@ -20,76 +19,6 @@ Estimator = Literal["biased", "unbiased"]
 FEWEST_SAMPLES = 4
 # Features converted to float64 at a time, to limit memory.
 _CHUNK = 1 << 16
-
-
-def cka_biased(x: Tensor, y: Tensor) -> Tensor:
-    """Linear CKA by the usual estimator, between 0 and 1.
-
-    It tends to 1 for any two sets of features, related or not, when features outnumber samples.
-
-    Args:
-        x: ``(samples, ...)``; all axes after the first are the features of one sample.
-        y: ``(samples, ...)``, of the same samples in the same order.
-
-    Returns:
-        One number, in float64.
-
-    Raises:
-        NumericalError: A feature is NaN or infinite, or all samples are equal.
-
-    Source: Kornblith et al., "Similarity of Neural Network Representations Revisited"
-    (arXiv 1905.00414), section 3, with linear kernels.
-    """
-    return gram_cka(gram(x), gram(y), "biased")
-
-
-def cka_unbiased(x: Tensor, y: Tensor) -> Tensor:
-    """Linear CKA by the unbiased estimator of HSIC; 0 on average for unrelated features.
-
-    A single estimate may fall below 0.
-
-    Args:
-        x: ``(samples, ...)``; all axes after the first are the features of one sample.
-        y: ``(samples, ...)``, of the same samples in the same order.
-
-    Returns:
-        One number, in float64.
-
-    Raises:
-        CalibrationError: There are fewer than four samples.
-        NumericalError: A feature is NaN or infinite, or all samples are equal.
-
-    Source: Song et al., "Feature Selection via Dependence Maximization" (JMLR 13, 2012), the
-    unbiased estimator of HSIC; used for CKA by Nguyen et al. (arXiv 2010.15327), section 2.
-    """
-    return gram_cka(gram(x), gram(y), "unbiased")
-
-
-def minibatch_cka(batches: Iterable[tuple[Tensor, Tensor]], estimator: Estimator) -> Tensor:
-    """CKA from sums of HSIC over batches, for sets too large for one Gram matrix.
-
-    Args:
-        batches: Pairs of ``(samples, ...)``, one per batch.
-        estimator: Which HSIC is summed; only the unbiased one makes the result independent of
-            the size of the batches on average.
-
-    Returns:
-        One number, in float64.
-
-    Raises:
-        CalibrationError: A batch has fewer than four samples and the estimator is unbiased.
-        NumericalError: A feature is NaN or infinite, or all samples are equal.
-
-    Source: Nguyen et al. (arXiv 2010.15327), equation 3.
-    """
-    sums = torch.zeros(3, dtype=torch.float64)
-    for x, y in batches:
-        a, b = centred(gram(x), estimator), centred(gram(y), estimator)
-        pairs = torch.stack([(a * b).sum(), (a * a).sum(), (b * b).sum()])
-        samples = len(a)
-        degrees = (samples - 1) ** 2 if estimator == "biased" else samples * (samples - 3)
-        sums += pairs.cpu() / degrees
-    return sums[0] / _lengths(sums[1:]).prod()
 
 
 def gram(features: Tensor) -> Tensor:
@@ -121,11 +50,19 @@ def gram(features: Tensor) -> Tensor:
 
 
 def gram_cka(reference: Tensor, other: Tensor, estimator: Estimator) -> Tensor:
-    """CKA of two Gram matrices, ``(samples, samples)`` each; see `cka_biased`, `cka_unbiased`.
+    """CKA of two Gram matrices, ``(samples, samples)`` each, as one number.
+
+    The biased estimator lies between 0 and 1, and tends to 1 for any two sets of features, related
+    or not, when features outnumber samples. The unbiased one is 0 on average for unrelated
+    features; a single estimate may fall below 0.
 
     Raises:
         CalibrationError: There are fewer than four samples and the estimator is unbiased.
         NumericalError: All samples are equal.
+
+    Source: Kornblith et al. (arXiv 1905.00414), section 3, with linear kernels; the unbiased
+    estimator of HSIC is that of Song et al. (JMLR 13, 2012), used for CKA by Nguyen et al.
+    (arXiv 2010.15327), section 2.
     """
     return cka_matrix(torch.stack([reference, other]), estimator)[0, 1]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from slm_plugin.plans import Trial
+from slm_plugin.plans import DepthOperation, DropLayers, DropSublayers, MergeLayers, Trial
 
 # In place of a merge rule: the run is dropped.
 DROP = "drop"
@@ -28,6 +28,24 @@ class Run(NamedTuple):
     def removed(self) -> int:
         """Number of layers that the run removes."""
         return self.last - self.first + (self.rule == DROP)
+
+    @property
+    def operation(self) -> DepthOperation:
+        """What a plan says of the run.
+
+        Raises:
+            ValueError: It is a merge of one layer, which changes nothing.
+        """
+        if self.rule == DROP:
+            return DropLayers(indices=tuple(range(self.first, self.last + 1)))
+        if self.rule == JOIN:
+            return DropSublayers(
+                attention=tuple(range(self.first + 1, self.last + 1)),
+                mlp=tuple(range(self.first, self.last)),
+            )
+        return MergeLayers(
+            first=self.first, last=self.last, rule=self.rule, weights_only=self.weights_only
+        )
 
 
 Runs = tuple[Run, ...]

@@ -18,14 +18,12 @@ class WalkRules(Rules):
     """Rules of the walk.
 
     Attributes:
-        flush_tail: Merge a window that is still growing when the walk reaches the bottom.
-        trial_after_commit: Evaluate the one-layer window after a merge.
-        early_rejection: Stop a trial early when it cannot pass the threshold.
+        released: Walk as the released code does. It discards a window that is still growing at
+            the bottom, evaluates the one-layer window after a merge, and evaluates every trial on
+            all samples.
     """
 
-    flush_tail: bool = True
-    trial_after_commit: bool = False
-    early_rejection: bool = True
+    released: bool = False
 
 
 def walk(rules: WalkRules, threshold: float, measure: Measure, wanted: int | None = None) -> Found:
@@ -43,7 +41,7 @@ def walk(rules: WalkRules, threshold: float, measure: Measure, wanted: int | Non
     growing: Run | None = None
     # A search for a size needs exact values to find the interval of thresholds of each walk, so it
     # has no early stopping.
-    bound = threshold if rules.early_rejection and wanted is None else None
+    bound = None if rules.released or wanted is not None else threshold
     high = rules.top
     low = high - 1
     while low >= rules.protect_first:
@@ -59,11 +57,11 @@ def walk(rules: WalkRules, threshold: float, measure: Measure, wanted: int | Non
             runs.append(growing)
             growing, high = None, low
             # The released code now evaluates the window low..low, which changes nothing.
-            low -= not rules.trial_after_commit
+            low -= not rules.released
         else:
             high -= 1
             low -= 1
-    if growing and (rules.flush_tail or removed((*runs, growing)) == wanted):
+    if growing and not rules.released:
         runs.append(growing)
     return Found(tuple(runs), tuple(trials), threshold)
 

@@ -23,9 +23,9 @@ from slm_plugin.progress import counting, say
 from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName, Prepared
 from slm_plugin.pruners.depth.measures.influence import block_influence
 from slm_plugin.pruners.depth.search.journal import Journal, journal_of
-from slm_plugin.pruners.depth.search.runs import DROP, JOIN, Found, Measured, Run, Runs
-from slm_plugin.surgery.composition import composed_layer
-from slm_plugin.surgery.merge_rules import candidates, merged_layer
+from slm_plugin.pruners.depth.search.runs import DROP, Found, Measured, Run, Runs
+from slm_plugin.surgery.layers import made_layer
+from slm_plugin.surgery.merge_rules import candidates
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,6 +86,7 @@ class Trials:
         journal: Journal | None = None,
     ) -> None:
         self._view = session.view
+        self._dimensions = session.view.dimensions()
         self._captured = session.captured()
         self._criterion = CRITERIA[criterion]
         self._streamed = is_streamed(session.model)
@@ -210,7 +211,7 @@ class Trials:
 
     def _layers(self, runs: Runs, start: int) -> Iterator[tuple[int, nn.Module]]:
         """The layers from ``start`` on, with runs merged, and each one's lowest original index."""
-        self._merged = {run: self._merged.get(run) or self._merge(run) for run in runs}
+        self._merged = {run: self._merged.get(run) or self._made(run) for run in runs}
         starts = {run.first: run for run in runs}
         index = start
         while index < len(self._view.layers):
@@ -218,15 +219,14 @@ class Trials:
             yield index, self._merged[run] if run else self._view.layers[index]
             index = run.last + 1 if run else index + 1
 
-    def _merge(self, run: Run) -> nn.Module:
+    def _made(self, run: Run) -> nn.Module:
+        """What surgery would make of the run; a window of one layer stays as it is."""
         if run.rule == DROP:
             from slm_plugin.models.torch_subclasses import Identity
 
             return Identity()
         layers = list(self._view.layers)[run.first : run.last + 1]
-        if run.rule == JOIN:
-            return composed_layer(layers[0], layers[-1])
-        return merged_layer(run.rule, layers, weights_only=run.weights_only)
+        return made_layer(run.operation, layers, self._dimensions) if run.removed else layers[0]
 
     def _set_base(self, base: Runs) -> None:
         """Compute the layer inputs of the model with these runs merged, for later trials."""

@@ -185,8 +185,9 @@ def test_layers_run_no_oftener_than_the_walk_needs(threshold: float) -> None:
         lambda module, args, output: count(module, args, output) if type(module) is kind else None
     )
     try:
-        options = SlmOptions(early_rejection=False)
-        plan = SlidingLayerMerging(options, Target(threshold=threshold)).plan(session_of(model))
+        # A trial of one batch cannot stop early.
+        session = session_of(model, batch_tokens=10_000)
+        plan = SlidingLayerMerging(SlmOptions(), Target(threshold=threshold)).plan(session)
     finally:
         hook.remove()
     needed = 8
@@ -231,7 +232,7 @@ def test_a_search_holds_one_merged_layer_a_run() -> None:
 
     hook = torch.nn.modules.module.register_module_forward_pre_hook(look)
     try:
-        options = SlmOptions(merge_rule="mean", early_rejection=False)
+        options = SlmOptions(merge_rule="mean")
         plan = SlidingLayerMerging(options, Target(threshold=0.6)).plan(session_of(model))
     finally:
         hook.remove()
