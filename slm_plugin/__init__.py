@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from slm_plugin.api import get_pruner, list_pruners, prune
     from slm_plugin.comparison.configuration import Comparison
     from slm_plugin.comparison.run import compare
+    from slm_plugin.component import Options
     from slm_plugin.errors import SlmError
     from slm_plugin.pipeline import plan, run
     from slm_plugin.plans import PruningPlan
-    from slm_plugin.pruners.base import Options, Pruner
+    from slm_plugin.pruners.base import Pruner
     from slm_plugin.recipe import Recipe
     from slm_plugin.registry import (
         register_evaluator,
@@ -31,7 +32,7 @@ __version__ = "0.1.0"
 # Public names load on first use, so that `import slm_plugin` costs no torch.
 _HOMES = {
     "Comparison": "slm_plugin.comparison.configuration",
-    "Options": "slm_plugin.pruners.base",
+    "Options": "slm_plugin.component",
     "Pruner": "slm_plugin.pruners.base",
     "PruningPlan": "slm_plugin.plans",
     "Recipe": "slm_plugin.recipe",

@@ -20,6 +20,7 @@ ORDER = [
     "foreign",
     "counts",
     "record",
+    "component",
     "target",
     "extras",
     "child",

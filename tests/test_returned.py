@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import BaseModel
 
+from slm_plugin.component import Options
 from slm_plugin.errors import ContractError
 from slm_plugin.evaluation.base import Evaluator, Measurement
 from slm_plugin.export.base import Check, Exporter, ExportRecord
 from slm_plugin.plans import DropLayers, KeepHeads, PruningPlan, Trial
-from slm_plugin.pruners.base import Options, Pruner
+from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.depth.deepest import Deepest
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.returned import several

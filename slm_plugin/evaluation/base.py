@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
+from slm_plugin.component import Component, Options
 from slm_plugin.record import Record
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Measurement(Record):
     stderr: float | None = None
 
 
-class EvaluatorOptions(Record):
+class EvaluatorOptions(Options):
     """Options that every evaluator has; subclasses add their own."""
 
     every_stage: bool = Field(
@@ -36,30 +37,19 @@ class EvaluatorOptions(Record):
     )
 
 
-class Evaluator(ABC):
-    """Measures the session's model without changing it.
+class Evaluator(Component):
+    """Measures the session's model without changing it."""
 
-    ``streams`` says that it works on a model whose layers are read from disk at every forward pass.
+    Options: ClassVar[type[BaseModel]] = EvaluatorOptions
+    options: EvaluatorOptions
 
-    Args:
-        options: An instance of the class's ``Options``.
-    """
-
-    name: ClassVar[str]
-    extra: ClassVar[str | None] = None
-    streams: ClassVar[bool] = False
-    Options: ClassVar[type[EvaluatorOptions]] = EvaluatorOptions
-
-    def __init__(self, options: EvaluatorOptions) -> None:
-        self.options = options
-
-    def check(self) -> None:  # noqa: B027 - most evaluators have nothing to check
+    def check(self) -> None:
         """Check the options (a missing file, an unknown task) when the recipe is read.
 
         Code that the recipe names must not run here: `validate` calls only this.
         """
 
-    def load(self) -> None:  # noqa: B027 - most evaluators have nothing to load
+    def load(self) -> None:
         """Load what the measurement needs, once, before the model is loaded.
 
         Called when the recipe is run: code that the recipe names may run here.
@@ -68,7 +58,7 @@ class Evaluator(ABC):
             UserError: It cannot be loaded.
         """
 
-    def check_model(self, session: Session) -> None:  # noqa: B027 - most suit all models
+    def check_model(self, session: Session) -> None:
         """Check, before any stage runs, that the model can be measured.
 
         Raises:

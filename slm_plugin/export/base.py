@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import BaseModel
-
+from slm_plugin.component import Component
 from slm_plugin.record import Record
 
 if TYPE_CHECKING:
@@ -32,30 +31,17 @@ class ExportRecord(Record):
     checks: tuple[Check, ...]
 
 
-class ExporterOptions(Record):
-    """Base of every exporter's options."""
-
-
-class Exporter(ABC):
+class Exporter(Component):
     """Writes the session's model in one format and proves that the result computes the same.
 
-    ``streams`` says that it works on a model whose weights are not in memory, ``operators`` that
-    what it writes can hold operators between layers (`slm_plugin.models.operators`).
-
-    Args:
-        options: An instance of the class's ``Options``.
+    Attributes:
+        operators: What it writes can hold operators between layers
+            (`slm_plugin.models.operators`).
     """
 
-    name: ClassVar[str]
-    extra: ClassVar[str | None] = None
-    streams: ClassVar[bool] = False
     operators: ClassVar[bool] = False
-    Options: ClassVar[type[BaseModel]] = ExporterOptions
 
-    def __init__(self, options: BaseModel) -> None:
-        self.options = options
-
-    def check_model(self, session: Session) -> None:  # noqa: B027 - most formats hold all models
+    def check_model(self, session: Session) -> None:
         """Refuse a model that the format cannot hold, before any stage runs.
 
         Raises:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from pydantic import AfterValidator, Field
 
 from slm_plugin.child import run_module
+from slm_plugin.component import Options
 from slm_plugin.errors import (
     ModelSourceError,
     OutputError,
@@ -21,7 +22,7 @@ from slm_plugin.errors import (
     VerificationError,
 )
 from slm_plugin.evaluation.isolation import isolated
-from slm_plugin.export.base import Check, Exporter, ExporterOptions, ExportRecord
+from slm_plugin.export.base import Check, Exporter, ExportRecord
 from slm_plugin.export.layerwise import LOGITS, save_streamed, streamed_reference
 from slm_plugin.export.parity import (
     DIFFERENCE,
@@ -77,7 +78,7 @@ def check_size(size: str) -> str:
     return size
 
 
-class CheckpointOptions(ExporterOptions):
+class CheckpointOptions(Options):
     """How the checkpoint is cut into files."""
 
     max_shard_size: Annotated[

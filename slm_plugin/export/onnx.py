@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import Field
 
+from slm_plugin.component import Options
 from slm_plugin.errors import SlmError
 from slm_plugin.evaluation.isolation import isolated
-from slm_plugin.export.base import Check, Exporter, ExporterOptions, ExportRecord
+from slm_plugin.export.base import Check, Exporter, ExportRecord
 from slm_plugin.export.checkpoint import save_checkpoint
 from slm_plugin.export.ort_heads import load_ort_model, require_onnx
 from slm_plugin.export.parity import (
@@ -42,7 +43,7 @@ HIGHEST_OPSET = 20
 Task = Literal["text-generation-with-past", "text-generation"]
 
 
-class OnnxOptions(ExporterOptions):
+class OnnxOptions(Options):
     """What Optimum is asked for, and how near the result must come."""
 
     task: Task = Field(

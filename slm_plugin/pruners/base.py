@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel
 
+from slm_plugin.component import Component
 from slm_plugin.errors import TargetError
 from slm_plugin.models.view import Dimensions
-from slm_plugin.record import Record
 from slm_plugin.target import Target
 
 if TYPE_CHECKING:
@@ -22,40 +21,28 @@ if TYPE_CHECKING:
 _CHANNELS_AT_A_TIME = 8
 
 
-class Options(Record):
-    """Base of every component's options: unknown keys are errors, instances are immutable.
-
-    Attributes:
-        former: Keys that earlier versions knew, each with what holds instead.
-    """
-
-    former: ClassVar[Mapping[str, str]] = {}
-
-
-class Pruner(ABC):
+class Pruner(Component):
     """A strategy that decides what to prune.
 
     A subclass sets the class variables, registers itself under a name with
-    `slm_plugin.register_pruner` and implements `plan`. Its ``Options`` become the keys of its
-    stage in a recipe. ``streams`` says that the strategy works on a model whose layers are read
-    from disk one at a time: it runs layers through `run_batches` and reads no weights itself.
-    ``keeps_trials`` says that it writes a journal of trials into the cache folder.
+    `slm_plugin.register_pruner` and implements `plan`.
+
+    Attributes:
+        kind: Whether its plans are about layers or about units inside layers.
+        targets: Kinds of targets that it takes.
+        keeps_trials: It writes a journal of trials into the cache folder.
 
     Args:
         options: An instance of the class's ``Options``.
         target: How much to prune; its kind is one of ``targets``.
     """
 
-    name: ClassVar[str]
     kind: ClassVar[Literal["depth", "width"]]
     targets: ClassVar[tuple[str, ...]]
-    extra: ClassVar[str | None] = None
-    streams: ClassVar[bool] = False
     keeps_trials: ClassVar[bool] = False
-    Options: ClassVar[type[BaseModel]] = Options
 
     def __init__(self, options: BaseModel, target: Target) -> None:
-        self.options = options
+        super().__init__(options)
         self.target = target
 
     @property
@@ -74,7 +61,7 @@ class Pruner(ABC):
             TargetError: The target cannot be reached.
         """
 
-    def check(self) -> None:  # noqa: B027 - few options exclude a target
+    def check(self) -> None:
         """Check, when the recipe is read, that the options allow the target on some model.
 
         Raises:

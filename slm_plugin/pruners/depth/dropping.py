@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from slm_plugin.component import Options
 from slm_plugin.counts import Natural
 from slm_plugin.errors import NumericalError
 from slm_plugin.models.view import Dimensions
@@ -51,7 +52,7 @@ class LayerDropping(base.Pruner):
         return base.layers_to_remove(self.target, session.original, current)
 
 
-class EndsOptions(base.Options):
+class EndsOptions(Options):
     """Protected layers at both ends."""
 
     protect_first: Annotated[Natural, Field(description="lowest layers to protect")] = 0

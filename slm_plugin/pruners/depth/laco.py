@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from slm_plugin.component import Options
 from slm_plugin.counts import MOST, Count, Natural
 from slm_plugin.errors import TargetError
 from slm_plugin.models.view import Dimensions
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 Rule = Literal["telescoped", "rdsc"]
 
 
-class LacoOptions(base.Options):
+class LacoOptions(Options):
     """The published parameters under descriptive names: C, I, L, H and the merge rule."""
 
     criterion: Annotated[

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from slm_plugin.component import Options
 from slm_plugin.models.view import DecoderView, layer_weights
 from slm_plugin.plans import LayerScores, PruningPlan
-from slm_plugin.pruners import base
 from slm_plugin.pruners.depth.depth_plan import depth_plan
 from slm_plugin.pruners.depth.dropping import LayerDropping, lowest, one_by_one
 from slm_plugin.pruners.depth.search.runs import DROP
@@ -34,7 +34,7 @@ MEANINGS = {
 }
 
 
-class ShortenedOptions(base.Options):
+class ShortenedOptions(Options):
     """The layer score, and the published list of protected layers."""
 
     score: Annotated[

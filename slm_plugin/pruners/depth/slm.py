@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from slm_plugin.component import Options
 from slm_plugin.counts import Count, Natural
 from slm_plugin.errors import TargetError
 from slm_plugin.models.view import Dimensions
@@ -38,7 +39,7 @@ RELEASED: dict[str, Any] = {
 }
 
 
-class SlmOptions(base.Options):
+class SlmOptions(Options):
     """How windows are chosen and merged.
 
     ``compatibility: released`` is the behaviour of the released code: it merges only the weights of

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from slm_plugin.component import Options
 from slm_plugin.counts import Count, Natural
 from slm_plugin.extras import require
 from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import KeepChannels, KeepHeads, PruningPlan, UnitScores
-from slm_plugin.pruners.base import Options, Pruner
+from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.width.budget import Cut, uniform_cut
 from slm_plugin.pruners.width.coupling import check_coupling
 from slm_plugin.pruners.width.importance import kept_units, magnitude, taylor

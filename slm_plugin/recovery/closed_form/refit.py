@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from slm_plugin.component import Options
 from slm_plugin.lazy import no_grad, torch
 from slm_plugin.models.view import projections
-from slm_plugin.recovery.base import Recovery, RecoveryOptions, RecoveryRecord
+from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.closed_form.boundaries import boundaries, missing_below
 from slm_plugin.recovery.closed_form.layer_walk import LayerWalk, repair_layers
 from slm_plugin.recovery.closed_form.least_squares import Regression
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from slm_plugin.session import Session
 
 
-class RefitOptions(RecoveryOptions):
+class RefitOptions(Options):
     """Which projections are refitted."""
 
     layers: Annotated[

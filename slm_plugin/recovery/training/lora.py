@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from slm_plugin.component import Options
 from slm_plugin.counts import Count
 from slm_plugin.errors import CalibrationError
 from slm_plugin.extras import require
 from slm_plugin.lazy import torch
 from slm_plugin.models.view import ATTENTION_PROJECTIONS, MLP_PROJECTIONS
 from slm_plugin.progress import track
-from slm_plugin.recovery.base import Recovery, RecoveryOptions, RecoveryRecord
+from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.training.loop import refuse_non_finite, shuffled, warmup_cosine
 from slm_plugin.registry import register_recovery
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 CLIP_NORM = 1.0
 
 
-class LoraOptions(RecoveryOptions):
+class LoraOptions(Options):
     """How the adapters are trained."""
 
     rank: Annotated[int, Field(ge=1, le=2**16, description="rank of the adapters")] = 8

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from slm_plugin.component import Options
 from slm_plugin.counts import Count
 from slm_plugin.errors import CalibrationError, UserError
 from slm_plugin.lazy import no_grad, torch
 from slm_plugin.progress import track
 from slm_plugin.pruners.gradients import only_trainable
-from slm_plugin.recovery.base import Recovery, RecoveryOptions, RecoveryRecord
+from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.closed_form.boundaries import reference_of
 from slm_plugin.recovery.closed_form.held_out import is_held_out
 from slm_plugin.recovery.training.loop import refuse_non_finite, shuffled, warmup_cosine
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 LOWEST_RATE = 0.25
 
 
-class StreamlineOptions(RecoveryOptions):
+class StreamlineOptions(Options):
     """Objective and training settings of the replacement layers."""
 
     objective: Annotated[

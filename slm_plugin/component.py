@@ -1,0 +1,49 @@
+"""What strategies, recoveries, evaluators and exporters have in common."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping
+from typing import ClassVar
+
+from pydantic import BaseModel
+
+from slm_plugin.record import Record
+
+
+class Options(Record):
+    """Base of every component's options: unknown keys are errors, instances are immutable.
+
+    Attributes:
+        former: Keys that earlier versions knew, each with what holds instead.
+    """
+
+    former: ClassVar[Mapping[str, str]] = {}
+
+
+class Component(ABC):
+    """What a recipe names, with its options.
+
+    Attributes:
+        name: Its name in recipes, set when it is registered.
+        extra: The optional dependencies that it needs, by the name of the extra.
+        streams: It works on a model whose layers are read from disk one at a time: it runs them
+            through `run_batches` and reads no weights itself.
+        Options: Its options, which become the keys of its entry in a recipe.
+
+    Args:
+        options: An instance of the class's ``Options``.
+    """
+
+    name: ClassVar[str]
+    extra: ClassVar[str | None] = None
+    streams: ClassVar[bool] = False
+    Options: ClassVar[type[BaseModel]] = Options
+
+    def __init__(self, options: BaseModel) -> None:
+        self.options = options
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the component, with these options, reads the calibration set."""
+        return False
