@@ -11,12 +11,12 @@ from unicodedata import category
 from pydantic import BaseModel, Field
 
 from slm_plugin.control_characters import visible
-from slm_plugin.errors import SlmError
 from slm_plugin.evaluation.base import Evaluator
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.recipe.checked_file import CheckedFile
-from slm_plugin.recipe.checking import Placed, check_extra, known_class, unstreamable, validated
-from slm_plugin.recipe.document import Place, Problem, has_key, read_file
+from slm_plugin.recipe.checking import known_class, unstreamable, validated
+from slm_plugin.recipe.document import has_key, read_file
+from slm_plugin.recipe.mistakes import Mistakes, Placed
 from slm_plugin.recipe.parsing import Recipe
 from slm_plugin.recipe.parts import (
     Common,
@@ -91,27 +91,31 @@ class Comparison(CheckedFile):
 
     @classmethod
     def _own_fields(
-        cls, frame: Any | None, data: dict[str, Any], problems: list[Problem]
+        cls, frame: Any | None, data: dict[str, Any], mistakes: Mistakes
     ) -> dict[str, Any]:
         followed: list[Placed[Recovery]] = []
         shared: list[Recovery | None] = [None]
         if "recover" in data:
-            shared = _recoveries(data, (), followed, problems)
-        targets = list(_targets(data, problems))
+            shared = _recoveries(data, followed, mistakes)
+        targets = list(_targets(data, mistakes))
         methods = [
             Placed(place, method)
             for index, entry in entries(data, "methods")
-            if (method := _method(entry, place := ("methods", index), shared, followed, problems))
+            if (
+                method := _method(
+                    entry, shared, followed, mistakes.below(*(place := ("methods", index)))
+                )
+            )
             is not None
         ]
-        measured: list[Placed[Evaluator]] = named_entries(evaluators, data, "evaluate", problems)
-        _check_labels(methods, problems)
-        _check_kinds(methods, targets, problems)
+        measured: list[Placed[Evaluator]] = named_entries(evaluators, data, "evaluate", mistakes)
+        _check_labels(methods, mistakes)
+        _check_kinds(methods, targets, mistakes)
         if frame is not None and frame.model is not None:
-            check_surroundings(frame.model, problems)
-            _check_needs(frame, methods, targets, [*followed, *measured], problems)
+            check_surroundings(frame.model, mistakes)
+            _check_needs(frame, methods, targets, [*followed, *measured], mistakes)
         elif frame is not None and frame.calibration is not None:
-            check_calibration(frame.calibration, (), problems)
+            check_calibration(frame.calibration, (), mistakes)
         return {
             "methods": tuple(one.component for one in methods),
             "targets": tuple(one.component for one in targets),
@@ -143,105 +147,96 @@ def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _targets(data: dict[str, Any], problems: list[Problem]) -> Iterator[Placed[Target]]:
+def _targets(data: dict[str, Any], mistakes: Mistakes) -> Iterator[Placed[Target]]:
     seen: list[Target] = []
     for index, entry in entries(data, "targets"):
-        place = ("targets", index)
-        target = validated(Target, entry, place, problems)
+        here = mistakes.below("targets", index)
+        target = validated(Target, entry, here)
         if target in seen:
-            problems.append(Problem(place, "this target is given twice"))
+            here.add("this target is given twice")
         elif target is not None:
             seen.append(target)
-            yield Placed(place, target)
+            yield Placed(here.place, target)
 
 
 def _recoveries(
-    data: dict[str, Any],
-    place: Place,
-    followed: list[Placed[Recovery]],
-    problems: list[Problem],
+    data: dict[str, Any], followed: list[Placed[Recovery]], mistakes: Mistakes
 ) -> list[Recovery | None]:
     """The recoveries of a list, None for the word none; they are added to ``followed``."""
     found: list[Recovery | None] = []
     listed = data["recover"]
     if not isinstance(listed, list) or not listed:
         # The frame reports its own list itself.
-        if place:
-            problems.append(Problem((*place, "recover"), "should be a list, as [none]"))
+        if mistakes.place:
+            mistakes.add("should be a list, as [none]", "recover")
         return [None]
     names = set()
     for index, entry in enumerate(listed):
-        where = (*place, "recover", index)
+        here = mistakes.below("recover", index)
         made = None
         if entry != AS_PRUNED:
-            made = _recovery(entry, where, problems)
+            made = _recovery(entry, here)
             if made is None:
                 continue
-            followed.append(Placed(where, made))
+            followed.append(Placed(here.place, made))
         name = AS_PRUNED if made is None else named(made.name, made.options)
         if name in names:
-            problems.append(Problem(where, f"'{name}' is given twice"))
+            here.add(f"'{name}' is given twice")
         names.add(name)
         found.append(made)
     return found
 
 
-def _recovery(entry: Any, place: Place, problems: list[Problem]) -> Recovery | None:
+def _recovery(entry: Any, mistakes: Mistakes) -> Recovery | None:
     if not isinstance(entry, dict) or "recover" not in entry:
-        problems.append(Problem(place, "an entry is `none` or begins with recover:"))
+        mistakes.add("an entry is `none` or begins with recover:")
         return None
     options = {key: value for key, value in entry.items() if key != "recover"}
-    made: Recovery | None = component(
-        recoveries, entry["recover"], options, place, "recover", problems
-    )
+    made: Recovery | None = component(recoveries, entry["recover"], options, mistakes, "recover")
     return made
 
 
 def _method(
     entry: Any,
-    place: Place,
     shared: list[Recovery | None],
     followed: list[Placed[Recovery]],
-    problems: list[Problem],
+    mistakes: Mistakes,
 ) -> Method | None:
     if not isinstance(entry, dict) or "prune" not in entry:
-        problems.append(Problem(place, "a method is a mapping that begins with prune:"))
+        mistakes.add("a method is a mapping that begins with prune:")
         return None
-    before = len(problems)
+    before = len(mistakes.found)
     if "target" in entry:
-        problems.append(
-            Problem((*place, "target"), "all methods share the `targets:` of the comparison")
-        )
+        mistakes.add("all methods share the `targets:` of the comparison", "target")
     label = entry.get("label")
     if label is not None and (not isinstance(label, str) or not label.strip()):
-        problems.append(Problem((*place, "label"), "should be a text"))
+        mistakes.add("should be a text", "label")
     elif label is not None and any(category(character) == "Cc" for character in label):
-        problems.append(Problem((*place, "label"), f"has a control character: {visible(label)}"))
-    after = _recoveries(entry, place, followed, problems) if "recover" in entry else shared
-    found = known_class(pruners, entry["prune"], (*place, "prune"), problems)
+        mistakes.add(f"has a control character: {visible(label)}", "label")
+    after = _recoveries(entry, followed, mistakes) if "recover" in entry else shared
+    found = known_class(pruners, entry["prune"], mistakes.below("prune"))
     if found is None:
         return None
     rest = {key: value for key, value in entry.items() if key not in (*_OWN, "target")}
-    options = validated(found.Options, rest, place, problems)
-    check_extra(found, (*place, "prune"), problems)
-    if options is None or len(problems) > before:
+    options = validated(found.Options, rest, mistakes)
+    if options is None or len(mistakes.found) > before:
         return None
     return Method(label or named(found.name, options), found, options, tuple(after))
 
 
-def _check_labels(methods: Sequence[Placed[Method]], problems: list[Problem]) -> None:
+def _check_labels(methods: Sequence[Placed[Method]], mistakes: Mistakes) -> None:
     """Labels must be unique, as they identify rows."""
     labels = [" ".join(method.component.label.split()) for method in methods]
     for index, label in enumerate(labels):
         if label in labels[:index]:
-            place = methods[index].place
-            problems.append(Problem(place, f"another method is called '{label}'; add a `label:`"))
+            here = mistakes.at(methods[index].place)
+            here.add(f"another method is called '{label}'; add a `label:`")
 
 
 def _check_kinds(
     methods: Sequence[Placed[Method]],
     targets: Sequence[Placed[Target]],
-    problems: list[Problem],
+    mistakes: Mistakes,
 ) -> None:
     for method in methods:
         strategy = method.component.strategy
@@ -249,18 +244,14 @@ def _check_kinds(
             if target.component.kind not in strategy.targets:
                 known = ", ".join(strategy.targets)
                 where = ".".join(map(str, target.place))
-                problems.append(
-                    Problem(
-                        (*method.place, "prune"),
-                        f"{strategy.name} takes no target of kind '{target.component.kind}' "
-                        f"({where}); it takes: {known}",
-                    )
+                mistakes.at(method.place).add(
+                    f"{strategy.name} takes no target of kind '{target.component.kind}' "
+                    f"({where}); it takes: {known}",
+                    "prune",
                 )
                 continue
-            try:
+            with mistakes.at(target.place).caught(target.component.kind):
                 method.component.at(target.component).check()
-            except SlmError as error:
-                problems.append(Problem((*target.place, target.component.kind), str(error)))
 
 
 def _check_needs(
@@ -268,7 +259,7 @@ def _check_needs(
     methods: Sequence[Placed[Method]],
     targets: Sequence[Placed[Target]],
     others: Sequence[Placed[Any]],
-    problems: list[Problem],
+    mistakes: Mistakes,
 ) -> None:
     """Check what the components need: calibration data, layers, a model in memory.
 
@@ -277,20 +268,18 @@ def _check_needs(
         methods: The methods.
         targets: The targets; a strategy needs the same at all of them.
         others: Recoveries and evaluators.
-        problems: Mistakes are added to it.
+        mistakes: Grows by what is wrong.
     """
     made = [Placed(m.place, m.component.at(targets[0].component)) for m in methods if targets]
     repairs = [one for one in others if isinstance(one.component, Recovery)]
-    check_calibration(frame.calibration, [*made, *repairs], problems)
+    check_calibration(frame.calibration, [*made, *repairs], mistakes)
     layers = stored_layers(frame.model.id)
     for target in targets:
         removed = target.component.layers_removed
         if layers is not None and removed is not None and removed >= layers:
-            problems.append(
-                Problem(
-                    (*target.place, "layers_removed"),
-                    f"the model has {layers} layers, at most {layers - 1} can be removed",
-                )
+            mistakes.at(target.place).add(
+                f"the model has {layers} layers, at most {layers - 1} can be removed",
+                "layers_removed",
             )
     if frame.model.memory == "layerwise":
-        problems += unstreamable([*made, *others], frame.calibration)
+        mistakes.extend(unstreamable([*made, *others], frame.calibration))

@@ -15,8 +15,9 @@ from slm_plugin.evaluation.base import Evaluator
 from slm_plugin.models.loading import ModelSource
 from slm_plugin.outputs.place import Input
 from slm_plugin.recipe.checking import validated
-from slm_plugin.recipe.document import Problem, checked, checked_data, read_file
+from slm_plugin.recipe.document import checked, checked_data, read_file
 from slm_plugin.recipe.inputs import inputs_of, output_of
+from slm_plugin.recipe.mistakes import Mistakes
 from slm_plugin.recipe.parts import Common, in_memory, plain
 from slm_plugin.texts import shown_path
 
@@ -113,7 +114,7 @@ class CheckedFile:
 
     @classmethod
     def _own_fields(
-        cls, frame: Any | None, data: dict[str, Any], problems: list[Problem]
+        cls, frame: Any | None, data: dict[str, Any], mistakes: Mistakes
     ) -> dict[str, Any]:
         """The evaluators and the fields that the subclass adds.
 
@@ -121,7 +122,7 @@ class CheckedFile:
             frame: The keys at the top; None where they have mistakes. Lists are checked all the
                 same, so that one run reports all mistakes.
             data: The data, in which components may be objects.
-            problems: Grows by the mistakes.
+            mistakes: Grows by what is wrong.
         """
         raise NotImplementedError
 
@@ -132,21 +133,19 @@ class CheckedFile:
         file: Path | None,
         keys: type[Common],
         data: Any,
-        problems: list[Problem],
+        mistakes: Mistakes,
     ) -> Self | None:
         if not isinstance(data, dict):
-            problems.append(
-                Problem((), f"a {cls.kind} is a mapping with the keys {cls.first_keys}, …")
-            )
+            mistakes.add(f"a {cls.kind} is a mapping with the keys {cls.first_keys}, …")
             return None
         written = plain(data)
-        frame = validated(keys, written, (), problems)
-        fields = cls._own_fields(frame, data, problems)
+        frame = validated(keys, written, mistakes)
+        fields = cls._own_fields(frame, data, mistakes)
         if frame is None:
             return None
         inputs = inputs_of(written, file)
-        output = None if frame.output is None else output_of(frame.output, inputs, problems)
-        if problems:
+        output = None if frame.output is None else output_of(frame.output, inputs, mistakes)
+        if mistakes.found:
             return None
         return cls(
             name=name,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -14,12 +13,11 @@ from slm_plugin.calibration.samples import CalibrationSource
 from slm_plugin.errors import SlmError
 from slm_plugin.extras import require
 from slm_plugin.foreign import contained, is_ours
-from slm_plugin.recipe.document import Place, Problem
+from slm_plugin.recipe.mistakes import Mistakes, Place, Placed, Problem
 from slm_plugin.registry import Registry, nearest
 from slm_plugin.texts import shown
 
 M = TypeVar("M", bound=BaseModel)
-C = TypeVar("C", covariant=True)
 # Texts that other YAML readers take for true, false or a number.
 _YES = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 _GROUPED = re.compile(r"[-+]?[0-9]{1,3}(?:[_,' ][0-9]{3})+")
@@ -36,30 +34,29 @@ _YAML = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Placed(Generic[C]):
-    """A component and its place in the file."""
+def validated(model: type[M], data: Any, mistakes: Mistakes) -> M | None:
+    """Validate strictly: a quoted number is not a number, ``true`` is not 1.
 
-    place: Place
-    component: C
+    Args:
+        model: The schema.
+        data: The data at the place that is being checked.
+        mistakes: Grows by what is wrong.
 
-
-def validated(model: type[M], data: Any, place: Place, problems: list[Problem]) -> M | None:
-    """Validate strictly: a quoted number is not a number, ``true`` is not 1."""
+    Returns:
+        The data, None where they have mistakes.
+    """
     try:
         made = _made(model, json.dumps(data, default=str))
-        loose = list(_loosely_equal(model, data, place))
-        problems += loose
+        loose = list(_loosely_equal(model, data, mistakes.place))
+        mistakes.extend(loose)
         return None if loose else made
     except SlmError as error:
-        problems.append(Problem(place, str(error)))
-        return None
+        mistakes.add(str(error))
+    except ValidationError as error:
+        mistakes.extend(_told(model, data, mistakes.place, error))
     except (TypeError, ValueError) as error:
-        if not isinstance(error, ValidationError):
-            problems.append(Problem(place, f"cannot be read: {error}"))
-            return None
-        problems += _told(model, data, place, error)
-        return None
+        mistakes.add(f"cannot be read: {error}")
+    return None
 
 
 def _told(
@@ -144,26 +141,19 @@ def _made(model: type[M], text: str) -> M:
         return model.model_validate_json(text, strict=True)
 
 
-def known_class(
-    registry: Registry[Any], name: Any, place: Place, problems: list[Problem]
-) -> Any | None:
-    """The class of a name, or a problem that lists the known names."""
+def known_class(registry: Registry[Any], name: Any, mistakes: Mistakes) -> Any | None:
+    """The class of a name; None, and a mistake that lists the known names, where there is none.
+
+    Missing optional packages of the class are another mistake.
+    """
     registry.tell_shadowed(str(name))
-    try:
-        return registry.get(str(name))
-    except SlmError as error:
-        problems.append(Problem(place, str(error)))
-        return None
-
-
-def check_extra(component: Any, place: Place, problems: list[Problem]) -> None:
-    """Add a problem if optional packages of a component are missing."""
-    if component.extra is None:
-        return
-    try:
-        require(component.extra, f"'{component.name}'")
-    except SlmError as error:
-        problems.append(Problem(place, str(error)))
+    with mistakes.caught():
+        found = registry.get(str(name))
+        if found.extra is not None:
+            with mistakes.caught():
+                require(found.extra, f"'{found.name}'")
+        return found
+    return None
 
 
 def unstreamable(

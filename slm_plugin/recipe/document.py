@@ -20,9 +20,9 @@ from slm_plugin.recipe.loader import (
     merged,
     scalar,
 )
+from slm_plugin.recipe.mistakes import Mistakes, Place, Problem
 from slm_plugin.texts import read_text, shown
 
-Place = tuple[str | int, ...]
 T = TypeVar("T")
 # Characters of an override that messages show: enough to recognise it.
 SHOWN = 72
@@ -31,14 +31,6 @@ LONGEST = 600
 MOST_LINES = 50
 # Bytes of a recipe file.
 LARGEST = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One mistake in a recipe: where it is and what is wrong."""
-
-    path: Place
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +267,7 @@ def line(origin: str, located: Located, problem: Problem) -> str:
 def _blame(
     text: str,
     overrides: Sequence[str],
-    build: Callable[[Any, list[Problem]], object],
+    build: Callable[[Any, Mistakes], object],
     located: Located,
     problems: Sequence[Problem],
 ) -> None:
@@ -288,7 +280,7 @@ def _blame(
         for setting in overrides[:count]:
             list(override(trial, setting))
         found: list[Problem] = []
-        build(trial.data, found)
+        build(trial.data, Mistakes((), found))
         if count:
             located.caused.update(dict.fromkeys(left.intersection(found), overrides[count - 1]))
         left.difference_update(found)
@@ -320,17 +312,17 @@ def has_key(text: str, key: str) -> bool:
     return isinstance(data, dict) and key in data
 
 
-def checked_data(data: Any, origin: str, build: Callable[[Any, list[Problem]], T | None]) -> T:
+def checked_data(data: Any, origin: str, build: Callable[[Any, Mistakes], T | None]) -> T:
     """Build from data without a file; all mistakes are reported together.
 
     Raises:
         RecipeError: The data has mistakes; the message lists them, a line each.
     """
     located = Located(data, {}, ())
-    problems: list[Problem] = []
-    made = build(data, problems)
-    if made is None or problems:
-        raise RecipeError(_complaint(origin, located, problems))
+    mistakes = Mistakes()
+    made = build(data, mistakes)
+    if made is None or mistakes.found:
+        raise RecipeError(_complaint(origin, located, mistakes.found))
     return made
 
 
@@ -345,7 +337,7 @@ def checked(
     text: str,
     origin: str,
     overrides: Sequence[str],
-    build: Callable[[Any, list[Problem]], T | None],
+    build: Callable[[Any, Mistakes], T | None],
 ) -> T:
     """Parse, override and build; all mistakes are reported together.
 
@@ -353,7 +345,7 @@ def checked(
         text: The YAML text.
         origin: Its name in messages.
         overrides: Settings as ``path.to.key=value``.
-        build: Builds the result from plain data, or adds problems.
+        build: Builds the result from plain data, or adds mistakes.
 
     Raises:
         RecipeError: The text has mistakes; the message lists them, a line each.
@@ -367,7 +359,7 @@ def checked(
     problems += [p for setting in overrides for p in override(located, setting)]
     made = None
     if not problems:
-        made = build(located.data, problems)
+        made = build(located.data, Mistakes((), problems))
         _blame(text, overrides, build, located, problems)
     if made is None or problems:
         raise RecipeError(_complaint(origin, located, problems))

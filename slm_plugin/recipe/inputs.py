@@ -12,8 +12,7 @@ from slm_plugin.errors import SlmError
 from slm_plugin.export.base import Exporter
 from slm_plugin.models.bundled import BUNDLED, default_cache
 from slm_plugin.outputs.place import Input, local, located, resolve_output
-from slm_plugin.recipe.checking import Placed
-from slm_plugin.recipe.document import Place, Problem
+from slm_plugin.recipe.mistakes import Mistakes, Place, Placed, Problem
 
 # Keys whose texts may be paths without a slash; other texts have to look like a path.
 _KEYS = ("id", "source", "include_path")
@@ -43,15 +42,13 @@ def inputs_of(data: dict[str, Any], file: Path | None) -> tuple[Input, ...]:
     return tuple(found)
 
 
-def output_of(text: str, inputs: tuple[Input, ...], problems: list[Problem]) -> Path | None:
-    """The output folder, or a problem with the reason why it cannot be one."""
-    try:
+def output_of(text: str, inputs: tuple[Input, ...], mistakes: Mistakes) -> Path | None:
+    """The output folder, or None and a mistake with the reason why it cannot be one."""
+    with mistakes.caught("output"):
         folder = located(text)
         resolve_output(folder, inputs)
-    except SlmError as error:
-        problems.append(Problem(("output",), str(error)))
-        return None
-    return folder
+        return folder
+    return None
 
 
 def refuse_twice(exporters: Sequence[Placed[Exporter]]) -> Iterator[Problem]:

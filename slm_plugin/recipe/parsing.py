@@ -13,14 +13,13 @@ from slm_plugin.export.base import Exporter
 from slm_plugin.models.loading import ModelSource
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.recipe.checked_file import CheckedFile
-from slm_plugin.recipe.checking import Placed, check_extra, known_class, unstreamable, validated
-from slm_plugin.recipe.document import Place, Problem
+from slm_plugin.recipe.checking import known_class, unstreamable, validated
 from slm_plugin.recipe.inputs import refuse_twice
+from slm_plugin.recipe.mistakes import Mistakes, Placed, Problem
 from slm_plugin.recipe.parts import (
     Common,
     check_calibration,
     check_surroundings,
-    checked_target,
     component,
     entries,
     named_entries,
@@ -60,20 +59,20 @@ class Recipe(CheckedFile):
 
     @classmethod
     def _own_fields(
-        cls, frame: Any | None, data: dict[str, Any], problems: list[Problem]
+        cls, frame: Any | None, data: dict[str, Any], mistakes: Mistakes
     ) -> dict[str, Any]:
         stages = [
             Placed(place, stage)
             for index, entry in entries(data, "stages")
-            if (stage := _stage(entry, place := ("stages", index), problems)) is not None
+            if (stage := _stage(entry, mistakes.below(*(place := ("stages", index))))) is not None
         ]
-        measured: list[Placed[Evaluator]] = named_entries(evaluators, data, "evaluate", problems)
-        written: list[Placed[Exporter]] = named_entries(exporters, data, "export", problems)
-        _check_ratios(stages, problems)
-        problems += refuse_twice(written)
-        problems += _misplaced(stages, written)
+        measured: list[Placed[Evaluator]] = named_entries(evaluators, data, "evaluate", mistakes)
+        written: list[Placed[Exporter]] = named_entries(exporters, data, "export", mistakes)
+        _check_ratios(stages, mistakes)
+        mistakes.extend(refuse_twice(written))
+        mistakes.extend(_misplaced(stages, written))
         if frame is not None:
-            _check_frame(frame, stages, measured, written, problems)
+            _check_frame(frame, stages, measured, written, mistakes)
         return {
             "stages": tuple(one.component for one in stages),
             "evaluators": tuple(one.component for one in measured),
@@ -86,61 +85,62 @@ def _check_frame(
     stages: Sequence[Placed[Stage]],
     measured: Sequence[Placed[Evaluator]],
     written: Sequence[Placed[Exporter]],
-    problems: list[Problem],
+    mistakes: Mistakes,
 ) -> None:
     """Check the components against the model, the calibration source and the output."""
     if frame.model is not None:
-        check_surroundings(frame.model, problems)
-        _check_layers(frame.model, stages, problems)
-        check_calibration(frame.calibration, stages, problems)
+        check_surroundings(frame.model, mistakes)
+        _check_layers(frame.model, stages, mistakes)
+        check_calibration(frame.calibration, stages, mistakes)
         if frame.model.memory == "layerwise":
-            problems += unstreamable((*stages, *measured, *written), frame.calibration)
+            mistakes.extend(unstreamable((*stages, *measured, *written), frame.calibration))
     elif frame.calibration is not None:
-        check_calibration(frame.calibration, (), problems)
+        check_calibration(frame.calibration, (), mistakes)
     if frame.output is None and written:
-        problems.append(Problem(("export",), "exports need a folder; add `output`"))
+        mistakes.add("exports need a folder; add `output`", "export")
 
 
-def _stage(entry: Any, place: Place, problems: list[Problem]) -> Stage | None:
+def _stage(entry: Any, mistakes: Mistakes) -> Stage | None:
     if isinstance(entry, Pruner | Recovery):
         return entry
     if not isinstance(entry, dict):
-        problems.append(Problem(place, "a stage is a mapping that begins with prune: or recover:"))
+        mistakes.add("a stage is a mapping that begins with prune: or recover:")
         return None
     verbs = [verb for verb in ("prune", "recover") if verb in entry]
     if len(verbs) != 1:
         guess = next((nearest(str(k), ["prune", "recover"]) for k in entry), None)
         hint = f"; did you mean '{guess}:'?" if guess and not verbs else ""
-        problems.append(Problem(place, f"a stage has exactly one of prune: and recover:{hint}"))
+        mistakes.add(f"a stage has exactly one of prune: and recover:{hint}")
         return None
     verb = verbs[0]
     rest = {key: value for key, value in entry.items() if key != verb}
     if verb == "recover":
-        recovery: Recovery | None = component(recoveries, entry[verb], rest, place, verb, problems)
+        recovery: Recovery | None = component(recoveries, entry[verb], rest, mistakes, verb)
         return recovery
-    before = len(problems)
+    before = len(mistakes.found)
     target = None
     if "target" not in rest:
-        problems.append(Problem(place, "the key 'target' is missing, as in `target: {ratio: 0.2}`"))
+        mistakes.add("the key 'target' is missing, as in `target: {ratio: 0.2}`")
     else:
-        target = validated(Target, rest.pop("target"), (*place, "target"), problems)
-    found = known_class(pruners, entry[verb], (*place, verb), problems)
+        target = validated(Target, rest.pop("target"), mistakes.below("target"))
+    found = known_class(pruners, entry[verb], mistakes.below(verb))
     if found is None:
         return None
-    options = validated(found.Options, rest, place, problems)
+    options = validated(found.Options, rest, mistakes)
     if target is not None and target.kind not in found.targets:
         known = ", ".join(found.targets)
-        problems.append(
-            Problem(
-                (*place, "target", target.kind),
-                f"{entry[verb]} takes no target of kind '{target.kind}'; it takes: {known}",
-            )
+        mistakes.add(
+            f"{entry[verb]} takes no target of kind '{target.kind}'; it takes: {known}",
+            "target",
+            target.kind,
         )
-    check_extra(found, (*place, verb), problems)
-    if options is None or target is None or len(problems) > before:
+    if options is None or target is None or len(mistakes.found) > before:
         return None
     pruner: Pruner = found(options, target)
-    return pruner if checked_target(pruner, place, problems) else None
+    with mistakes.caught("target", target.kind):
+        pruner.check()
+        return pruner
+    return None
 
 
 def _misplaced(
@@ -180,32 +180,26 @@ def _pruners(stages: Sequence[Placed[Stage]]) -> Iterator[Placed[Pruner]]:
             yield Placed(stage.place, stage.component)
 
 
-def _check_ratios(stages: Sequence[Placed[Stage]], problems: list[Problem]) -> None:
+def _check_ratios(stages: Sequence[Placed[Stage]], mistakes: Mistakes) -> None:
     targets = [pruner.component.target for pruner in _pruners(stages)]
     total = sum(t.ratio for t in targets if t.ratio is not None and t.of == "original")
     if total >= 1:
-        problems.append(
-            Problem(
-                ("stages",),
-                f"the ratios add up to {total:.0%} of the original model; nothing would remain",
-            )
+        mistakes.add(
+            f"the ratios add up to {total:.0%} of the original model; nothing would remain",
+            "stages",
         )
 
 
-def _check_layers(
-    source: ModelSource, stages: Sequence[Placed[Stage]], problems: list[Problem]
-) -> None:
+def _check_layers(source: ModelSource, stages: Sequence[Placed[Stage]], mistakes: Mistakes) -> None:
     """Check that layers remain, where their number is known without loading the model."""
     layers = stored_layers(source.id)
     wanted = 0
     for pruner in _pruners(stages):
         wanted += pruner.component.target.layers_removed or 0
         if layers is not None and wanted >= layers:
-            problems.append(
-                Problem(
-                    (*pruner.place, "target"),
-                    f"the stages up to this one remove {wanted} layers; the model has {layers}, "
-                    f"at most {layers - 1} can be removed",
-                )
+            mistakes.at(pruner.place).add(
+                f"the stages up to this one remove {wanted} layers; the model has {layers}, "
+                f"at most {layers - 1} can be removed",
+                "target",
             )
             return

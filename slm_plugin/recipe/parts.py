@@ -11,14 +11,14 @@ from pydantic import BaseModel, Field, create_model
 
 from slm_plugin.calibration.samples import CalibrationSource
 from slm_plugin.counts import Seed
-from slm_plugin.errors import SlmError, UserError
+from slm_plugin.errors import UserError
 from slm_plugin.evaluation.base import Evaluator
 from slm_plugin.export.base import Exporter
 from slm_plugin.models.bundled import BUNDLED, check_cache
 from slm_plugin.models.loading import ModelSource, check_name
 from slm_plugin.pruners.base import Pruner
-from slm_plugin.recipe.checking import Placed, check_extra, known_class, validated
-from slm_plugin.recipe.document import Place, Problem
+from slm_plugin.recipe.checking import known_class, validated
+from slm_plugin.recipe.mistakes import Mistakes, Placed
 from slm_plugin.record import Record
 from slm_plugin.recovery.base import Recovery
 from slm_plugin.registry import Registry
@@ -87,31 +87,27 @@ def entries(data: dict[str, Any], key: str) -> Iterator[tuple[int, Any]]:
         yield from enumerate(listed)
 
 
-def named_entry(
-    registry: Registry[Any], entry: Any, place: Place, problems: list[Problem]
-) -> Any | None:
+def named_entry(registry: Registry[Any], entry: Any, mistakes: Mistakes) -> Any | None:
     """An entry such as ``perplexity: {length: 128}``, or a bare ``perplexity``."""
     if isinstance(entry, Evaluator | Exporter):
         return entry
     if isinstance(entry, str):
         entry = {entry: {}}
     if not isinstance(entry, dict) or len(entry) != 1:
-        problems.append(
-            Problem(place, f"an entry names one {registry.kind}, as `{registry.names()[0]}: {{}}`")
-        )
+        mistakes.add(f"an entry names one {registry.kind}, as `{registry.names()[0]}: {{}}`")
         return None
     name, options = next(iter(entry.items()))
     options = {} if options is None else options
-    return component(registry, name, options, (*place, str(name)), None, problems)
+    return component(registry, name, options, mistakes.below(str(name)))
 
 
 def named_entries(
-    registry: Registry[Any], data: dict[str, Any], key: str, problems: list[Problem]
+    registry: Registry[Any], data: dict[str, Any], key: str, mistakes: Mistakes
 ) -> list[Placed[Any]]:
     """The components of a list whose entries name one each."""
     found = []
     for index, entry in entries(data, key):
-        made = named_entry(registry, entry, (key, index), problems)
+        made = named_entry(registry, entry, mistakes.below(key, index))
         if made is not None:
             found.append(Placed((key, index, made.name), made))
     return found
@@ -137,90 +133,61 @@ def component(
     registry: Registry[Any],
     name: Any,
     options: Any,
-    place: Place,
-    verb: str | None,
-    problems: list[Problem],
+    mistakes: Mistakes,
+    verb: str | None = None,
 ) -> Any | None:
-    """A recovery, evaluator or exporter with its options; None, with problems added, on a mistake.
+    """A recovery, evaluator or exporter with its options; None where they have mistakes.
 
     Args:
         registry: The registry of its kind.
         name: The name in the file.
         options: The options in the file.
-        place: The place of the entry.
+        mistakes: Grows by what is wrong with the entry.
         verb: The key with the name, if the options are beside it.
-        problems: Mistakes are added to it.
     """
-    before = len(problems)
-    named = (*place, verb) if verb else place
-    found = known_class(registry, name, named, problems)
+    before = len(mistakes.found)
+    found = known_class(registry, name, mistakes.below(verb) if verb else mistakes)
     if found is None:
         return None
-    checked = validated(found.Options, options, place, problems)
-    check_extra(found, named, problems)
-    if checked is None or len(problems) > before:
+    checked = validated(found.Options, options, mistakes)
+    if checked is None or len(mistakes.found) > before:
         return None
     made = found(checked)
     if isinstance(made, Evaluator):
-        try:
+        with mistakes.caught():
             made.check()
-        except SlmError as error:
-            problems.append(Problem((*place, *filter(None, [error.option])), str(error)))
-            return None
+            return made
+        return None
     return made
 
 
-def checked_target(pruner: Pruner, place: Place, problems: list[Problem]) -> bool:
-    """Whether a strategy's options allow its target; mistakes are added to the problems."""
-    try:
-        pruner.check()
-    except SlmError as error:
-        problems.append(Problem((*place, "target", pruner.target.kind), str(error)))
-        return False
-    return True
-
-
-def check_surroundings(model: ModelSource, problems: list[Problem]) -> None:
-    """Add problems for a model that cannot be found and for an unusable cache folder.
-
-    Args:
-        model: The model.
-        problems: Mistakes are added to it.
-    """
-    try:
+def check_surroundings(model: ModelSource, mistakes: Mistakes) -> None:
+    """Check that the model can be found and that the cache folder can be used."""
+    with mistakes.caught("model", "id"):
         check_name(model.id)
-    except SlmError as error:
-        problems.append(Problem(("model", "id"), str(error)))
-    try:
+    with mistakes.caught():
         check_cache()
-    except SlmError as error:
-        problems.append(Problem((), str(error)))
 
 
 def check_calibration(
     calibration: CalibrationSource | None,
     wanting: Iterable[Placed[Pruner | Recovery]],
-    problems: list[Problem],
+    mistakes: Mistakes,
 ) -> None:
-    """Add problems for a source that cannot be read, or that is missing and needed.
+    """Check that a calibration source can be read, and that there is one where it is needed.
 
     Args:
         calibration: The calibration source.
         wanting: Strategies and recoveries.
-        problems: Mistakes are added to it.
+        mistakes: Grows by what is wrong.
     """
     if calibration is not None:
-        try:
+        with mistakes.caught("calibration", "source"):
             calibration.check()
-        except SlmError as error:
-            problems.append(Problem(("calibration", "source"), str(error)))
         return
     for one in wanting:
         if one.component.needs_calibration:
-            problems.append(
-                Problem(
-                    one.place,
-                    f"'{one.component.name}' needs calibration data; "
-                    "add `calibration: {source: builtin}`",
-                )
+            mistakes.at(one.place).add(
+                f"'{one.component.name}' needs calibration data; "
+                "add `calibration: {source: builtin}`"
             )
