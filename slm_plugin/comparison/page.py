@@ -13,12 +13,13 @@ from markupsafe import Markup
 
 from slm_plugin.comparison.plot import OUTLIER, Point, Scale, pareto_plot
 from slm_plugin.comparison.record import ComparisonReport
-from slm_plugin.comparison.table import MEAN, Column, Row, best, columns, rows
+from slm_plugin.comparison.table import MEAN, Column, Row, columns, comparison_table, rows
 from slm_plugin.files import write_text
 from slm_plugin.report import numbers
 from slm_plugin.report.environment import environment
 from slm_plugin.report.markdown import escape
 from slm_plugin.report.page import Picture, picture
+from slm_plugin.report.table import markdown
 from slm_plugin.report.writer import to_json
 
 
@@ -33,22 +34,24 @@ def render_comparison(report: ComparisonReport) -> str:
     """
     script = (files("slm_plugin.report") / "templates" / "sort.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    listed, shown = rows(report), columns(report)
-    template = environment().get_template("comparison.html.j2")
-    return template.render(
-        report=report,
-        rows=listed,
-        columns=shown,
-        best=[best(column, listed) for column in shown],
-        summary=summary(report),
-        pictures=pareto_pictures(listed, shown),
-        script=Markup(script),
-        script_hash=Markup(f"sha256-{digest}"),
-        file=yaml.safe_dump(
-            report.model_dump(mode="json", include={"comparison"})["comparison"],
-            sort_keys=False,
-            allow_unicode=True,
-        ),
+    shown = columns(report)
+    return (
+        environment()
+        .get_template("comparison.html.j2")
+        .render(
+            report=report,
+            table=comparison_table(report),
+            columns=shown,
+            summary=summary(report),
+            pictures=pareto_pictures(rows(report), shown),
+            script=Markup(script),
+            script_hash=Markup(f"sha256-{digest}"),
+            file=yaml.safe_dump(
+                report.model_dump(mode="json", include={"comparison"})["comparison"],
+                sort_keys=False,
+                allow_unicode=True,
+            ),
+        )
     )
 
 
@@ -84,7 +87,7 @@ def pareto_pictures(listed: Sequence[Row], shown: Sequence[Column]) -> list[Pict
 def _caption(judge: Column) -> str:
     said = (
         "Every point is a row of the table. The line is the Pareto front: no other model is as "
-        "good in both and better in one. A label without free space is left out."
+        "good in both and better in one."
     )
     if judge.better == "lower":
         said += f" Models of more than {OUTLIER:.0f} times the lowest {judge.name} are left out."
@@ -103,7 +106,7 @@ def quality_columns(shown: Sequence[Column]) -> list[Column]:
 
 def _pareto(listed: Sequence[Row], judge: Column, across: Column, name: str) -> str:
     points = [
-        Point(index, row.name, (row.recovered or "as pruned") if row.group else "", x, y)
+        Point(index, row.name, row.target, x, y)
         for index, (row, x, y) in enumerate(zip(listed, across.values, judge.values, strict=True))
         if x is not None and y is not None
     ]
@@ -118,26 +121,16 @@ def _scale(column: Column) -> Scale:
 
 def markdown_table(report: ComparisonReport) -> str:
     """A comparison as a Markdown file: the table and the measurement protocols."""
-    listed, shown = rows(report), columns(report)
-    winners = [best(column, listed) for column in shown]
-    heads = ["method", "recovery", "target", *(escape(column.name) for column in shown), "remark"]
     lines = [
         f"# {escape(report.title)}",
         "",
         escape(summary(report)),
         "Bold is the best of a target.",
         "",
-        "| " + " | ".join(heads) + " |",
-        "|" + " --- |" * 3 + " ---: |" * len(shown) + " --- |",
+        markdown(comparison_table(report)),
+        "",
     ]
-    for index, row in enumerate(listed):
-        figures = [
-            f"**{column.shown(index)}**" if index in won else column.shown(index)
-            for column, won in zip(shown, winners, strict=True)
-        ]
-        words = [escape(text) for text in (row.label, row.recovered, row.target)]
-        lines.append("| " + " | ".join([*words, *figures, escape(row.remark)]) + " |")
-    lines.append("")
+    shown = columns(report)
     lines += [f"- {escape(c.name)}: {escape(c.protocol)}" for c in shown if c.protocol]
     if report.calibration is not None:
         drawn = report.calibration

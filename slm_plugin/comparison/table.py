@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rich.filesize import decimal
+
 from slm_plugin.comparison.record import Cell, ComparisonReport
 from slm_plugin.evaluation.base import Measurement
-from slm_plugin.report import numbers
+from slm_plugin.report import numbers, table
 
 Better = Literal["lower", "higher"]
 # Figures that repeat another column: parameters, and speeds as times.
@@ -47,12 +49,17 @@ class Column:
         """The figure of a row with its standard error; a dash where there is none."""
         value = self.values[row]
         if value is None:
-            return "\N{EN DASH}"
+            return table.DASH
         stderr = self.stderrs[row] if self.stderrs else None
         if not stderr:
             return self.show(value)
-        digits = numbers.places([value])
+        digits = numbers.places([value, stderr])
         return f"{numbers.number(value, digits)} ±{numbers.number(stderr, digits)}"
+
+    def sorted_by(self, row: int) -> str:
+        """The value as JavaScript reads it; empty where there is none."""
+        value = self.values[row]
+        return "" if value is None else str(value).replace("inf", "Infinity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +140,7 @@ def columns(report: ComparisonReport) -> list[Column]:
             "recovering, beyond what it held before",
             "lower",
             tuple(cell.memory for cell in cells),
-            numbers.size,
+            _bytes,
             detail=True,
         ),
     ]
@@ -162,7 +169,7 @@ def _measured(cells: Sequence[Cell], evaluator: str, *, detail: bool) -> Iterabl
             example.protocol,
             example.better,
             tuple(None if m is None else m.value for m in found),
-            numbers.size if sized else numbers.number,
+            _bytes if sized else numbers.number,
             tuple(None if m is None else m.stderr for m in found),
             quality=evaluator in _QUALITY,
             detail=detail,
@@ -214,6 +221,10 @@ def _whole(value: float) -> str:
     return numbers.number(value, 0)
 
 
+def _bytes(value: float) -> str:
+    return decimal(round(value)) if math.isfinite(value) else numbers.number(value)
+
+
 def best(column: Column, listed: list[Row]) -> set[int]:
     """Rows with the best value for their target.
 
@@ -235,3 +246,34 @@ def best(column: Column, listed: list[Row]) -> set[int]:
         if len(equal) <= len(values) / 2:
             found |= equal
     return found
+
+
+def comparison_table(report: ComparisonReport, *, brief: bool = False) -> table.Table:
+    """The comparison as a table, with the best values of every target marked.
+
+    Args:
+        report: The comparison.
+        brief: For the terminal: one column of words, errors as notes, and no details.
+    """
+    listed = rows(report)
+    shown = [column for column in columns(report) if not (brief and column.detail)]
+    winners = [best(column, listed) for column in shown]
+    made = []
+    for index, row in enumerate(listed):
+        figures = [
+            table.Cell(column.shown(index), "best" if index in won else "", column.sorted_by(index))
+            for column, won in zip(shown, winners, strict=True)
+        ]
+        words = [table.Cell(text or table.DASH, value=text) for text in (row.recovered, row.target)]
+        section = bool(index) and row.group != listed[index - 1].group
+        if brief:
+            cells = (table.Cell(row.name), *figures)
+        else:
+            cells = (table.Cell(row.label), *words, *figures, table.Cell(row.remark, "remark"))
+        made.append(table.Row(cells, report.cells[index].error if brief else "", section))
+    figures_heads = [table.Column(column.name, better=column.better or "") for column in shown]
+    first = [table.Column(name, words=True) for name in ("method", "recovery", "target")]
+    heads = (first[0], *figures_heads)
+    if not brief:
+        heads = (*first, *figures_heads, table.Column("remark", words=True))
+    return table.Table(heads, tuple(made), report.title if brief else "")

@@ -1,4 +1,4 @@
-"""Comparison before and after a run: measurements, sizes, warnings and a summary."""
+"""A run before and after: comparison of its figures, tables, warnings and a summary."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from rich.filesize import decimal
+
 from slm_plugin.evaluation.base import Measurement
 from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import PruningPlan
 from slm_plugin.report import numbers
 from slm_plugin.report.record import RunReport, StateRecord
+from slm_plugin.report.table import DASH, Cell, Column, Row, Table
 
 Verdict = Literal["better", "worse", "within error", "same"]
 
@@ -70,7 +73,33 @@ class Comparison:
     @property
     def decimals(self) -> int:
         """Decimal places that all figures of the row share."""
-        return numbers.places(m.value for m in self.measured if m is not None)
+        found = [m for m in self.measured if m is not None]
+        return numbers.places([*(m.value for m in found), *(m.stderr or 0 for m in found)])
+
+    @property
+    def label(self) -> str:
+        """The name, with the unit where the figures do not carry it."""
+        return self.name if self.unit in ("", *numbers.BYTE_UNITS) else f"{self.name} ({self.unit})"
+
+    def figure(self, value: float, *, signed: bool = False) -> str:
+        """A value without its unit; bytes have a prefix."""
+        unit = self.unit if self.unit in numbers.BYTE_UNITS else ""
+        return numbers.quantity(value, unit, self.decimals, signed=signed)
+
+    def measured_figure(self, measured: Measurement | None) -> str:
+        """A measurement with its standard error."""
+        if measured is None:
+            return DASH
+        error = f" ± {numbers.number(measured.stderr, self.decimals)}" if measured.stderr else ""
+        return self.figure(measured.value) + error
+
+    def change_cells(self) -> tuple[Cell, Cell]:
+        """Difference and ratio of the last state to the first."""
+        style = self.verdict if self.verdict in ("better", "worse") else ""
+        difference = self.difference
+        shown = DASH if difference is None else self.figure(difference, signed=True)
+        ratio = DASH if self.ratio is None else numbers.ratio(self.ratio)
+        return Cell(shown, style or ""), Cell(ratio, style or "")
 
 
 def ordered_states(report: RunReport) -> tuple[StateRecord, ...]:
@@ -94,23 +123,7 @@ def compare(report: RunReport) -> list[Comparison]:
     return rows
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
-    """One dimension of the model in every state, as numbers; ``change`` in words."""
-
-    name: str
-    values: tuple[str, ...]
-    change: str
-
-
-def size_states(report: RunReport) -> list[tuple[str, Dimensions]]:
-    """Label and dimensions of the original and of the model after every pruning stage."""
-    pruned = [stage for stage in report.stages if stage.kind != "recovery"]
-    stages = [(f"after {stage.number}: {stage.name}", stage.after) for stage in pruned]
-    return [("original", report.before), *stages]
-
-
-_MEASURES: tuple[tuple[str, Callable[[Dimensions], int]], ...] = (
+_SIZES: tuple[tuple[str, Callable[[Dimensions], int]], ...] = (
     ("layers", lambda d: d.layers),
     ("parameters", lambda d: d.parameters),
     ("parameters of one layer", lambda d: d.layer_parameters),
@@ -124,25 +137,80 @@ _MEASURES: tuple[tuple[str, Callable[[Dimensions], int]], ...] = (
 )
 
 
-def sizes(report: RunReport) -> list[Size]:
-    """Dimensions of the model in every state of `size_states`, and the total change."""
-    states = [dimensions for _, dimensions in size_states(report)]
-    return [
-        Size(
-            name,
-            tuple(f"{measure(state):,}" for state in states),
-            _difference(measure(report.before), measure(report.after)),
+def size_table(report: RunReport) -> Table:
+    """Dimensions of the original and of the model after every pruning stage."""
+    stages = [stage for stage in report.stages if stage.kind != "recovery"]
+    states = [report.before, *(stage.after for stage in stages)]
+    labels = ["original", *(f"after {stage.number}: {stage.name}" for stage in stages)]
+    rows = []
+    for name, measure in _SIZES:
+        before, after = measure(report.before), measure(report.after)
+        change = (
+            f"{numbers.number(after - before, 0, signed=True)} ({numbers.change(before, after)})"
         )
-        for name, measure in _MEASURES
-    ]
+        last = Cell("unchanged", "muted") if before == after else Cell(change)
+        rows.append(Row((Cell(name), *(Cell(f"{measure(state):,}") for state in states), last)))
+    return Table(_columns("", *labels, "change"), tuple(rows))
 
 
-def _difference(before: int, after: int) -> str:
-    if before == after:
-        return "unchanged"
-    return f"{numbers.number(after - before, 0, signed=True)} " + (
-        f"({numbers.change(before, after)})"
-    )
+def measurement_table(report: RunReport) -> Table:
+    """Every figure in every state with its standard error; the notes are the protocols."""
+    labels = [state.label for state in ordered_states(report)]
+    compared = ("difference", "ratio", "") if len(labels) > 1 else ()
+    rows = []
+    for row in compare(report):
+        cells = [Cell(row.label), *(Cell(row.measured_figure(m)) for m in row.measured)]
+        if compared:
+            verdict = row.verdict or ""
+            cells += [*row.change_cells(), Cell(verdict, verdict)]
+        rows.append(Row(tuple(cells), row.protocol))
+    return Table(_columns("figure", *labels, *compared), tuple(rows))
+
+
+def summary_table(report: RunReport) -> Table:
+    """Layers, parameters and every figure before and after the run, for the terminal."""
+    rows = []
+    for name, before, after in (
+        ("layers", report.before.layers, report.after.layers),
+        ("parameters", report.before.parameters, report.after.parameters),
+    ):
+        difference = numbers.number(after - before, 0, signed=True)
+        shown = (name, f"{before:,}", f"{after:,}", difference, numbers.ratio(after / before))
+        rows.append(Row(tuple(map(Cell, shown))))
+    for row in compare(report):
+        if row.name != "parameters":
+            states = (Cell(row.figure(m.value) if m else DASH) for m in (row.before, row.after))
+            cells = (Cell(row.label), *states, *row.change_cells())
+            rows.append(Row(cells, row.protocol, section=len(rows) == 2))
+    columns = _columns("", "before", "after", "difference", "ratio")
+    return Table(columns, tuple(rows), report.title, summary(report))
+
+
+def export_table(report: RunReport) -> Table:
+    """Folder, size and checks of every export."""
+    rows = []
+    for export in report.exports:
+        checks = "; ".join(
+            f"{check.name} {_brief(check.value, check.unit)} "
+            f"(allowed {_brief(check.tolerance, check.unit)})"
+            for check in export.checks
+        )
+        size = decimal(export.size_bytes)
+        folder = Cell(export.folder, "code")
+        rows.append(Row((Cell(export.exporter), folder, Cell(size), Cell(checks or "no check"))))
+    heads = (("export", True), ("folder", True), ("size", False), (_CHECK, True))
+    return Table(tuple(Column(name, words) for name, words in heads), tuple(rows))
+
+
+_CHECK = "check against the model in memory"
+
+
+def _brief(value: float, unit: str) -> str:
+    return f"{value:.3g} {unit}".rstrip()
+
+
+def _columns(first: str, *others: str) -> tuple[Column, ...]:
+    return Column(first, words=True), *map(Column, others)
 
 
 def removed(before: Dimensions, after: Dimensions) -> str:

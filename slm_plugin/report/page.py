@@ -12,7 +12,6 @@ from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import PruningPlan
 from slm_plugin.report import before_after, numbers, pictures
 from slm_plugin.report.environment import environment
-from slm_plugin.report.pictures.walks import done
 from slm_plugin.report.record import RunReport, StageRecord
 from slm_plugin.report.usage import recipe_yaml, snippets
 
@@ -49,28 +48,30 @@ def render_page(report: RunReport, plans: Mapping[str, PruningPlan]) -> str:
     Returns:
         HTML. Where matplotlib is missing, the page has a notice in place of every plot.
     """
-    template = environment().get_template("report.html.j2")
     rows = before_after.compare(report)
-    return template.render(
-        report=report,
-        summary=before_after.summary(report),
-        rows=rows,
-        headline=[r for r in rows if r.ratio is not None and r.name != "parameters"][:2],
-        states=before_after.ordered_states(report),
-        chart=picture(
-            "Before and after",
-            "Every figure that was measured by the same protocol in the first and the last state. "
-            "Whiskers are one standard error.",
-            lambda: pictures.before_after(report),
-        ),
-        sizes=before_after.sizes(report),
-        size_states=before_after.size_states(report),
-        removed=before_after.removed(report.before, report.after),
-        change=numbers.change,
-        stages=stage_views(report, plans),
-        warnings=before_after.warnings(report, plans),
-        snippets=snippets(report),
-        recipe=recipe_yaml(report),
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            summary=before_after.summary(report),
+            headline=[r for r in rows if r.ratio is not None and r.name != "parameters"][:2],
+            measurements=before_after.measurement_table(report),
+            chart=picture(
+                "Before and after",
+                "Every figure that was measured by the same protocol in the first and the last "
+                "state. Whiskers are one standard error.",
+                lambda: pictures.before_after(report),
+            ),
+            sizes=before_after.size_table(report),
+            removed=before_after.removed(report.before, report.after),
+            change=numbers.change,
+            stages=stage_views(report, plans),
+            exports=before_after.export_table(report),
+            warnings=before_after.warnings(report, plans),
+            snippets=snippets(report),
+            recipe=recipe_yaml(report),
+        )
     )
 
 
@@ -92,54 +93,36 @@ def stage_views(report: RunReport, plans: Mapping[str, PruningPlan]) -> list[Sta
 
 
 def stage_pictures(record: StageRecord, plan: PruningPlan | None) -> tuple[Picture, ...]:
-    """The plots of a stage."""
+    """The plots of a stage; a recovery has none."""
     name = f"stage-{record.number}"
-    drawn: list[Picture | None] = []
-    if plan is not None:
-        drawn += _depth(plan, name) if plan.kind == "depth" else _width(plan, name)
-    recovery = record.recovery
-    if recovery is not None:
-        drawn.append(
+    if plan is None:
+        drawn = []
+    elif plan.kind == "width":
+        drawn = [
             picture(
-                "Training loss of the recovery",
-                "Training loss of every step.",
-                lambda: pictures.losses(recovery, f"{name}-losses"),
+                "Remaining units per layer",
+                "Units with the lowest scores are removed. A dot far above its bar shows that they "
+                "had little part in the layer's scores.",
+                lambda: pictures.widths(plan, f"{name}-widths"),
             )
-        )
+        ]
+    else:
+        drawn = [
+            picture(
+                "Layer mapping",
+                "Lines lead from every layer before the stage to its layer after the stage.",
+                lambda: pictures.layer_mapping(plan, f"{name}-mapping"),
+            ),
+            picture(
+                "The trials" if plan.trials else "The scores of the layers",
+                "Every line is one trial: it spans the layers that were merged or dropped, at the "
+                "height of the resulting model's similarity."
+                if plan.trials or plan.layer_scores is None
+                else f"A score is the {plan.layer_scores.meaning}.",
+                lambda: pictures.layer_scores(plan, f"{name}-scores"),
+            ),
+        ]
     return tuple(one for one in drawn if one is not None)
-
-
-def _depth(plan: PruningPlan, name: str) -> list[Picture | None]:
-    drops = any(done(trial) != "merged" for trial in plan.trials)
-    return [
-        picture(
-            "Layer mapping",
-            "Lines lead from every layer before the stage to its layer after the stage.",
-            lambda: pictures.layer_mapping(plan, f"{name}-mapping"),
-        ),
-        picture(
-            "The trials" if drops else "Window search",
-            "Every row is one trial, in order: the layers to merge or drop, and the similarity of "
-            "the resulting model.",
-            lambda: pictures.walk(plan, f"{name}-walk"),
-        ),
-        picture(
-            "Similarity and layers dropped" if drops else "Similarity and layers merged",
-            "Similarity of every trial against the number of remaining layers.",
-            lambda: pictures.similarities(plan, f"{name}-similarities"),
-        ),
-    ]
-
-
-def _width(plan: PruningPlan, name: str) -> list[Picture | None]:
-    return [
-        picture(
-            "Remaining units per layer",
-            "Units with the lowest scores are removed. Dots and crosses are medians; lines are the "
-            "range of the layer's scores.",
-            lambda: pictures.widths(plan, f"{name}-widths"),
-        )
-    ]
 
 
 def picture(title: str, caption: str, draw: Callable[[], str]) -> Picture | None:

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from slm_plugin.comparison.plot import Point, Scale, pareto_plot
-from tests.report.pictures.drawing import SVG, by_id, parse, points, words
+from tests.report.drawing import SVG, by_id, parse, points, words
 
 pytest.importorskip("matplotlib")
 
@@ -54,33 +54,31 @@ def test_the_front_is_stairs_through_the_best(
     assert len(set(points(line))) == 2 * len(corners) - 1
 
 
-@pytest.mark.parametrize("judge", [LOSS, ACCURACY])
-def test_labels_cover_neither_one_another_nor_points(judge: Scale) -> None:
-    """Twenty methods of one size: every label has a line of its own, and all are written."""
-    places = [(1e8, 30 + n / 10) for n in range(10)] + [(2e8, 20 + n / 10) for n in range(10)]
-    svg = pareto_plot(cloud(*places), SIZE, judge)
-    placed = []
-    for text in parse(svg).iter(f"{SVG}text"):
-        name = "".join(text.itertext())
-        if not name.startswith("method"):
-            continue
-        spot = re.search(r"(?:translate\(|rotate\(-?0 )([\d.]+)[ ,]([\d.]+)", str(text.attrib))
-        assert spot is not None, text.attrib
-        width = 4.3 * len(name)
-        x, y = float(spot[1]), float(spot[2])
-        left = x - width if "text-anchor: end" in text.get("style", "") else x
-        placed.append((left, y, left + width))
-    assert len(placed) == 20
-    for n, (left, y, right) in enumerate(placed):
-        for other_left, other_y, other_right in placed[:n]:
-            beside = right <= other_left + 0.1 or other_right <= left + 0.1
-            assert beside or abs(y - other_y) >= 9.5
+def test_points_are_numbered_and_listed_beside_the_plot() -> None:
+    """Every number stands at its point; the list names it below the heading of its target."""
+    points = cloud((1e8, 30.0), (1e8, 20.0), (2e8, 10.0))
+    points += [Point(7, "dense " + "x" * 90, "", 3e8, 5.0)]
+    svg = pareto_plot(points, SIZE, ACCURACY)
+    listed = [text.replace("\N{NO-BREAK SPACE}", " ") for text in words(svg)]
+    at = listed.index("as pruned")
+    assert listed[at + 1 : at + 4] == ["  1 method 0", "  2 method 1", "  3 method 2"]
+    (dense,) = (text for text in listed if text.startswith("8 dense"))
+    assert len(dense) == 36 and dense.endswith("\N{HORIZONTAL ELLIPSIS}")
+    places = {"".join(t.itertext()): t for t in parse(svg).iter(f"{SVG}text")}
+    for point in points:
+        (use,) = by_id(svg, f"front-point-{point.row}")[f"front-point-{point.row}"].iter(
+            f"{SVG}use"
+        )
+        spot = re.search(r"([\d.]+)[ ,]([\d.]+)\)", str(places[str(point.row + 1)].attrib))
+        assert spot is not None
+        assert abs(float(spot[1]) - float(use.get("x", "nan"))) < 12
+        assert abs(float(spot[2]) - float(use.get("y", "nan"))) < 6
 
 
 def test_what_cannot_be_drawn_is_left_out() -> None:
     """Infinite perplexities have no place; fewer than two points are no picture."""
     svg = pareto_plot(cloud((1.0, math.inf), (1.0, 3.0), (2.0, 2.0)), SIZE, LOSS)
-    assert list(by_id(svg, r"front-point-\d+")) == ["front-point-1", "front-point-2"]
+    assert sorted(by_id(svg, r"front-point-\d+")) == ["front-point-1", "front-point-2"]
     assert pareto_plot(cloud((1.0, math.inf), (1.0, 3.0)), SIZE, LOSS) == ""
 
 
