@@ -24,51 +24,51 @@ def render_analysis(analysis: Analysis) -> str:
     figures = analysis.figures
     cka, influence = figures.cka, figures.block_influence
     layers = range(len(influence))
-    return (
-        environment()
-        .get_template("analysis.html.j2")
-        .render(
-            analysis=analysis,
-            noise=figures.noise,
-            features=analysis.calibration.length * analysis.dimensions.hidden_size,
-            similarities=similarity_table(
-                {
-                    "CKA, biased": cka.biased,
-                    "what chance alone gives it": cka.biased_by_chance,
-                    "CKA, unbiased": cka.unbiased,
-                    "CKA, unbiased, tokens at unit length": figures.cka_unit_tokens.unbiased,
-                    "cosine, same token": figures.cosine.same_token,
-                    "cosine, different tokens": figures.cosine.other_token,
-                }
-            ),
-            layers=layer_table(figures),
-            directions=cka.directions,
-            outliers=figures.outliers,
-            narrowest=min(layers, key=cka.directions.__getitem__),
-            influence=influence,
-            least=sorted(layers, key=influence.__getitem__)[:3],
-            cka_maps=picture(
-                "CKA between layers",
-                "Both estimators and the floor of the biased one, on one scale.",
-                lambda: heatmaps(_cka_maps(cka), "cka"),
-            ),
-            unit_maps=picture(
-                "CKA between layers, every token's vector at unit length",
-                "The same three maps when no token outweighs another.",
-                lambda: heatmaps(_cka_maps(figures.cka_unit_tokens), "cka-unit"),
-            ),
-            cosine_maps=picture(
-                "Cosine between layers",
-                "Mean cosine of two tokens' vectors along the hidden axis, on one scale.",
-                lambda: heatmaps(
-                    {
-                        "same token in both layers": figures.cosine.same_token,
-                        "different tokens": figures.cosine.other_token,
-                    },
-                    "cosine",
-                ),
-            ),
-        )
+    template = environment().get_template("analysis.html.j2")
+    return template.render(
+        analysis=analysis,
+        noise=figures.noise,
+        features=analysis.calibration.length * analysis.dimensions.hidden_size,
+        similarities=similarity_table(
+            {
+                "CKA, biased": cka.biased,
+                "what chance alone gives it": cka.biased_by_chance,
+                "CKA, unbiased": cka.unbiased,
+                "CKA, unbiased, tokens at unit length": figures.cka_unit_tokens.unbiased,
+                "cosine, same token": figures.cosine.same_token,
+                "cosine, different tokens": figures.cosine.other_token,
+            }
+        ),
+        layers=layer_table(figures),
+        directions=cka.directions,
+        outliers=figures.outliers,
+        narrowest=min(layers, key=cka.directions.__getitem__),
+        influence=influence,
+        least=sorted(layers, key=influence.__getitem__)[:3],
+        cka_maps=picture(
+            "CKA between layers",
+            "Both estimators and the floor of the biased one, on one scale.",
+            heatmaps,
+            _cka_maps(cka),
+            "cka",
+        ),
+        unit_maps=picture(
+            "CKA between layers, every token's vector at unit length",
+            "The same three maps when no token outweighs another.",
+            heatmaps,
+            _cka_maps(figures.cka_unit_tokens),
+            "cka-unit",
+        ),
+        cosine_maps=picture(
+            "Cosine between layers",
+            "Mean cosine of two tokens' vectors along the hidden axis, on one scale.",
+            heatmaps,
+            {
+                "same token in both layers": figures.cosine.same_token,
+                "different tokens": figures.cosine.other_token,
+            },
+            "cosine",
+        ),
     )
 
 

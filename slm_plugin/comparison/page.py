@@ -11,9 +11,17 @@ from pathlib import Path
 import yaml
 from markupsafe import Markup
 
-from slm_plugin.comparison.plot import OUTLIER, Point, Scale, pareto_plot
+from slm_plugin.comparison.plot import OUTLIER, pareto_plot
 from slm_plugin.comparison.record import ComparisonReport
-from slm_plugin.comparison.table import MEAN, Column, Row, columns, comparison_table, rows
+from slm_plugin.comparison.table import (
+    MEAN,
+    PARAMETERS,
+    Column,
+    Row,
+    columns,
+    comparison_table,
+    rows,
+)
 from slm_plugin.files import write_text
 from slm_plugin.report import numbers
 from slm_plugin.report.environment import environment
@@ -35,23 +43,20 @@ def render_comparison(report: ComparisonReport) -> str:
     script = (files("slm_plugin.report") / "templates" / "sort.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     shown = columns(report)
-    return (
-        environment()
-        .get_template("comparison.html.j2")
-        .render(
-            report=report,
-            table=comparison_table(report),
-            columns=shown,
-            summary=summary(report),
-            pictures=pareto_pictures(rows(report), shown),
-            script=Markup(script),
-            script_hash=Markup(f"sha256-{digest}"),
-            file=yaml.safe_dump(
-                report.model_dump(mode="json", include={"comparison"})["comparison"],
-                sort_keys=False,
-                allow_unicode=True,
-            ),
-        )
+    template = environment().get_template("comparison.html.j2")
+    return template.render(
+        report=report,
+        table=comparison_table(report),
+        columns=shown,
+        summary=summary(report),
+        pictures=pareto_pictures(rows(report), shown),
+        script=Markup(script),
+        script_hash=Markup(f"sha256-{digest}"),
+        file=yaml.safe_dump(
+            report.model_dump(mode="json", include={"comparison"})["comparison"],
+            sort_keys=False,
+            allow_unicode=True,
+        ),
     )
 
 
@@ -67,19 +72,14 @@ def summary(report: ComparisonReport) -> str:
 
 def pareto_pictures(listed: Sequence[Row], shown: Sequence[Column]) -> list[Picture]:
     """Plots of every quality measure against parameters, and against decode speed if measured."""
-    size = next(column for column in shown if column.name == "parameters")
+    size = next(column for column in shown if column.name == PARAMETERS)
     speed = [column for column in shown if column.name.startswith("decode speed")]
     drawn = []
     for number, judge in enumerate(quality_columns(shown), start=1):
         for other, across in enumerate((size, *speed), start=1):
             name = f"front-{number}-{other}"
-            made = picture(
-                f"{judge.name} against {across.name}",
-                _caption(judge),
-                lambda judge=judge, across=across, name=name: _pareto(  # type: ignore[misc]
-                    listed, judge, across, name
-                ),
-            )
+            title = f"{judge.name} against {across.name}"
+            made = picture(title, _caption(judge), pareto_plot, listed, across, judge, name)
             drawn += [made] if made is not None else []
     return drawn
 
@@ -102,21 +102,6 @@ def quality_columns(shown: Sequence[Column]) -> list[Column]:
         for column in shown
         if column.quality and (column.better == "lower" or not mean or column.name == MEAN)
     ]
-
-
-def _pareto(listed: Sequence[Row], judge: Column, across: Column, name: str) -> str:
-    points = [
-        Point(index, row.name, row.target, x, y)
-        for index, (row, x, y) in enumerate(zip(listed, across.values, judge.values, strict=True))
-        if x is not None and y is not None
-    ]
-    return pareto_plot(points, _scale(across), _scale(judge), name)
-
-
-def _scale(column: Column) -> Scale:
-    better = column.better or "lower"
-    judged = column.quality and better == "lower"
-    return Scale(column.name, better, log=judged, counts=column.name == "parameters")
 
 
 def markdown_table(report: ComparisonReport) -> str:

@@ -14,9 +14,9 @@ from slm_plugin.evaluation.base import Measurement
 from slm_plugin.report import numbers, table
 
 Better = Literal["lower", "higher"]
+MEAN, PARAMETERS = "zero-shot mean", "parameters"
 # Figures that repeat another column: parameters, and speeds as times.
-_REPEATED = ("parameters", "prefill time", "decode time per step")
-MEAN = "zero-shot mean"
+_REPEATED = (PARAMETERS, "prefill time", "decode time per step")
 # Evaluators that measure the quality of a model.
 _QUALITY = ("perplexity", "lm_eval")
 
@@ -120,7 +120,7 @@ def columns(report: ComparisonReport) -> list[Column]:
             whole,
         ),
         Column(
-            "parameters",
+            PARAMETERS,
             "tied weights counted once",
             "lower",
             tuple(None if one is None else one.parameters for one in after),

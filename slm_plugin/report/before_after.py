@@ -86,20 +86,21 @@ class Comparison:
         unit = self.unit if self.unit in numbers.BYTE_UNITS else ""
         return numbers.quantity(value, unit, self.decimals, signed=signed)
 
-    def measured_figure(self, measured: Measurement | None) -> str:
-        """A measurement with its standard error."""
+    def cell(self, measured: Measurement | None, *, error: bool = True) -> Cell:
+        """A measurement, with its standard error if asked to."""
         if measured is None:
-            return DASH
-        error = f" ± {numbers.number(measured.stderr, self.decimals)}" if measured.stderr else ""
-        return self.figure(measured.value) + error
+            return Cell(DASH)
+        stderr = measured.stderr if error else None
+        shown = f" ± {numbers.number(stderr, self.decimals)}" if stderr else ""
+        return Cell(self.figure(measured.value) + shown)
 
     def change_cells(self) -> tuple[Cell, Cell]:
         """Difference and ratio of the last state to the first."""
-        style = self.verdict if self.verdict in ("better", "worse") else ""
+        style = self.verdict or ""
         difference = self.difference
         shown = DASH if difference is None else self.figure(difference, signed=True)
         ratio = DASH if self.ratio is None else numbers.ratio(self.ratio)
-        return Cell(shown, style or ""), Cell(ratio, style or "")
+        return Cell(shown, style), Cell(ratio, style)
 
 
 def ordered_states(report: RunReport) -> tuple[StateRecord, ...]:
@@ -131,25 +132,22 @@ _SIZES: tuple[tuple[str, Callable[[Dimensions], int]], ...] = (
     ("query heads", lambda d: d.attention_heads),
     ("key/value heads", lambda d: d.kv_heads),
     ("KV cache values per token", lambda d: 2 * d.layers * d.kv_heads * d.head_dim),
-    ("head size", lambda d: d.head_dim),
-    ("hidden size", lambda d: d.hidden_size),
-    ("vocabulary", lambda d: d.vocab_size),
 )
 
 
 def size_table(report: RunReport) -> Table:
-    """Dimensions of the original and of the model after every pruning stage."""
+    """Layers, parameters and what else changed, in the original and after every pruning stage."""
     stages = [stage for stage in report.stages if stage.kind != "recovery"]
     states = [report.before, *(stage.after for stage in stages)]
     labels = ["original", *(f"after {stage.number}: {stage.name}" for stage in stages)]
     rows = []
     for name, measure in _SIZES:
         before, after = measure(report.before), measure(report.after)
-        change = (
-            f"{numbers.number(after - before, 0, signed=True)} ({numbers.change(before, after)})"
-        )
-        last = Cell("unchanged", "muted") if before == after else Cell(change)
-        rows.append(Row((Cell(name), *(Cell(f"{measure(state):,}") for state in states), last)))
+        if before != after or name in ("layers", "parameters"):
+            difference = numbers.number(after - before, 0, signed=True)
+            change = f"{difference} ({numbers.change(before, after)})"
+            shown = (name, *(f"{measure(state):,}" for state in states), change)
+            rows.append(Row(tuple(map(Cell, shown))))
     return Table(_columns("", *labels, "change"), tuple(rows))
 
 
@@ -159,27 +157,23 @@ def measurement_table(report: RunReport) -> Table:
     compared = ("difference", "ratio", "") if len(labels) > 1 else ()
     rows = []
     for row in compare(report):
-        cells = [Cell(row.label), *(Cell(row.measured_figure(m)) for m in row.measured)]
-        if compared:
-            verdict = row.verdict or ""
-            cells += [*row.change_cells(), Cell(verdict, verdict)]
-        rows.append(Row(tuple(cells), row.protocol))
+        verdict = Cell(row.verdict or "", row.verdict or "")
+        cells = (Cell(row.label), *map(row.cell, row.measured), *row.change_cells(), verdict)
+        rows.append(Row(cells[: 1 + len(labels) + len(compared)], row.protocol))
     return Table(_columns("figure", *labels, *compared), tuple(rows))
 
 
 def summary_table(report: RunReport) -> Table:
     """Layers, parameters and every figure before and after the run, for the terminal."""
     rows = []
-    for name, before, after in (
-        ("layers", report.before.layers, report.after.layers),
-        ("parameters", report.before.parameters, report.after.parameters),
-    ):
+    for name in ("layers", "parameters"):
+        before, after = getattr(report.before, name), getattr(report.after, name)
         difference = numbers.number(after - before, 0, signed=True)
         shown = (name, f"{before:,}", f"{after:,}", difference, numbers.ratio(after / before))
         rows.append(Row(tuple(map(Cell, shown))))
     for row in compare(report):
         if row.name != "parameters":
-            states = (Cell(row.figure(m.value) if m else DASH) for m in (row.before, row.after))
+            states = (row.cell(m, error=False) for m in (row.before, row.after))
             cells = (Cell(row.label), *states, *row.change_cells())
             rows.append(Row(cells, row.protocol, section=len(rows) == 2))
     columns = _columns("", "before", "after", "difference", "ratio")
@@ -198,11 +192,8 @@ def export_table(report: RunReport) -> Table:
         size = decimal(export.size_bytes)
         folder = Cell(export.folder, "code")
         rows.append(Row((Cell(export.exporter), folder, Cell(size), Cell(checks or "no check"))))
-    heads = (("export", True), ("folder", True), ("size", False), (_CHECK, True))
-    return Table(tuple(Column(name, words) for name, words in heads), tuple(rows))
-
-
-_CHECK = "check against the model in memory"
+    heads = ("export", "folder", "size", "check against the model in memory")
+    return Table(tuple(Column(name, words=name != "size") for name in heads), tuple(rows))
 
 
 def _brief(value: float, unit: str) -> str:
@@ -223,22 +214,12 @@ def removed(before: Dimensions, after: Dimensions) -> str:
 def summary(report: RunReport) -> str:
     """The run in one sentence."""
     before, after = report.before, report.after
-    spent = (
-        f"in {numbers.plural(len(report.stages), 'stage')} and {numbers.duration(report.seconds)}"
-    )
-    layers = numbers.plural(before.layers, "layer")
-    if before.parameters == after.parameters:
-        size = numbers.count(before.parameters)
-        return f"{report.model} keeps its {layers} and {size} parameters, {spent}."
-    share = (before.parameters - after.parameters) / before.parameters
-    shrunk = (
-        f"keeps its {layers} and shrinks"
-        if before.layers == after.layers
-        else f"shrinks from {before.layers} to {numbers.plural(after.layers, 'layer')} and"
-    )
+    stages = numbers.plural(len(report.stages), "stage")
+    layers = numbers.plural(after.layers, "layer")
+    left = f"{numbers.count(after.parameters)} of {numbers.count(before.parameters)} parameters"
     return (
-        f"{report.model} {shrunk} from {numbers.count(before.parameters)} to "
-        f"{numbers.count(after.parameters)} parameters ({share:.1%} fewer), {spent}."
+        f"{report.model}: {removed(before, after)} in {stages} and "
+        f"{numbers.duration(report.seconds)}; {layers} and {left} remain."
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ def render_card(report: RunReport, plans: Mapping[str, PruningPlan]) -> str:
     # Every expression is escaped unless its type is Markdown.
     templates = environment(finalize=markdown.escape)
     templates.filters |= {"code": markdown.code, "fence": markdown.fence, "table": table.markdown}
-    sizes = before_after.size_table(report)
     text = templates.get_template("model_card.md.j2").render(
         front_matter=markdown.Markdown(
             yaml.safe_dump(front_matter(report), sort_keys=False, allow_unicode=True)
@@ -41,7 +39,7 @@ def render_card(report: RunReport, plans: Mapping[str, PruningPlan]) -> str:
         summary=before_after.summary(report),
         removed=before_after.removed(report.before, report.after),
         measurements=before_after.measurement_table(report),
-        sizes=replace(sizes, rows=tuple(r for r in sizes.rows if r.cells[-1].style != "muted")),
+        sizes=before_after.size_table(report),
         exports=before_after.export_table(report),
         recovered=[stage for stage in report.stages if stage.kind == "recovery"],
         warnings=[text for _, text in before_after.warnings(report, plans)],

@@ -1,4 +1,8 @@
-"""The four pictures of a run, as SVG to put into a page; they need the extra `report`."""
+"""The four pictures of a run, as SVG to put into a page.
+
+A picture is empty where there is nothing to draw. ``name`` is the prefix of its ids, and
+MissingExtraError is raised where matplotlib is not installed.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +33,7 @@ _MOST_NUMBERED = 36
 def layer_mapping(plan: PruningPlan, name: str = "mapping") -> str:
     """The layer mapping of a depth plan: original layers above, the result below, a line from each.
 
-    Args:
-        plan: A depth plan.
-        name: Prefix of the ids; every original layer has one line ``<name>-layer-<layer>``.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
+    Every original layer has one line ``<name>-layer-<layer>``.
     """
     homes = plan_effects.layer_mapping(plan)
     sharing = Counter(home for home in homes if home is not None)
@@ -95,17 +94,8 @@ _TRIALS: Looks = {
 def layer_scores(plan: PruningPlan, name: str = "scores") -> str:
     """What a depth strategy decided by: its trials, or the score of every layer.
 
-    A trial is a line over its layers at the height of its similarity; a score is a bar.
-
-    Args:
-        plan: A depth plan.
-        name: Prefix of the ids: ``<name>-trial-<number>`` from 1, ``<name>-layer-<layer>``.
-
-    Returns:
-        SVG; empty when the plan has neither.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
+    A trial is a line over its layers at the height of its similarity, ``<name>-trial-<number>``
+    from 1; a score is a bar, ``<name>-layer-<layer>``.
     """
     scores = plan.layer_scores.scores if plan.layer_scores is not None else ()
     values = [trial.similarity for trial in plan.trials] or scores
@@ -166,16 +156,7 @@ _DOT: dict[str, Any] = {"color": canvas.INK, "marker": "o", "ms": 4, "ls": ""}
 def widths(plan: PruningPlan, name: str = "widths") -> str:
     """Share of MLP channels and KV groups that every layer keeps, and of their scores.
 
-    Args:
-        plan: A width plan.
-        name: Prefix of the ids: bars ``<name>-<unit>-<layer>``, with a dot each,
-            ``<name>-<unit>-score-<layer>``.
-
-    Returns:
-        SVG; empty when the plan keeps everything.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
+    Bars are ``<name>-<unit>-<layer>``, dots ``<name>-<unit>-score-<layer>``.
     """
     before = plan.before
     units: tuple[tuple[str, int, Mapping[int, Sequence[int]]], ...] = (
@@ -216,15 +197,7 @@ def _share(scores: Sequence[float], kept: Iterable[int]) -> float | None:
 def before_after(report: RunReport, name: str = "before-after") -> str:
     """A small bar chart for every figure that was measured in the first and the last state.
 
-    Args:
-        report: The run.
-        name: Prefix of the ids; every chart has the id ``<name>-chart-<number>``, from 1.
-
-    Returns:
-        SVG; empty when no figure was taken twice by one protocol.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
+    Every chart has the id ``<name>-chart-<number>``, from 1.
     """
     rows = [row for row in compare(report) if row.before is not None and row.after is not None]
     if not rows:

@@ -174,7 +174,7 @@ def test_a_bare_run_has_a_page_too() -> None:
     )
     text = read(render_page(bare, {})).text
     assert "Nothing was measured" in text and "Nothing was exported" in text
-    assert "keeps its 30 layers" in text
+    assert "30 layers and 134.5 M of 134.5 M parameters remain" in text
 
 
 @pytest.mark.usefixtures("no_matplotlib")
