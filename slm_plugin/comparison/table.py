@@ -17,6 +17,12 @@ Better = Literal["lower", "higher"]
 MEAN, PARAMETERS = "zero-shot mean", "parameters"
 # Figures that repeat another column: parameters, and speeds as times.
 _REPEATED = (PARAMETERS, "prefill time", "decode time per step")
+_WORDS = ("method", "recovery", "target", "remark")
+_TIME = "planning and recovery, without loading, surgery and measuring"
+_MEMORY = (
+    "largest growth of the process (on CUDA of PyTorch's memory) while planning or recovering, "
+    "beyond what it held before"
+)
 # Evaluators that measure the quality of a model.
 _QUALITY = ("perplexity", "lm_eval")
 
@@ -109,40 +115,15 @@ def _remarks(cell: Cell) -> Iterable[str]:
 def columns(report: ComparisonReport) -> list[Column]:
     """All columns: layers removed, parameters left, measured figures, and the method's cost."""
     cells, dense = report.cells, report.dense
-    after = [cell.after for cell in cells]
-    whole = _whole
+    removed = (None if c.after is None else dense.layers - c.after.layers for c in cells)
+    parameters = (None if c.after is None else c.after.parameters for c in cells)
+    seconds, memory = (c.seconds for c in cells), (c.memory for c in cells)
     return [
-        Column(
-            "layers removed",
-            "",
-            None,
-            tuple(None if one is None else dense.layers - one.layers for one in after),
-            whole,
-        ),
-        Column(
-            PARAMETERS,
-            "tied weights counted once",
-            "lower",
-            tuple(None if one is None else one.parameters for one in after),
-            whole,
-        ),
+        Column("layers removed", "", None, tuple(removed), _whole),
+        Column(PARAMETERS, "tied weights counted once", "lower", tuple(parameters), _whole),
         *_figures(cells),
-        Column(
-            "time of the method",
-            "planning and recovery, without loading, surgery and measuring",
-            "lower",
-            tuple(cell.seconds for cell in cells),
-            numbers.duration,
-        ),
-        Column(
-            "memory of the method",
-            "largest growth of the process (on CUDA of PyTorch's memory) while planning or "
-            "recovering, beyond what it held before",
-            "lower",
-            tuple(cell.memory for cell in cells),
-            _bytes,
-            detail=True,
-        ),
+        Column("time of the method", _TIME, "lower", tuple(seconds), numbers.duration),
+        Column("memory of the method", _MEMORY, "lower", tuple(memory), _bytes, detail=True),
     ]
 
 
@@ -264,16 +245,16 @@ def comparison_table(report: ComparisonReport, *, brief: bool = False) -> table.
             table.Cell(column.shown(index), "best" if index in won else "", column.sorted_by(index))
             for column, won in zip(shown, winners, strict=True)
         ]
-        words = [table.Cell(text or table.DASH, value=text) for text in (row.recovered, row.target)]
         section = bool(index) and row.group != listed[index - 1].group
         if brief:
             cells = (table.Cell(row.name), *figures)
         else:
+            words = (
+                table.Cell(text or table.DASH, "", text) for text in (row.recovered, row.target)
+            )
             cells = (table.Cell(row.label), *words, *figures, table.Cell(row.remark, "remark"))
         made.append(table.Row(cells, report.cells[index].error if brief else "", section))
-    figures_heads = [table.Column(column.name, better=column.better or "") for column in shown]
-    first = [table.Column(name, words=True) for name in ("method", "recovery", "target")]
-    heads = (first[0], *figures_heads)
-    if not brief:
-        heads = (*first, *figures_heads, table.Column("remark", words=True))
-    return table.Table(heads, tuple(made), report.title if brief else "")
+    first, *others = (table.Column(name, words=True) for name in _WORDS)
+    heads = [table.Column(column.name, better=column.better or "") for column in shown]
+    heads = [first, *heads] if brief else [first, *others[:2], *heads, *others[2:]]
+    return table.Table(tuple(heads), tuple(made), report.title if brief else "")

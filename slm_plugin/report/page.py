@@ -25,6 +25,31 @@ class Picture:
     notice: str = ""
 
 
+_PICTURES = {
+    "depth": (
+        (
+            "Layer mapping",
+            "Lines lead from every layer before the stage to its layer after the stage.",
+            pictures.layer_mapping,
+        ),
+        (
+            "Trials or scores",
+            "A line is one trial: it spans the layers that were merged or dropped, at the height "
+            "of the resulting model's similarity. A bar is the score of a layer.",
+            pictures.layer_scores,
+        ),
+    ),
+    "width": (
+        (
+            "Remaining units per layer",
+            "Units with the lowest scores are removed. A dot far above its bar shows that they had "
+            "little part in the layer's scores.",
+            pictures.widths,
+        ),
+    ),
+}
+
+
 def render_page(report: RunReport, plans: Mapping[str, PruningPlan]) -> str:
     """The whole run as an HTML page.
 
@@ -64,48 +89,16 @@ def _stage(record: StageRecord, plan: PruningPlan | None) -> dict[str, object]:
     made = [one for one in (plan, record.recovery) if one is not None]
     notes = [note for one in made for note in one.notes if note not in record.summary]
     options = made[-1].options if made else {}
-    drawn = stage_pictures(record, plan)
+    drawn = _stage_pictures(record, plan) if plan else []
     return {"record": record, "plan": plan, "options": options, "pictures": drawn, "notes": notes}
 
 
-def stage_pictures(record: StageRecord, plan: PruningPlan | None) -> tuple[Picture, ...]:
-    """The plots of a stage; a recovery has none."""
-    name = f"stage-{record.number}"
-    drawn: list[Picture | None] = []
-    if plan is None:
-        return ()
-    if plan.kind == "width":
-        drawn = [
-            picture(
-                "Remaining units per layer",
-                "Units with the lowest scores are removed. A dot far above its bar shows that they "
-                "had little part in the layer's scores.",
-                pictures.widths,
-                plan,
-                f"{name}-widths",
-            )
-        ]
-    else:
-        drawn = [
-            picture(
-                "Layer mapping",
-                "Lines lead from every layer before the stage to its layer after the stage.",
-                pictures.layer_mapping,
-                plan,
-                f"{name}-mapping",
-            ),
-            picture(
-                "The trials" if plan.trials else "The scores of the layers",
-                "Every line is one trial: it spans the layers that were merged or dropped, at the "
-                "height of the resulting model's similarity."
-                if plan.trials or plan.layer_scores is None
-                else f"A score is the {plan.layer_scores.meaning}.",
-                pictures.layer_scores,
-                plan,
-                f"{name}-scores",
-            ),
-        ]
-    return tuple(one for one in drawn if one is not None)
+def _stage_pictures(record: StageRecord, plan: PruningPlan) -> list[Picture]:
+    drawn = [
+        picture(title, caption, draw, plan, f"stage-{record.number}-{draw.__name__}")
+        for title, caption, draw in _PICTURES[plan.kind]
+    ]
+    return [one for one in drawn if one is not None]
 
 
 def picture(

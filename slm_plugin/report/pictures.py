@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from slm_plugin.plans import PruningPlan
+from slm_plugin.plans import LayerScores, PruningPlan
 from slm_plugin.report import canvas, plan_effects
 from slm_plugin.report.before_after import Comparison, compare, ordered_states
 from slm_plugin.report.record import RunReport
@@ -97,8 +97,8 @@ def layer_scores(plan: PruningPlan, name: str = "scores") -> str:
     A trial is a line over its layers at the height of its similarity, ``<name>-trial-<number>``
     from 1; a score is a bar, ``<name>-layer-<layer>``.
     """
-    scores = plan.layer_scores.scores if plan.layer_scores is not None else ()
-    values = [trial.similarity for trial in plan.trials] or scores
+    scores = plan.layer_scores
+    values = [trial.similarity for trial in plan.trials] or (scores.scores if scores else ())
     if not any(map(math.isfinite, values)):
         return ""
     noun = "trials" if plan.trials else "layer scores"
@@ -106,8 +106,8 @@ def layer_scores(plan: PruningPlan, name: str = "scores") -> str:
         axes = sheet.figure.subplots()
         if plan.trials:
             _trials(axes, plan)
-        else:
-            _scores(axes, plan, values)
+        elif scores is not None:
+            _scores(axes, plan, scores)
         axes.set(xlabel="layer (index before the plan)", xlim=(-0.7, plan.before.layers - 0.3))
         canvas.whole_numbers(axes.xaxis)
         axes.grid(axis="y")
@@ -136,15 +136,16 @@ def _trials(axes: Axes, plan: PruningPlan) -> None:
     _legend(axes.figure, {}, lines)
 
 
-def _scores(axes: Axes, plan: PruningPlan, scores: Any) -> None:
+def _scores(axes: Axes, plan: PruningPlan, scores: LayerScores) -> None:
     homes = plan_effects.layer_mapping(plan)
     sharing = Counter(homes)
-    for layer, score in enumerate(scores):
+    for layer, score in enumerate(scores.scores):
         if math.isfinite(score):
             changed = homes[layer] is None or sharing[homes[layer]] > 1
             colour = canvas.VERMILION if changed else canvas.BLUE
             axes.bar(layer, score, 0.72, color=colour)[0].set_gid(f"layer-{layer}")
     axes.set_ylabel("score")
+    axes.set_title(canvas.short(scores.meaning, 110), fontweight="normal")
     looks = {"kept": {"color": canvas.BLUE}, "dropped or merged": {"color": canvas.VERMILION}}
     _legend(axes.figure, looks)
 
