@@ -48,14 +48,15 @@ def pareto_plot(rows: Sequence[Row], x: Column, y: Column, name: str = "front") 
     height = max(4.2, 0.17 * len(listed) + 0.3)
     description = f"{y.name} against {x.name} of {len(points)} models"
     with canvas.sheet(name, height, description) as sheet:
-        axes, beside = sheet.figure.subplots(1, 2, width_ratios=(3, 1))
+        axes, beside = sheet.figure.subplots(1, 2, width_ratios=(5, 2))
         # A step line: no model lies between two points.
         stairs = "steps-pre" if x.better == "higher" else "steps-post"
         corners = zip(*sorted(points[row] for row in front), strict=True)
         axes.plot(*corners, color=canvas.SKY, lw=1.6, drawstyle=stairs, zorder=1, gid="line")
-        # Points of one target have about one x: numbers alternate between both sides, by height.
+        # Points of one target have about one x: by height, numbers take turns at six distances.
         for place, row in enumerate(sorted(points, key=lambda row: points[row][1])):
-            _point(axes, row, points[row], front=row in front, side=1 if place % 2 else -1)
+            distance = (6 + 16 * (place // 2 % 3)) * (1 if place % 2 else -1)
+            _point(axes, row, points[row], distance, front=row in front)
         _scales(axes, x, y)
         beside.axis("off")
         beside.text(0, 1, "\n".join(listed), va="top", fontsize=8, linespacing=1.4)
@@ -79,13 +80,13 @@ def _list(rows: Sequence[Row], points: Iterable[int]) -> list[str]:
         row = rows[number]
         if row.target != target:
             target = row.target
-            lines.append(canvas.short(target, 36))
+            lines.append(canvas.short(target, 44))
         indent = "\N{NO-BREAK SPACE}" * 2 if target else ""
-        lines.append(f"{indent}{number + 1} {canvas.short(row.name, 34)}")
+        lines.append(f"{indent}{number + 1} {canvas.short(row.name, 42)}")
     return lines
 
 
-def _point(axes: Axes, row: int, point: tuple[float, float], *, front: bool, side: int) -> None:
+def _point(axes: Axes, row: int, point: tuple[float, float], distance: int, *, front: bool) -> None:
     colour = canvas.BLUE if front else canvas.MUTED
     look: dict[str, Any] = {
         "color": colour,
@@ -97,11 +98,12 @@ def _point(axes: Axes, row: int, point: tuple[float, float], *, front: bool, sid
     axes.annotate(
         str(row + 1),
         point,
-        xytext=(6 * side, 0),
+        xytext=(distance, 0),
         textcoords="offset points",
-        ha="left" if side > 0 else "right",
+        ha="left" if distance > 0 else "right",
         va="center",
         fontsize=8,
+        arrowprops={"arrowstyle": "-", "color": canvas.PALE, "shrinkA": 0, "shrinkB": 3},
     )
 
 

@@ -24,7 +24,7 @@ Looks = dict[str, dict[str, Any]]
 _LAYERS: Looks = {
     "kept": {"facecolor": "#eef2f5", "edgecolor": canvas.PALE},
     "merged": {"facecolor": canvas.BLUE, "edgecolor": canvas.BLUE},
-    "dropped": {"facecolor": "white", "edgecolor": canvas.VERMILION, "hatch": "////"},
+    "dropped": {"facecolor": "white", "edgecolor": canvas.VERMILION, "ls": ":"},
 }
 # With more layers than this, boxes are too narrow for numbers.
 _MOST_NUMBERED = 36

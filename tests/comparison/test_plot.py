@@ -78,7 +78,7 @@ def test_points_are_numbered_and_listed_beside_the_plot() -> None:
         (use,) = point.iter(f"{SVG}use")
         spot = re.search(r"([\d.]+)[ ,]([\d.]+)\)", str(texts[str(row + 1)].attrib))
         assert spot is not None
-        assert abs(float(spot[1]) - float(use.get("x", "nan"))) < 12
+        assert abs(float(spot[1]) - float(use.get("x", "nan"))) < 50
         assert abs(float(spot[2]) - float(use.get("y", "nan"))) < 6
 
 
