@@ -40,25 +40,28 @@ def layer_mapping(plan: PruningPlan, name: str = "mapping") -> str:
     shift = (len(homes) - len(sharing)) / 2
     with canvas.sheet(name, 2.3, f"{len(homes)} layers mapped to {len(sharing)}") as sheet:
         axes = sheet.figure.subplots()
-        for layer, home in enumerate(homes):
+        kinds = [_kind(home, sharing) for home in homes]
+        for layer, (home, kind) in enumerate(zip(homes, kinds, strict=True)):
             gid = f"layer-{layer}"
-            kind = "dropped" if home is None else "merged" if sharing[home] > 1 else "kept"
             _box(axes, layer, 1, layer, kind, len(homes))
             if home is None:
                 axes.plot([layer] * 2, [0.86, 0.6], color=canvas.VERMILION, lw=1, ls=":", gid=gid)
             else:
                 colour = canvas.BLUE if kind == "merged" else canvas.PALE
                 axes.plot([layer, home + shift], [0.86, 0.14], color=colour, lw=1.4, gid=gid)
-        for home, count in sharing.items():
-            kind = "merged" if count > 1 else "kept"
-            _box(axes, home + shift, 0, home, kind, len(homes))
+        for home in sharing:
+            _box(axes, home + shift, 0, home, _kind(home, sharing), len(homes))
         axes.set(xlim=(-0.6, len(homes) - 0.4), ylim=(-0.2, 1.2))
         axes.set_yticks([1, 0], ["original", "result"])
         axes.set_xticks([])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        _legend(sheet.figure, _LAYERS)
+        _legend(sheet.figure, {kind: look for kind, look in _LAYERS.items() if kind in kinds})
     return sheet.svg
+
+
+def _kind(home: int | None, sharing: Counter[int]) -> str:
+    return "dropped" if home is None else "merged" if sharing[home] > 1 else "kept"
 
 
 def _box(axes: Axes, x: float, y: int, label: int, kind: str, layers: int) -> None:
