@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +13,9 @@ from slm_plugin.export.checkpoint import save_checkpoint, verify_checkpoint
 from slm_plugin.outputs.claim import claim
 from slm_plugin.outputs.place import located
 from slm_plugin.plans import PruningPlan
-from slm_plugin.report.before_after import summary
+from slm_plugin.report.before_after import summary, summary_table
 from slm_plugin.report.record import RunReport
-from slm_plugin.report.terminal import as_text, summary_table
+from slm_plugin.report.table import as_text, terminal
 from slm_plugin.session import Session
 
 if TYPE_CHECKING:
@@ -64,10 +64,9 @@ class RunResult:
 
     def summary(self) -> str:
         """A table of sizes and measurements before and after, as text."""
-        table = summary_table(self.report)
-        # As a caption it would be wrapped to the width of the table.
-        table.caption = None
-        return f"{as_text(table)}{summary(self.report)}"
+        # As a caption the sentence would be wrapped to the width of the table.
+        table = replace(summary_table(self.report), caption="")
+        return f"{as_text(terminal(table, wrap=False))}{summary(self.report)}"
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the model so that ``from_pretrained(folder)`` loads it, and prove that it does.

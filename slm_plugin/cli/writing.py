@@ -25,14 +25,15 @@ def run(recipe: RecipePath, overrides: Overrides = None, overwrite: Overwrite = 
     """Run a recipe: load, prune, evaluate, export, report."""
     from slm_plugin import pipeline
     from slm_plugin.recipe import Recipe
-    from slm_plugin.report.terminal import summary_table
+    from slm_plugin.report.before_after import summary_table
+    from slm_plugin.report.table import terminal
 
     read = Recipe.read(recipe, overrides or ())
     quiet_libraries()
     assert read.output is not None, "a file names its output"
     await_folder(read.output)
     result = pipeline.run(read, overwrite=overwrite)
-    print_out(summary_table(result.report))
+    print_out(terminal(summary_table(result.report), wrap=False))
     print_line(f"The output is in {read.output}")
     for path in sorted(p for p in read.output.iterdir() if not p.name.startswith(".")):
         print_line(f"  {path.name}{'/' if path.is_dir() else ''}")
@@ -157,13 +158,14 @@ def compare(
     """Prune one model by many methods and compare the results: a table, a page and JSON."""
     from slm_plugin.comparison.configuration import Comparison
     from slm_plugin.comparison.run import compare as compare_methods
-    from slm_plugin.comparison.terminal import comparison_table
+    from slm_plugin.comparison.table import comparison_table
+    from slm_plugin.report.table import terminal
 
     read = Comparison.read(comparison, overrides or ())
     quiet_libraries()
     assert read.output is not None, "a file names its output"
     await_folder(read.output)
     report = compare_methods(read, overwrite=overwrite, fresh=fresh, known=known)
-    print_out(comparison_table(report))
+    print_out(terminal(comparison_table(report, brief=True)))
     for name in ("comparison.html", "comparison.md", "comparison.json"):
         print_line(f"{read.output / name}")

@@ -11,14 +11,23 @@ from pathlib import Path
 import yaml
 from markupsafe import Markup
 
-from slm_plugin.comparison.plot import OUTLIER, Point, Scale, pareto_plot
+from slm_plugin.comparison.plot import OUTLIER, pareto_plot
 from slm_plugin.comparison.record import ComparisonReport
-from slm_plugin.comparison.table import MEAN, Column, Row, best, columns, rows
+from slm_plugin.comparison.table import (
+    MEAN,
+    PARAMETERS,
+    Column,
+    Row,
+    columns,
+    comparison_table,
+    rows,
+)
 from slm_plugin.files import write_text
 from slm_plugin.report import numbers
 from slm_plugin.report.environment import environment
 from slm_plugin.report.markdown import escape
 from slm_plugin.report.page import Picture, picture
+from slm_plugin.report.table import markdown
 from slm_plugin.report.writer import to_json
 
 
@@ -33,15 +42,14 @@ def render_comparison(report: ComparisonReport) -> str:
     """
     script = (files("slm_plugin.report") / "templates" / "sort.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    listed, shown = rows(report), columns(report)
+    shown = columns(report)
     template = environment().get_template("comparison.html.j2")
     return template.render(
         report=report,
-        rows=listed,
+        table=comparison_table(report),
         columns=shown,
-        best=[best(column, listed) for column in shown],
         summary=summary(report),
-        pictures=pareto_pictures(listed, shown),
+        pictures=pareto_pictures(rows(report), shown),
         script=Markup(script),
         script_hash=Markup(f"sha256-{digest}"),
         file=yaml.safe_dump(
@@ -64,19 +72,14 @@ def summary(report: ComparisonReport) -> str:
 
 def pareto_pictures(listed: Sequence[Row], shown: Sequence[Column]) -> list[Picture]:
     """Plots of every quality measure against parameters, and against decode speed if measured."""
-    size = next(column for column in shown if column.name == "parameters")
+    size = next(column for column in shown if column.name == PARAMETERS)
     speed = [column for column in shown if column.name.startswith("decode speed")]
     drawn = []
     for number, judge in enumerate(quality_columns(shown), start=1):
         for other, across in enumerate((size, *speed), start=1):
             name = f"front-{number}-{other}"
-            made = picture(
-                f"{judge.name} against {across.name}",
-                _caption(judge),
-                lambda judge=judge, across=across, name=name: _pareto(  # type: ignore[misc]
-                    listed, judge, across, name
-                ),
-            )
+            title = f"{judge.name} against {across.name}"
+            made = picture(title, _caption(judge), pareto_plot, listed, across, judge, name)
             drawn += [made] if made is not None else []
     return drawn
 
@@ -84,7 +87,7 @@ def pareto_pictures(listed: Sequence[Row], shown: Sequence[Column]) -> list[Pict
 def _caption(judge: Column) -> str:
     said = (
         "Every point is a row of the table. The line is the Pareto front: no other model is as "
-        "good in both and better in one. A label without free space is left out."
+        "good in both and better in one."
     )
     if judge.better == "lower":
         said += f" Models of more than {OUTLIER:.0f} times the lowest {judge.name} are left out."
@@ -101,43 +104,18 @@ def quality_columns(shown: Sequence[Column]) -> list[Column]:
     ]
 
 
-def _pareto(listed: Sequence[Row], judge: Column, across: Column, name: str) -> str:
-    points = [
-        Point(index, row.name, (row.recovered or "as pruned") if row.group else "", x, y)
-        for index, (row, x, y) in enumerate(zip(listed, across.values, judge.values, strict=True))
-        if x is not None and y is not None
-    ]
-    return pareto_plot(points, _scale(across), _scale(judge), name)
-
-
-def _scale(column: Column) -> Scale:
-    better = column.better or "lower"
-    judged = column.quality and better == "lower"
-    return Scale(column.name, better, log=judged, counts=column.name == "parameters")
-
-
 def markdown_table(report: ComparisonReport) -> str:
     """A comparison as a Markdown file: the table and the measurement protocols."""
-    listed, shown = rows(report), columns(report)
-    winners = [best(column, listed) for column in shown]
-    heads = ["method", "recovery", "target", *(escape(column.name) for column in shown), "remark"]
     lines = [
         f"# {escape(report.title)}",
         "",
         escape(summary(report)),
         "Bold is the best of a target.",
         "",
-        "| " + " | ".join(heads) + " |",
-        "|" + " --- |" * 3 + " ---: |" * len(shown) + " --- |",
+        markdown(comparison_table(report)),
+        "",
     ]
-    for index, row in enumerate(listed):
-        figures = [
-            f"**{column.shown(index)}**" if index in won else column.shown(index)
-            for column, won in zip(shown, winners, strict=True)
-        ]
-        words = [escape(text) for text in (row.label, row.recovered, row.target)]
-        lines.append("| " + " | ".join([*words, *figures, escape(row.remark)]) + " |")
-    lines.append("")
+    shown = columns(report)
     lines += [f"- {escape(c.name)}: {escape(c.protocol)}" for c in shown if c.protocol]
     if report.calibration is not None:
         drawn = report.calibration

@@ -7,14 +7,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rich.filesize import decimal
+
 from slm_plugin.comparison.record import Cell, ComparisonReport
 from slm_plugin.evaluation.base import Measurement
-from slm_plugin.report import numbers
+from slm_plugin.report import numbers, table
 
 Better = Literal["lower", "higher"]
+MEAN, PARAMETERS = "zero-shot mean", "parameters"
 # Figures that repeat another column: parameters, and speeds as times.
-_REPEATED = ("parameters", "prefill time", "decode time per step")
-MEAN = "zero-shot mean"
+_REPEATED = (PARAMETERS, "prefill time", "decode time per step")
+_WORDS = ("method", "recovery", "target", "remark")
+_TIME = "planning and recovery, without loading, surgery and measuring"
+_MEMORY = (
+    "largest growth of the process (on CUDA of PyTorch's memory) while planning or recovering, "
+    "beyond what it held before"
+)
 # Evaluators that measure the quality of a model.
 _QUALITY = ("perplexity", "lm_eval")
 
@@ -47,12 +55,17 @@ class Column:
         """The figure of a row with its standard error; a dash where there is none."""
         value = self.values[row]
         if value is None:
-            return "\N{EN DASH}"
+            return table.DASH
         stderr = self.stderrs[row] if self.stderrs else None
         if not stderr:
             return self.show(value)
-        digits = numbers.places([value])
+        digits = numbers.places([value, stderr])
         return f"{numbers.number(value, digits)} ±{numbers.number(stderr, digits)}"
+
+    def sorted_by(self, row: int) -> str:
+        """The value as JavaScript reads it; empty where there is none."""
+        value = self.values[row]
+        return "" if value is None else str(value).replace("inf", "Infinity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,40 +115,15 @@ def _remarks(cell: Cell) -> Iterable[str]:
 def columns(report: ComparisonReport) -> list[Column]:
     """All columns: layers removed, parameters left, measured figures, and the method's cost."""
     cells, dense = report.cells, report.dense
-    after = [cell.after for cell in cells]
-    whole = _whole
+    removed = (None if c.after is None else dense.layers - c.after.layers for c in cells)
+    parameters = (None if c.after is None else c.after.parameters for c in cells)
+    seconds, memory = (c.seconds for c in cells), (c.memory for c in cells)
     return [
-        Column(
-            "layers removed",
-            "",
-            None,
-            tuple(None if one is None else dense.layers - one.layers for one in after),
-            whole,
-        ),
-        Column(
-            "parameters",
-            "tied weights counted once",
-            "lower",
-            tuple(None if one is None else one.parameters for one in after),
-            whole,
-        ),
+        Column("layers removed", "", None, tuple(removed), _whole),
+        Column(PARAMETERS, "tied weights counted once", "lower", tuple(parameters), _whole),
         *_figures(cells),
-        Column(
-            "time of the method",
-            "planning and recovery, without loading, surgery and measuring",
-            "lower",
-            tuple(cell.seconds for cell in cells),
-            numbers.duration,
-        ),
-        Column(
-            "memory of the method",
-            "largest growth of the process (on CUDA of PyTorch's memory) while planning or "
-            "recovering, beyond what it held before",
-            "lower",
-            tuple(cell.memory for cell in cells),
-            numbers.size,
-            detail=True,
-        ),
+        Column("time of the method", _TIME, "lower", tuple(seconds), numbers.duration),
+        Column("memory of the method", _MEMORY, "lower", tuple(memory), _bytes, detail=True),
     ]
 
 
@@ -162,7 +150,7 @@ def _measured(cells: Sequence[Cell], evaluator: str, *, detail: bool) -> Iterabl
             example.protocol,
             example.better,
             tuple(None if m is None else m.value for m in found),
-            numbers.size if sized else numbers.number,
+            _bytes if sized else numbers.number,
             tuple(None if m is None else m.stderr for m in found),
             quality=evaluator in _QUALITY,
             detail=detail,
@@ -214,6 +202,10 @@ def _whole(value: float) -> str:
     return numbers.number(value, 0)
 
 
+def _bytes(value: float) -> str:
+    return decimal(round(value)) if math.isfinite(value) else numbers.number(value)
+
+
 def best(column: Column, listed: list[Row]) -> set[int]:
     """Rows with the best value for their target.
 
@@ -235,3 +227,34 @@ def best(column: Column, listed: list[Row]) -> set[int]:
         if len(equal) <= len(values) / 2:
             found |= equal
     return found
+
+
+def comparison_table(report: ComparisonReport, *, brief: bool = False) -> table.Table:
+    """The comparison as a table, with the best values of every target marked.
+
+    Args:
+        report: The comparison.
+        brief: For the terminal: one column of words, errors as notes, and no details.
+    """
+    listed = rows(report)
+    shown = [column for column in columns(report) if not (brief and column.detail)]
+    winners = [best(column, listed) for column in shown]
+    made = []
+    for index, row in enumerate(listed):
+        figures = [
+            table.Cell(column.shown(index), "best" if index in won else "", column.sorted_by(index))
+            for column, won in zip(shown, winners, strict=True)
+        ]
+        section = bool(index) and row.group != listed[index - 1].group
+        if brief:
+            cells = (table.Cell(row.name), *figures)
+        else:
+            words = (
+                table.Cell(text or table.DASH, "", text) for text in (row.recovered, row.target)
+            )
+            cells = (table.Cell(row.label), *words, *figures, table.Cell(row.remark, "remark"))
+        made.append(table.Row(cells, report.cells[index].error if brief else "", section))
+    first, *others = (table.Column(name, words=True) for name in _WORDS)
+    heads = [table.Column(column.name, better=column.better or "") for column in shown]
+    heads = [first, *heads] if brief else [first, *others[:2], *heads, *others[2:]]
+    return table.Table(tuple(heads), tuple(made), report.title if brief else "")

@@ -1,4 +1,4 @@
-"""Comparison before and after a run: measurements, sizes, warnings and a summary."""
+"""A run before and after: comparison of its figures, tables, warnings and a summary."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from rich.filesize import decimal
+
 from slm_plugin.evaluation.base import Measurement
 from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import PruningPlan
 from slm_plugin.report import numbers
 from slm_plugin.report.record import RunReport, StateRecord
+from slm_plugin.report.table import DASH, Cell, Column, Row, Table
 
 Verdict = Literal["better", "worse", "within error", "same"]
 
@@ -70,7 +73,34 @@ class Comparison:
     @property
     def decimals(self) -> int:
         """Decimal places that all figures of the row share."""
-        return numbers.places(m.value for m in self.measured if m is not None)
+        found = [m for m in self.measured if m is not None]
+        return numbers.places([*(m.value for m in found), *(m.stderr or 0 for m in found)])
+
+    @property
+    def label(self) -> str:
+        """The name, with the unit where the figures do not carry it."""
+        return self.name if self.unit in ("", *numbers.BYTE_UNITS) else f"{self.name} ({self.unit})"
+
+    def figure(self, value: float, *, signed: bool = False) -> str:
+        """A value without its unit; bytes have a prefix."""
+        unit = self.unit if self.unit in numbers.BYTE_UNITS else ""
+        return numbers.quantity(value, unit, self.decimals, signed=signed)
+
+    def cell(self, measured: Measurement | None, *, error: bool = True) -> Cell:
+        """A measurement, with its standard error if asked to."""
+        if measured is None:
+            return Cell(DASH)
+        stderr = measured.stderr if error else None
+        shown = f" ± {numbers.number(stderr, self.decimals)}" if stderr else ""
+        return Cell(self.figure(measured.value) + shown)
+
+    def change_cells(self) -> tuple[Cell, Cell]:
+        """Difference and ratio of the last state to the first."""
+        style = self.verdict or ""
+        difference = self.difference
+        shown = DASH if difference is None else self.figure(difference, signed=True)
+        ratio = DASH if self.ratio is None else numbers.ratio(self.ratio)
+        return Cell(shown, style), Cell(ratio, style)
 
 
 def ordered_states(report: RunReport) -> tuple[StateRecord, ...]:
@@ -94,23 +124,7 @@ def compare(report: RunReport) -> list[Comparison]:
     return rows
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
-    """One dimension of the model in every state, as numbers; ``change`` in words."""
-
-    name: str
-    values: tuple[str, ...]
-    change: str
-
-
-def size_states(report: RunReport) -> list[tuple[str, Dimensions]]:
-    """Label and dimensions of the original and of the model after every pruning stage."""
-    pruned = [stage for stage in report.stages if stage.kind != "recovery"]
-    stages = [(f"after {stage.number}: {stage.name}", stage.after) for stage in pruned]
-    return [("original", report.before), *stages]
-
-
-_MEASURES: tuple[tuple[str, Callable[[Dimensions], int]], ...] = (
+_SIZES: tuple[tuple[str, Callable[[Dimensions], int]], ...] = (
     ("layers", lambda d: d.layers),
     ("parameters", lambda d: d.parameters),
     ("parameters of one layer", lambda d: d.layer_parameters),
@@ -118,31 +132,76 @@ _MEASURES: tuple[tuple[str, Callable[[Dimensions], int]], ...] = (
     ("query heads", lambda d: d.attention_heads),
     ("key/value heads", lambda d: d.kv_heads),
     ("KV cache values per token", lambda d: 2 * d.layers * d.kv_heads * d.head_dim),
-    ("head size", lambda d: d.head_dim),
-    ("hidden size", lambda d: d.hidden_size),
-    ("vocabulary", lambda d: d.vocab_size),
 )
 
 
-def sizes(report: RunReport) -> list[Size]:
-    """Dimensions of the model in every state of `size_states`, and the total change."""
-    states = [dimensions for _, dimensions in size_states(report)]
-    return [
-        Size(
-            name,
-            tuple(f"{measure(state):,}" for state in states),
-            _difference(measure(report.before), measure(report.after)),
+def size_table(report: RunReport) -> Table:
+    """Layers, parameters and what else changed, in the original and after every pruning stage."""
+    stages = [stage for stage in report.stages if stage.kind != "recovery"]
+    states = [report.before, *(stage.after for stage in stages)]
+    labels = ["original", *(f"after {stage.number}: {stage.name}" for stage in stages)]
+    rows = []
+    for name, measure in _SIZES:
+        before, after = measure(report.before), measure(report.after)
+        if before != after or name in ("layers", "parameters"):
+            difference = numbers.number(after - before, 0, signed=True)
+            change = f"{difference} ({numbers.change(before, after)})"
+            shown = (name, *(f"{measure(state):,}" for state in states), change)
+            rows.append(Row(tuple(map(Cell, shown))))
+    return Table(_columns("", *labels, "change"), tuple(rows))
+
+
+def measurement_table(report: RunReport) -> Table:
+    """Every figure in every state with its standard error; the notes are the protocols."""
+    labels = [state.label for state in ordered_states(report)]
+    compared = ("difference", "ratio", "") if len(labels) > 1 else ()
+    rows = []
+    for row in compare(report):
+        verdict = Cell(row.verdict or "", row.verdict or "")
+        cells = (Cell(row.label), *map(row.cell, row.measured), *row.change_cells(), verdict)
+        rows.append(Row(cells[: 1 + len(labels) + len(compared)], row.protocol))
+    return Table(_columns("figure", *labels, *compared), tuple(rows))
+
+
+def summary_table(report: RunReport) -> Table:
+    """Layers, parameters and every figure before and after the run, for the terminal."""
+    rows = []
+    for name in ("layers", "parameters"):
+        before, after = getattr(report.before, name), getattr(report.after, name)
+        difference = numbers.number(after - before, 0, signed=True)
+        shown = (name, f"{before:,}", f"{after:,}", difference, numbers.ratio(after / before))
+        rows.append(Row(tuple(map(Cell, shown))))
+    for row in compare(report):
+        if row.name != "parameters":
+            states = (row.cell(m, error=False) for m in (row.before, row.after))
+            cells = (Cell(row.label), *states, *row.change_cells())
+            rows.append(Row(cells, row.protocol, section=len(rows) == 2))
+    columns = _columns("", "before", "after", "difference", "ratio")
+    return Table(columns, tuple(rows), report.title, summary(report))
+
+
+def export_table(report: RunReport) -> Table:
+    """Folder, size and checks of every export."""
+    rows = []
+    for export in report.exports:
+        checks = "; ".join(
+            f"{check.name} {_brief(check.value, check.unit)} "
+            f"(allowed {_brief(check.tolerance, check.unit)})"
+            for check in export.checks
         )
-        for name, measure in _MEASURES
-    ]
+        size = decimal(export.size_bytes)
+        folder = Cell(export.folder, "code")
+        rows.append(Row((Cell(export.exporter), folder, Cell(size), Cell(checks or "no check"))))
+    heads = ("export", "folder", "size", "check against the model in memory")
+    return Table(tuple(Column(name, words=name != "size") for name in heads), tuple(rows))
 
 
-def _difference(before: int, after: int) -> str:
-    if before == after:
-        return "unchanged"
-    return f"{numbers.number(after - before, 0, signed=True)} " + (
-        f"({numbers.change(before, after)})"
-    )
+def _brief(value: float, unit: str) -> str:
+    return f"{value:.3g} {unit}".rstrip()
+
+
+def _columns(first: str, *others: str) -> tuple[Column, ...]:
+    return Column(first, words=True), *map(Column, others)
 
 
 def removed(before: Dimensions, after: Dimensions) -> str:
@@ -155,22 +214,12 @@ def removed(before: Dimensions, after: Dimensions) -> str:
 def summary(report: RunReport) -> str:
     """The run in one sentence."""
     before, after = report.before, report.after
-    spent = (
-        f"in {numbers.plural(len(report.stages), 'stage')} and {numbers.duration(report.seconds)}"
-    )
-    layers = numbers.plural(before.layers, "layer")
-    if before.parameters == after.parameters:
-        size = numbers.count(before.parameters)
-        return f"{report.model} keeps its {layers} and {size} parameters, {spent}."
-    share = (before.parameters - after.parameters) / before.parameters
-    shrunk = (
-        f"keeps its {layers} and shrinks"
-        if before.layers == after.layers
-        else f"shrinks from {before.layers} to {numbers.plural(after.layers, 'layer')} and"
-    )
+    stages = numbers.plural(len(report.stages), "stage")
+    layers = numbers.plural(after.layers, "layer")
+    left = f"{numbers.count(after.parameters)} of {numbers.count(before.parameters)} parameters"
     return (
-        f"{report.model} {shrunk} from {numbers.count(before.parameters)} to "
-        f"{numbers.count(after.parameters)} parameters ({share:.1%} fewer), {spent}."
+        f"{report.model}: {removed(before, after)} in {stages} and "
+        f"{numbers.duration(report.seconds)}; {layers} and {left} remain."
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from slm_plugin.plans import PruningPlan
-from slm_plugin.report import before_after, markdown, numbers
+from slm_plugin.report import before_after, markdown, table
 from slm_plugin.report.environment import environment
 from slm_plugin.report.record import RunReport
 from slm_plugin.report.usage import recipe_yaml, snippets
@@ -29,8 +29,7 @@ def render_card(report: RunReport, plans: Mapping[str, PruningPlan]) -> str:
     """
     # Every expression is escaped unless its type is Markdown.
     templates = environment(finalize=markdown.escape)
-    templates.filters |= {"code": markdown.code, "fence": markdown.fence}
-    rows = before_after.compare(report)
+    templates.filters |= {"code": markdown.code, "fence": markdown.fence, "table": table.markdown}
     text = templates.get_template("model_card.md.j2").render(
         front_matter=markdown.Markdown(
             yaml.safe_dump(front_matter(report), sort_keys=False, allow_unicode=True)
@@ -39,12 +38,9 @@ def render_card(report: RunReport, plans: Mapping[str, PruningPlan]) -> str:
         base=hub_id(report.model),
         summary=before_after.summary(report),
         removed=before_after.removed(report.before, report.after),
-        rows=rows,
-        protocols=list(dict.fromkeys(row.protocol for row in rows)),
-        states=before_after.ordered_states(report),
-        sizes=[size for size in before_after.sizes(report) if size.change != "unchanged"],
-        figure=figure,
-        ratio=numbers.ratio,
+        measurements=before_after.measurement_table(report),
+        sizes=before_after.size_table(report),
+        exports=before_after.export_table(report),
         recovered=[stage for stage in report.stages if stage.kind == "recovery"],
         warnings=[text for _, text in before_after.warnings(report, plans)],
         plans=plans,
@@ -77,13 +73,3 @@ def hub_id(model: str) -> str | None:
     """The model's name if it has the form ``owner/name`` and is no local folder."""
     matches = _HUB_ID.fullmatch(model) and not model.endswith((".git", ".gguf"))
     return model if matches and not Path(model).exists() else None
-
-
-def figure(row: before_after.Comparison, position: int) -> str:
-    """The value of a row in one state, with its standard error."""
-    taken = row.measured[position]
-    if taken is None:
-        return "\N{EN DASH}"
-    value = numbers.quantity(taken.value, row.unit, row.decimals)
-    error = f" ± {numbers.number(taken.stderr, row.decimals)}" if taken.stderr else ""
-    return value + error

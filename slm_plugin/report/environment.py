@@ -24,13 +24,6 @@ def environment(*, finalize: Callable[[object], object] | None = None) -> Enviro
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {
-        "number": numbers.number,
-        "quantity": numbers.quantity,
-        "brief": numbers.brief,
-        "size": numbers.size,
-        "count": numbers.count,
-        "duration": numbers.duration,
-        "ratio": numbers.ratio,
-    }
+    shared = (numbers.number, numbers.quantity, numbers.count, numbers.duration, numbers.change)
+    made.filters |= {function.__name__: function for function in shared}
     return made

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from rich.filesize import decimal
+
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
-_SIZES = ("B", "kB", "MB", "GB", "TB")
 BYTE_UNITS = ("B", "bytes")
 
 
@@ -45,22 +46,8 @@ def quantity(value: float, unit: str, decimals: int | None = None, *, signed: bo
     """A number with its unit; bytes get a decimal prefix."""
     if unit in BYTE_UNITS and math.isfinite(value):
         sign = "+" if signed and value > 0 else MINUS if value < 0 else ""
-        return sign + size(abs(value))
+        return sign + decimal(round(abs(value)))
     return f"{number(value, decimals, signed=signed)} {unit}".rstrip()
-
-
-def brief(value: float, unit: str = "") -> str:
-    """A number with three significant digits, for errors and tolerances."""
-    return f"{value:.3g} {unit}".rstrip()
-
-
-def size(octets: float) -> str:
-    """Bytes with a decimal prefix, as ``538.1 MB``."""
-    power = 0
-    while octets >= 1000 and power < len(_SIZES) - 1:
-        octets, power = octets / 1000, power + 1
-    decimals = 0 if not power else 2 if octets < 10 else 1
-    return f"{octets:.{decimals}f} {_SIZES[power]}"
 
 
 def count(parameters: int) -> str:

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from slm_plugin.errors import MissingExtraError
-from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import PruningPlan
-from slm_plugin.report import before_after, numbers, pictures
+from slm_plugin.report import before_after, pictures
 from slm_plugin.report.environment import environment
-from slm_plugin.report.pictures.walks import done
 from slm_plugin.report.record import RunReport, StageRecord
 from slm_plugin.report.usage import recipe_yaml, snippets
 
@@ -27,16 +25,29 @@ class Picture:
     notice: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class StageView:
-    """A stage with everything that the page shows about it."""
-
-    record: StageRecord
-    before: Dimensions
-    plan: PruningPlan | None
-    options: Mapping[str, object]
-    pictures: tuple[Picture, ...]
-    notes: tuple[str, ...]
+_PICTURES = {
+    "depth": (
+        (
+            "Layer mapping",
+            "Lines lead from every layer before the stage to its layer after the stage.",
+            pictures.layer_mapping,
+        ),
+        (
+            "Trials or scores",
+            "A line is one trial: it spans the layers that were merged or dropped, at the height "
+            "of the resulting model's similarity. A bar is the score of a layer.",
+            pictures.layer_scores,
+        ),
+    ),
+    "width": (
+        (
+            "Remaining units per layer",
+            "Units with the lowest scores are removed. A dot far above its bar shows that they had "
+            "little part in the layer's scores.",
+            pictures.widths,
+        ),
+    ),
+}
 
 
 def render_page(report: RunReport, plans: Mapping[str, PruningPlan]) -> str:
@@ -49,103 +60,53 @@ def render_page(report: RunReport, plans: Mapping[str, PruningPlan]) -> str:
     Returns:
         HTML. Where matplotlib is missing, the page has a notice in place of every plot.
     """
-    template = environment().get_template("report.html.j2")
     rows = before_after.compare(report)
+    template = environment().get_template("report.html.j2")
     return template.render(
         report=report,
         summary=before_after.summary(report),
-        rows=rows,
         headline=[r for r in rows if r.ratio is not None and r.name != "parameters"][:2],
-        states=before_after.ordered_states(report),
+        measurements=before_after.measurement_table(report),
         chart=picture(
             "Before and after",
-            "Every figure that was measured by the same protocol in the first and the last state. "
-            "Whiskers are one standard error.",
-            lambda: pictures.before_after(report),
+            "Every figure that was measured by the same protocol in the first and the last "
+            "state. Whiskers are one standard error.",
+            pictures.before_after,
+            report,
         ),
-        sizes=before_after.sizes(report),
-        size_states=before_after.size_states(report),
+        sizes=before_after.size_table(report),
         removed=before_after.removed(report.before, report.after),
-        change=numbers.change,
-        stages=stage_views(report, plans),
+        stages=[_stage(record, plans.get(record.plan or "")) for record in report.stages],
+        exports=before_after.export_table(report),
         warnings=before_after.warnings(report, plans),
         snippets=snippets(report),
         recipe=recipe_yaml(report),
     )
 
 
-def stage_views(report: RunReport, plans: Mapping[str, PruningPlan]) -> list[StageView]:
-    """The stages in order, each with its input dimensions, its plan and its plots."""
-    views = []
-    before = report.before
-    for record in report.stages:
-        plan = plans.get(record.plan) if record.plan else None
-        said = (plan.notes if plan else ()) + (record.recovery.notes if record.recovery else ())
-        notes = tuple(note for note in said if note not in record.summary)
-        options: Mapping[str, object] = plan.options if plan else {}
-        if record.recovery is not None:
-            options = record.recovery.options
-        drawn = stage_pictures(record, plan)
-        views.append(StageView(record, before, plan, options, drawn, notes))
-        before = record.after
-    return views
+def _stage(record: StageRecord, plan: PruningPlan | None) -> dict[str, object]:
+    """A stage with everything that the page shows about it."""
+    made = [one for one in (plan, record.recovery) if one is not None]
+    notes = [note for one in made for note in one.notes if note not in record.summary]
+    options = made[-1].options if made else {}
+    drawn = _stage_pictures(record, plan) if plan else []
+    return {"record": record, "plan": plan, "options": options, "pictures": drawn, "notes": notes}
 
 
-def stage_pictures(record: StageRecord, plan: PruningPlan | None) -> tuple[Picture, ...]:
-    """The plots of a stage."""
-    name = f"stage-{record.number}"
-    drawn: list[Picture | None] = []
-    if plan is not None:
-        drawn += _depth(plan, name) if plan.kind == "depth" else _width(plan, name)
-    recovery = record.recovery
-    if recovery is not None:
-        drawn.append(
-            picture(
-                "Training loss of the recovery",
-                "Training loss of every step.",
-                lambda: pictures.losses(recovery, f"{name}-losses"),
-            )
-        )
-    return tuple(one for one in drawn if one is not None)
-
-
-def _depth(plan: PruningPlan, name: str) -> list[Picture | None]:
-    drops = any(done(trial) != "merged" for trial in plan.trials)
-    return [
-        picture(
-            "Layer mapping",
-            "Lines lead from every layer before the stage to its layer after the stage.",
-            lambda: pictures.layer_mapping(plan, f"{name}-mapping"),
-        ),
-        picture(
-            "The trials" if drops else "Window search",
-            "Every row is one trial, in order: the layers to merge or drop, and the similarity of "
-            "the resulting model.",
-            lambda: pictures.walk(plan, f"{name}-walk"),
-        ),
-        picture(
-            "Similarity and layers dropped" if drops else "Similarity and layers merged",
-            "Similarity of every trial against the number of remaining layers.",
-            lambda: pictures.similarities(plan, f"{name}-similarities"),
-        ),
+def _stage_pictures(record: StageRecord, plan: PruningPlan) -> list[Picture]:
+    drawn = [
+        picture(title, caption, draw, plan, f"stage-{record.number}-{draw.__name__}")
+        for title, caption, draw in _PICTURES[plan.kind]
     ]
+    return [one for one in drawn if one is not None]
 
 
-def _width(plan: PruningPlan, name: str) -> list[Picture | None]:
-    return [
-        picture(
-            "Remaining units per layer",
-            "Units with the lowest scores are removed. Dots and crosses are medians; lines are the "
-            "range of the layer's scores.",
-            lambda: pictures.widths(plan, f"{name}-widths"),
-        )
-    ]
-
-
-def picture(title: str, caption: str, draw: Callable[[], str]) -> Picture | None:
+def picture(
+    title: str, caption: str, draw: Callable[..., str], *arguments: object
+) -> Picture | None:
     """Draw a plot, or name the missing extra; None when there is nothing to plot."""
     try:
-        svg = draw()
+        svg = draw(*arguments)
     except MissingExtraError as error:
         return Picture(title, caption, Markup(""), f"{error.message}: {error.hint}")
     return Picture(title, caption, Markup(svg)) if svg else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
 import yaml
 
@@ -17,19 +16,14 @@ _CLASSES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Snippet:
-    """One way to load the model."""
-
-    exporter: str
-    code: str
-
-
-def snippets(report: RunReport) -> list[Snippet]:
-    """Code for every export that transformers or Optimum can load, the checkpoint first."""
-    known = [record for record in report.exports if record.exporter in _CLASSES]
-    known.sort(key=lambda record: list(_CLASSES).index(record.exporter))
-    return [Snippet(record.exporter, _code(record, report.after)) for record in known]
+def snippets(report: RunReport) -> list[tuple[str, str]]:
+    """Exporter and code of every export that can be loaded by a class, the checkpoint first."""
+    return [
+        (name, _code(export, report.after))
+        for name in _CLASSES
+        for export in report.exports
+        if export.exporter == name
+    ]
 
 
 def recipe_yaml(report: RunReport) -> str:

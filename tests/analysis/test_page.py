@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from slm_plugin.analysis.page import render_analysis, summaries, write_analysis
+from slm_plugin.analysis.page import layer_table, render_analysis, similarity_table, write_analysis
 from slm_plugin.analysis.record import (
     Analysis,
     Figures,
@@ -66,10 +66,10 @@ def make_analysis(layers: int = 4, **changes: Any) -> Analysis:
 
 
 def test_the_page_shows_every_figure_and_its_floor() -> None:
-    """Six pictures; noise, scatter and features in words; the whole protocol."""
+    """Three pictures and two tables; noise, scatter and features in words; the whole protocol."""
     pytest.importorskip("matplotlib")
     reader = read(render_analysis(make_analysis()))
-    assert reader.tags.count("svg") == 6 and reader.tags.count("image") == 11
+    assert reader.tags.count("svg") == 3 and reader.tags.count("image") == 11
     for said in (
         "Artefacts",
         "8 samples have 9,216 features each",
@@ -101,10 +101,17 @@ def test_the_page_asks_for_nothing_from_outside() -> None:
 
 def test_a_summary_leaves_the_diagonal_out() -> None:
     """Neighbours, all pairs and the lowest of a band of four layers."""
-    (found,) = summaries({"band": band(4, 0.2)})
-    assert found.neighbours == pytest.approx(0.8)
-    assert found.pairs == pytest.approx((3 * 0.8 + 2 * 0.6 + 0.4) / 6)
-    assert found.lowest == pytest.approx(0.4) and found.between == (0, 3)
+    (row,) = similarity_table({"band": band(4, 0.2)}).rows
+    mean = (3 * 0.8 + 2 * 0.6 + 0.4) / 6
+    assert [cell.text for cell in row.cells] == ["band", "0.8000", f"{mean:.4f}", "0.4000", "0, 3"]
+
+
+def test_every_layer_has_its_figures() -> None:
+    """Influence, norms and directions, in the order of the layers."""
+    found = layer_table(make_analysis().figures)
+    assert len(found.columns) == 8 and len(found.rows) == 4
+    cells = [cell.text for cell in found.rows[3].cells]
+    assert cells == ["3", "0.1250", "2", "30", "2", "2", "3.5", "6.9"]
 
 
 @pytest.mark.usefixtures("no_matplotlib")
@@ -129,11 +136,11 @@ def test_strings_of_the_analysis_cannot_change_the_page(text: str) -> None:
 
 @pytest.mark.usefixtures("no_matplotlib")
 def test_two_files_are_written_and_read_back(tmp_path: Path) -> None:
-    """The record survives JSON; without matplotlib the page names the extra six times."""
+    """The record survives JSON; without matplotlib the page names the extra three times."""
     analysis = make_analysis()
     write_analysis(analysis, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["analysis.html", "analysis.json"]
     text = (tmp_path / "analysis.json").read_text(encoding="utf-8")
     assert Analysis.model_validate_json(text) == analysis
     page = read((tmp_path / "analysis.html").read_text(encoding="utf-8"))
-    assert page.text.count("pip install 'slm-plugin[report]'") == 6
+    assert page.text.count("pip install 'slm-plugin[report]'") == 3

@@ -11,7 +11,8 @@ import pytest
 from slm_plugin.cli import app as printing
 from slm_plugin.cli import border, commands
 from slm_plugin.inspection import component_table, inspection_table
-from slm_plugin.report.terminal import summary_table
+from slm_plugin.report.before_after import summary_table
+from slm_plugin.report.table import terminal
 from tests.report import sample_plans, samples
 
 EVIL = "\x1b[31m\x1b]0;title\x07\b[red]x[/] [link=http://x]y[/link]\nTarget: none\u202e\x9b\x7f"
@@ -71,7 +72,7 @@ def test_no_table_lets_a_name_act(
     tables = (
         component_table([{**row, "options": [option], "targets": [EVIL]}]),
         inspection_table(EVIL, found),
-        summary_table(report),
+        terminal(summary_table(report), wrap=False),
     )
     plain = printing.PlainConsole
     monkeypatch.setattr(printing, "PlainConsole", lambda **_: plain(width=width))

@@ -7,30 +7,35 @@ import re
 
 import pytest
 
-from slm_plugin.comparison.plot import Point, Scale, pareto_plot
-from tests.report.pictures.drawing import SVG, by_id, parse, points, words
+from slm_plugin.comparison.plot import pareto_plot
+from slm_plugin.comparison.table import MEAN, PARAMETERS, Column, Row
+from tests.report.drawing import SVG, by_id, parse, points, words
 
 pytest.importorskip("matplotlib")
 
-SIZE = Scale("parameters", "lower", counts=True)
-LOSS = Scale("perplexity", "lower", log=True)
-SPEED = Scale("decode speed", "higher")
-ACCURACY = Scale("zero-shot mean", "higher")
+LOSS, ACCURACY, SIZE, SPEED = "perplexity", MEAN, PARAMETERS, "decode speed"
 
 
-def cloud(*places: tuple[float, float]) -> list[Point]:
-    """Points with labels of their own."""
-    return [Point(n, f"method {n}", "as pruned", x, y) for n, (x, y) in enumerate(places)]
+def drawn(*places: tuple[float, float], x: str = SIZE, y: str = LOSS) -> str:
+    """The plot of as many methods of one target."""
+    rows = [Row(f"method {n}", "", "a target", "", 1) for n in range(len(places))]
+    axes = [
+        Column(name, "", "lower" if name in (LOSS, SIZE) else "higher", values, str, quality=judged)
+        for name, values, judged in zip(
+            (x, y), zip(*places, strict=True), (False, True), strict=True
+        )
+    ]
+    return pareto_plot(rows, *axes)
 
 
 def test_every_point_is_drawn_where_it_belongs() -> None:
     """Larger is further right; on a logarithmic axis equal ratios are equally far apart."""
-    svg = pareto_plot(cloud((1e8, 10.0), (2e8, 50.0), (3e8, 250.0)), SIZE, LOSS)
-    drawn = by_id(svg, r"front-point-\d+")
-    assert list(drawn) == ["front-point-0", "front-point-1", "front-point-2"]
+    svg = drawn((1e8, 10.0), (2e8, 50.0), (3e8, 250.0))
+    found = by_id(svg, r"front-point-\d+")
+    assert sorted(found) == ["front-point-0", "front-point-1", "front-point-2"]
     places = [
         (float(use.get("x", "nan")), float(use.get("y", "nan")))
-        for one in drawn.values()
+        for one in (found[name] for name in sorted(found))
         for use in one.iter(f"{SVG}use")
     ]
     (x0, y0), (x1, y1), (x2, y2) = places
@@ -43,56 +48,55 @@ def test_every_point_is_drawn_where_it_belongs() -> None:
     ("scale", "corners"), [(SIZE, [(1, 40), (2, 30), (3, 20)]), (SPEED, [(2, 30), (3, 20)])]
 )
 def test_the_front_is_stairs_through_the_best(
-    scale: Scale, corners: list[tuple[float, float]]
+    scale: str, corners: list[tuple[float, float]]
 ) -> None:
     """A corner at each that nothing beats and one between two of them; what is beaten is off it."""
     places = [(1.0, 40.0), (2.0, 30.0), (2.0, 35.0), (3.0, 20.0), (2.5, 33.0)]
-    if scale is SPEED:
+    if scale == SPEED:
         # Fast and good is best: only the rightmost lowest point is unbeaten, so raise it.
         places = [(1.0, 40.0), (2.0, 20.0), (2.0, 35.0), (3.0, 30.0), (2.5, 33.0)]
-    (line,) = by_id(pareto_plot(cloud(*places), scale, LOSS), "front-line").values()
+    (line,) = by_id(drawn(*places, x=scale), "front-line").values()
     assert len(set(points(line))) == 2 * len(corners) - 1
 
 
-@pytest.mark.parametrize("judge", [LOSS, ACCURACY])
-def test_labels_cover_neither_one_another_nor_points(judge: Scale) -> None:
-    """Twenty methods of one size: every label has a line of its own, and all are written."""
-    places = [(1e8, 30 + n / 10) for n in range(10)] + [(2e8, 20 + n / 10) for n in range(10)]
-    svg = pareto_plot(cloud(*places), SIZE, judge)
-    placed = []
-    for text in parse(svg).iter(f"{SVG}text"):
-        name = "".join(text.itertext())
-        if not name.startswith("method"):
-            continue
-        spot = re.search(r"(?:translate\(|rotate\(-?0 )([\d.]+)[ ,]([\d.]+)", str(text.attrib))
-        assert spot is not None, text.attrib
-        width = 4.3 * len(name)
-        x, y = float(spot[1]), float(spot[2])
-        left = x - width if "text-anchor: end" in text.get("style", "") else x
-        placed.append((left, y, left + width))
-    assert len(placed) == 20
-    for n, (left, y, right) in enumerate(placed):
-        for other_left, other_y, other_right in placed[:n]:
-            beside = right <= other_left + 0.1 or other_right <= left + 0.1
-            assert beside or abs(y - other_y) >= 9.5
+def test_points_are_numbered_and_listed_beside_the_plot() -> None:
+    """Every number stands at its point; the list names it below the heading of its target."""
+    rows = [Row("dense " + "x" * 90, "", "", "", 0)]
+    rows += [Row(name, "refit", "3 layers", "", 1) for name in ("a", "b", "c")]
+    x = Column(SIZE, "", "lower", (3e8, 1e8, 1e8, 2e8), str)
+    y = Column(MEAN, "", "higher", (5.0, 30.0, 20.0, None), str, quality=True)
+    svg = pareto_plot(rows, x, y)
+    listed = [text.replace("\N{NO-BREAK SPACE}", " ") for text in words(svg)]
+    at = listed.index("3 layers")
+    assert listed[at + 1 :][:2] == ["  2 a + refit", "  3 b + refit"]
+    dense = listed[at - 1]
+    assert dense.startswith("1 dense xxx") and dense.endswith("\N{HORIZONTAL ELLIPSIS}")
+    texts = {"".join(t.itertext()): t for t in parse(svg).iter(f"{SVG}text")}
+    assert "4" not in texts
+    for row in range(3):
+        (point,) = by_id(svg, f"front-point-{row}").values()
+        (use,) = point.iter(f"{SVG}use")
+        spot = re.search(r"([\d.]+)[ ,]([\d.]+)\)", str(texts[str(row + 1)].attrib))
+        assert spot is not None
+        assert abs(float(spot[1]) - float(use.get("x", "nan"))) < 50
+        assert abs(float(spot[2]) - float(use.get("y", "nan"))) < 6
 
 
 def test_what_cannot_be_drawn_is_left_out() -> None:
     """Infinite perplexities have no place; fewer than two points are no picture."""
-    svg = pareto_plot(cloud((1.0, math.inf), (1.0, 3.0), (2.0, 2.0)), SIZE, LOSS)
-    assert list(by_id(svg, r"front-point-\d+")) == ["front-point-1", "front-point-2"]
-    assert pareto_plot(cloud((1.0, math.inf), (1.0, 3.0)), SIZE, LOSS) == ""
+    svg = drawn((1.0, math.inf), (1.0, 3.0), (2.0, 2.0))
+    assert sorted(by_id(svg, r"front-point-\d+")) == ["front-point-1", "front-point-2"]
+    assert drawn((1.0, math.inf), (1.0, 3.0)) == ""
 
 
 def test_an_outlier_does_not_compress_the_scale() -> None:
     """Thirty times the best perplexity is left out; on an axis that is not logarithmic nothing."""
-    outliers = cloud((1.0, 20.0), (2.0, 599.0), (3.0, 601.0), (4.0, 3e8))
-    drawn = list(by_id(pareto_plot(outliers, SIZE, LOSS), r"front-point-\d+"))
-    assert drawn == ["front-point-0", "front-point-1"]
-    assert len(by_id(pareto_plot(outliers, SIZE, SPEED), r"front-point-\d+")) == 4
+    outliers = ((1.0, 20.0), (2.0, 599.0), (3.0, 601.0), (4.0, 3e8))
+    assert sorted(by_id(drawn(*outliers), r"front-point-\d+")) == ["front-point-0", "front-point-1"]
+    assert len(by_id(drawn(*outliers, y=ACCURACY), r"front-point-\d+")) == 4
 
 
 def test_a_narrow_logarithmic_axis_has_numbers() -> None:
     """Between 41 and 48 lies no 1, 2 or 5 of a decade."""
-    said = words(pareto_plot(cloud((1.0, 41.0), (2.0, 48.0)), SIZE, LOSS))
+    said = words(drawn((1.0, 41.0), (2.0, 48.0)))
     assert sum(bool(re.fullmatch(r"4\d(\.\d)?", word)) for word in said) >= 3

@@ -141,7 +141,7 @@ def test_files_hold_every_row(file: Path, tmp_path: Path) -> None:
     assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
     assert "<b>" not in table
     page = (out / "comparison.html").read_text(encoding="utf-8")
-    assert "<b>" not in page and page.count("<tr data-row=") == len(report.cells)
+    assert "<b>" not in page and page.count("<th scope=row") == len(report.cells)
 
 
 @pytest.mark.parametrize("order", ["[2, 1, 0]", "[1]"])

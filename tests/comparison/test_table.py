@@ -7,8 +7,8 @@ import math
 import pytest
 from rich.console import Console
 
-from slm_plugin.comparison.table import MEAN, Column, Row, best, columns, rows
-from slm_plugin.comparison.terminal import comparison_table
+from slm_plugin.comparison.table import MEAN, Column, Row, best, columns, comparison_table, rows
+from slm_plugin.report.table import terminal
 from tests.comparison.sample import ROWS, make_comparison
 
 
@@ -28,6 +28,7 @@ def test_every_figure_is_a_column_with_a_value_a_row() -> None:
     assert found["perplexity text 128"].values == (*(row[2] for row in ROWS), None)
     assert found["time of the method"].values == (None, 30.0, 60.0, 45.0, 90.0, None)
     assert found["perplexity text 128"].shown(5) == "\N{EN DASH}"
+    assert found["decode speed (tokens/s)"].shown(1) == "22.00 ±0.50"
     assert found["piqa acc"].shown(1) == "0.6500 ±0.0300"
 
 
@@ -65,7 +66,7 @@ def test_what_most_rows_share_is_no_distinction() -> None:
 
 def test_the_terminal_has_every_row() -> None:
     """With the reason of the one that failed."""
-    table = comparison_table(make_comparison())
+    table = terminal(comparison_table(make_comparison(), brief=True))
     assert table.row_count == 6
     names = [str(cell) for cell in table.columns[0].cells]
     assert names[0] == "dense"
@@ -75,7 +76,7 @@ def test_the_terminal_has_every_row() -> None:
 @pytest.mark.parametrize("width", [60, 80, 140])
 def test_the_terminal_cuts_nothing(width: int) -> None:
     """The mean stands for its tasks, what does not fit is folded, and every row has its end."""
-    table = comparison_table(make_comparison())
+    table = terminal(comparison_table(make_comparison(), brief=True))
     headings = [str(column.header) for column in table.columns]
     assert MEAN in headings and not any("piqa" in heading for heading in headings)
     console = Console(width=width)

@@ -91,14 +91,16 @@ def test_one_state_is_before_and_not_after() -> None:
 
 def test_sizes_show_every_pruned_state(report: RunReport) -> None:
     """One column for the original and one for each pruning stage; recoveries change no size."""
-    labels = [label for label, _ in before_after.size_states(report)]
-    assert labels == ["original", "after 1: slm", "after 2: torch_pruning"]
-    sizes = {size.name: size for size in before_after.sizes(report)}
-    assert sizes["layers"].values == ("30", "27", "27")
-    assert typed(sizes["MLP channels of one layer"].change) == "-176 (-11.5%)"
-    assert sizes["hidden size"].change == "unchanged"
+    table = before_after.size_table(report)
+    labels = [column.heading for column in table.columns]
+    assert labels == ["", "original", "after 1: slm", "after 2: torch_pruning", "change"]
+    rows = [[typed(cell.text) for cell in row.cells] for row in table.rows]
+    sizes = {name: cells for name, *cells in rows}
+    assert sizes["layers"] == ["30", "27", "27", "-3 (-10.0%)"]
+    assert sizes["MLP channels of one layer"][-1] == "-176 (-11.5%)"
+    assert len(sizes) == 7 and "query heads" in sizes
     # 2 tensors x layers x KV heads x head size.
-    assert sizes["KV cache values per token"].values == ("11,520", "10,368", "6,912")
+    assert sizes["KV cache values per token"][:3] == ["11,520", "10,368", "6,912"]
 
 
 def test_removal_is_said_in_layers_and_in_parameters(report: RunReport) -> None:
@@ -108,15 +110,20 @@ def test_removal_is_said_in_layers_and_in_parameters(report: RunReport) -> None:
 
 
 def test_the_summary_is_one_sentence_for_every_kind_of_run(report: RunReport) -> None:
-    """Depth, width alone and no pruning at all each have their sentence."""
+    """What was removed, what remains, and the time; also of a run that prunes nothing."""
     assert before_after.summary(report) == (
-        "HuggingFaceTB/SmolLM2-135M-Instruct shrinks from 30 to 27 layers and from 134.5 M to "
-        "107.7 M parameters (19.9% fewer), in 3 stages and 3 min 24 s."
+        "HuggingFaceTB/SmolLM2-135M-Instruct: 3 layers and 19.9% of the parameters removed in "
+        "3 stages and 3 min 24 s; 27 layers and 107.7 M of 134.5 M parameters remain."
     )
-    narrow = sample_plans.ORIGINAL.without_units(channels=176)
-    assert "keeps its 30 layers and shrinks from 134.5 M" in before_after.summary(
-        samples.make_report(after=narrow)
-    )
-    assert "keeps its 30 layers and 134.5 M parameters, in 3 stages" in before_after.summary(
-        samples.make_report(after=sample_plans.ORIGINAL)
-    )
+    unpruned = samples.make_report(after=sample_plans.ORIGINAL)
+    said = before_after.summary(unpruned)
+    assert "0 layers and 0.0% of the parameters" in said and "30 layers and 134.5 M of" in said
+    assert len(before_after.size_table(unpruned).rows) == 2
+
+
+def test_a_standard_error_is_shown_beside_a_whole_number() -> None:
+    """A row's decimals are enough for the error too, or it would read as 0."""
+    before, after = (figure(value, stderr=0.5) for value in (20.0, 25.0))
+    report = samples.make_report(states=(state(0, before), state(1, after)))
+    (row,) = before_after.measurement_table(report).rows
+    assert [typed(cell.text) for cell in row.cells[1:3]] == ["20.00 ± 0.50", "25.00 ± 0.50"]

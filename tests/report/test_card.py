@@ -82,14 +82,18 @@ def test_strings_of_the_run_cannot_change_the_card(text: str) -> None:
 def test_every_measurement_stands_with_its_protocol(
     report: RunReport, plans: dict[str, PruningPlan]
 ) -> None:
-    """The number in a row's protocol column leads to the protocol."""
+    """The number in a row's note column leads to the protocol."""
     _, body = split(render_card(report, plans))
     rows = [line.strip("| ").split(" | ") for line in body.splitlines() if line.startswith("| ")]
     cells = {row[0]: row for row in rows}
     for measurement in report.states[0].measurements:
-        number = cells[measurement.name][1]
+        unit = f" ({measurement.unit})" if measurement.unit not in ("", "bytes") else ""
+        number = cells[f"{measurement.name}{unit}"][1]
         assert f"\n{number}. {measurement.protocol}\n" in body
-    assert cells["perplexity wikitext2 2048"][2:] == ["33.91", "52.91", "98.35", "61.72", "x1.820"]
+    assert cells["perplexity wikitext2 2048"][2:] == [
+        *("33.91", "52.91", "98.35", "61.72"),
+        *("+27.81", "x1.820", "worse"),
+    ]
     assert cells["piqa acc"][2] == "0.6850 ± 0.0329"
 
 

@@ -14,27 +14,25 @@ def test_the_checkpoint_comes_first_and_code_compiles(report: RunReport) -> None
     """Every known export has valid Python that loads its folder."""
     swapped = report.model_copy(update={"exports": report.exports[::-1]})
     found = snippets(swapped)
-    assert [snippet.exporter for snippet in found] == ["checkpoint", "onnx"]
-    for snippet, name in zip(found, ("AutoModelForCausalLM", "ORTModelForCausalLM"), strict=True):
-        ast.parse(snippet.code)
-        assert f"{name}.from_pretrained(folder)" in snippet.code
+    assert [exporter for exporter, _ in found] == ["checkpoint", "onnx"]
+    for (_, code), name in zip(found, ("AutoModelForCausalLM", "ORTModelForCausalLM"), strict=True):
+        ast.parse(code)
+        assert f"{name}.from_pretrained(folder)" in code
 
 
 def test_a_folder_with_quotes_stays_one_string() -> None:
     """The folder's name cannot end the string that holds it."""
     name = 'a"; import os #\\\n'
     export = samples.make_report().exports[0].model_copy(update={"folder": name})
-    (snippet,) = snippets(samples.make_report(exports=(export,)))
-    assigned = next(
-        node.value for node in ast.parse(snippet.code).body if isinstance(node, ast.Assign)
-    )
+    ((_, code),) = snippets(samples.make_report(exports=(export,)))
+    assigned = next(node.value for node in ast.parse(code).body if isinstance(node, ast.Assign))
     assert isinstance(assigned, ast.Constant) and assigned.value == name
 
 
 def test_pruned_heads_are_told_to_optimum_and_only_then() -> None:
     """The sample's 6 heads of 64 are not its hidden size of 576; the original's 9 are."""
     pruned, whole = (
-        {snippet.exporter: snippet.code for snippet in snippets(samples.make_report(after=after))}
+        dict(snippets(samples.make_report(after=after)))
         for after in (sample_plans.NARROW, sample_plans.SHALLOW)
     )
     assert "embed_size_per_head" in pruned["onnx"]

@@ -5,27 +5,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from slm_plugin.analysis import heatmaps as analysis_heatmaps
+from slm_plugin.analysis.heatmaps import heatmaps
+from slm_plugin.comparison import plot
 from slm_plugin.errors import MissingExtraError
-from slm_plugin.report import pictures
-from slm_plugin.report.pictures import canvas
+from slm_plugin.report import canvas, pictures
 from tests.report import sample_plans, samples
-from tests.report.pictures.drawing import parse, words
+from tests.report.drawing import parse, words
 
 pytest.importorskip("matplotlib")
 
 DRAWINGS: dict[str, Callable[[], str]] = {
-    "walk": lambda: pictures.walk(sample_plans.depth_plan()),
-    "similarities": lambda: pictures.similarities(sample_plans.depth_plan()),
     "layer_mapping": lambda: pictures.layer_mapping(sample_plans.dropping_plan()),
+    "layer_scores": lambda: pictures.layer_scores(sample_plans.depth_plan()),
     "widths": lambda: pictures.widths(sample_plans.width_plan(5)),
     "before_after": lambda: pictures.before_after(samples.make_report()),
-    "heatmaps": lambda: pictures.heatmaps({"one": [[0, 1], [1, 0]], "two": [[2, 3], [3, 2]]}, "m"),
-    "influences": lambda: pictures.influences([0.5, 0.1, 0.2]),
-    "norms": lambda: pictures.profiles({"a": [1, 20, 30], "b": [1, 2, 0]}, "p", "norm"),
+    "heatmaps": lambda: heatmaps({"one": [[0, 1], [1, 0]], "two": [[2, 3], [3, 2]]}, "m"),
 }
 
 
@@ -52,30 +51,19 @@ def test_pyplot_is_never_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(draw() for draw in DRAWINGS.values())
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "__init__",
-        "canvas",
-        "heatmaps",
-        "layers",
-        "measurements",
-        "profiles",
-        "units",
-        "walks",
-    ],
-)
-def test_modules_import_without_matplotlib(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("module", [canvas, pictures, plot, analysis_heatmaps])
+def test_modules_import_without_matplotlib(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The extra is needed to draw, not to import."""
     for part in ("matplotlib", "matplotlib.figure", "matplotlib.axes"):
         monkeypatch.setitem(sys.modules, part, None)
-    path = Path(pictures.__file__).with_name(f"{name}.py")
-    spec = spec_from_file_location("fresh", path)
+    spec = spec_from_file_location("fresh", str(module.__file__))
     assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
+    fresh = module_from_spec(spec)
     # Dataclasses look their own module up while they are made.
-    monkeypatch.setitem(sys.modules, "fresh", module)
-    spec.loader.exec_module(module)
+    monkeypatch.setitem(sys.modules, "fresh", fresh)
+    spec.loader.exec_module(fresh)
 
 
 def test_names_keep_the_ids_of_pictures_apart() -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from slm_plugin.report.pictures import heatmaps
-from tests.report.pictures.drawing import by_id, words
+from slm_plugin.analysis.heatmaps import heatmaps
+from tests.report.drawing import by_id, words
 
 pytest.importorskip("matplotlib")
 
