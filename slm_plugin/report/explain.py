@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from slm_plugin.control_characters import visible
@@ -18,6 +17,7 @@ from slm_plugin.report.plan_effects import (
     kept_groups,
     layer_mapping,
 )
+from slm_plugin.report.table import Cell, Column, Row, Table, terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Explanation:
     tables: tuple[Table, ...]
 
     def __rich__(self) -> Group:
-        return Group(Text(self.text), *self.tables)
+        return Group(Text(self.text), *map(terminal, self.tables))
 
 
 def explain(plan: PruningPlan) -> Explanation:
@@ -46,7 +46,7 @@ def explain(plan: PruningPlan) -> Explanation:
     for heading, lines in (("Notes", plan.notes), ("Warnings", plan.warnings)):
         if lines:
             parts.append("\n".join([f"{heading}:", *(f"  - {visible(line)}" for line in lines)]))
-    tables = [table for table in (_layer_table(plan), _unit_table(plan)) if table.row_count]
+    tables = [table for table in (_layer_table(plan), _unit_table(plan)) if table.rows]
     return Explanation("\n\n".join(parts) + "\n", tuple(tables))
 
 
@@ -99,43 +99,50 @@ def _scores(layers: LayerScores) -> str:
 
 
 def _layer_table(plan: PruningPlan) -> Table:
-    table = Table(title="Layers", title_justify="left")
-    for heading in ("operation", "layers", "becomes", "layers removed", "similarity"):
-        table.add_column(heading, justify="left" if heading == "operation" else "right")
     mapping = layer_mapping(plan)
     similarity = {
         (plan.trials[i].first, plan.trials[i].last): f"{plan.trials[i].similarity:.4f}"
         for i in final_trials(plan)
     }
     steps = iter(sorted(final_trials(plan)))
+    rows = []
     for op in by_kind(plan.operations)[0]:
         layers = sorted({block.layer for block in op.used()})
         step = next(steps, None) if isinstance(op, DropSublayers) else None
         found = similarity.get((layers[0], layers[-1]), "")
-        table.add_row(
-            Text(visible(op.describe())),
-            numbers.spans(layers),
-            f"layer {mapping[op.merged[0]]}" if op.merged else "",
-            str(op.layers_removed),
-            found if step is None else f"{plan.trials[step].similarity:.4f}",
+        rows.append(
+            _row(
+                op.describe(),
+                numbers.spans(layers),
+                f"layer {mapping[op.merged[0]]}" if op.merged else "",
+                str(op.layers_removed),
+                found if step is None else f"{plan.trials[step].similarity:.4f}",
+            )
         )
-    return table
+    headings = ("layers", "becomes", "layers removed", "similarity")
+    columns = (Column("operation", words=True), *map(Column, headings))
+    return Table(columns, tuple(rows), title="Layers")
 
 
 def _unit_table(plan: PruningPlan) -> Table:
     channels, groups = kept_channels(plan), kept_groups(plan)
     before = plan.before
-    table = Table(title="Remaining units", title_justify="left")
-    for heading in ("layer", "MLP channels", "KV groups", "query heads"):
-        table.add_column(heading, justify="right")
+    rows = []
     for layer in sorted({*channels, *groups}):
         remaining = len(channels.get(layer, range(before.intermediate_size)))
         kept = groups.get(layer, tuple(range(before.kv_heads)))
         heads = len(kept) * before.queries_per_group
-        table.add_row(
-            str(layer),
-            f"{remaining:,} of {before.intermediate_size:,}",
-            f"{numbers.spans(kept)} of {before.kv_heads}",
-            f"{heads} of {before.attention_heads}",
+        rows.append(
+            _row(
+                str(layer),
+                f"{remaining:,} of {before.intermediate_size:,}",
+                f"{numbers.spans(kept)} of {before.kv_heads}",
+                f"{heads} of {before.attention_heads}",
+            )
         )
-    return table
+    columns = tuple(map(Column, ("layer", "MLP channels", "KV groups", "query heads")))
+    return Table(columns, tuple(rows), title="Remaining units")
+
+
+def _row(*texts: str) -> Row:
+    return Row(tuple(map(Cell, texts)))

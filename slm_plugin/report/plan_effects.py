@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from slm_plugin.plans import DropSublayers, PruningPlan, Trial, layout
+from slm_plugin.plans import DropSublayers, PruningPlan, layout
 from slm_plugin.plans.operations import by_kind
-from slm_plugin.pruners.depth.search.runs import DROP
 
 
 def layer_mapping(plan: PruningPlan) -> list[int | None]:
@@ -42,13 +41,3 @@ def final_trials(plan: PruningPlan) -> set[int]:
         if trial.accepted
     }
     return {position for window, position in last.items() if window in windows}
-
-
-def layers_left(plan: PruningPlan, trial: Trial) -> int:
-    """Number of layers of the model that a trial evaluated."""
-    windows = [*trial.committed, (trial.first, trial.last)]
-    if trial.layers_removed is not None:
-        return plan.before.layers - trial.layers_removed
-    # Otherwise all runs of the trial are of the same kind.
-    remaining = 0 if trial.rule == DROP else 1
-    return plan.before.layers - sum(last - first + 1 - remaining for first, last in windows)

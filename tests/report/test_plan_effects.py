@@ -54,15 +54,6 @@ def test_a_rejected_repetition_is_not_the_final_trial() -> None:
     assert plan_effects.final_trials(longer) == plan_effects.final_trials(plan)
 
 
-def test_layers_left_counts_merged_windows_and_the_trial_itself() -> None:
-    """A window of n layers removes n - 1, a window of one layer none."""
-    plan = sample_plans.depth_plan()
-    trial = Trial(first=9, last=11, committed=((20, 23),), similarity=0.9, accepted=True)
-    assert plan_effects.layers_left(plan, trial) == 30 - 2 - 3
-    alone = Trial(first=9, last=9, similarity=1.0, accepted=True)
-    assert plan_effects.layers_left(plan, alone) == 30
-
-
 def test_kept_units_are_read_by_layer() -> None:
     """Every layer of the sample keeps 1360 channels and 2 KV groups."""
     plan = sample_plans.width_plan()
@@ -75,7 +66,6 @@ def test_kept_units_are_read_by_layer() -> None:
 
 
 def test_dropped_layers_count_once_each() -> None:
-    """A trial that drops a layer leaves one less, and the plan's drops are its final trials."""
+    """The plan's drops are its final trials."""
     plan = sample_plans.searching_plan()
-    assert [plan_effects.layers_left(plan, trial) for trial in plan.trials] == [29, 28]
     assert plan_effects.final_trials(plan) == {0, 1}

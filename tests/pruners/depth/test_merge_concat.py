@@ -312,7 +312,7 @@ def test_a_pruned_model_survives_the_disk_and_the_cache(
         assert isinstance(op, ConcatLayers)
         homes = layer_mapping(plan)[op.first : op.last + 1]
         assert len(set(homes)) == 1
-        rows = explain(plan).tables[0].columns[0]._cells
+        rows = [row.cells[0].text for row in explain(plan).tables[0].rows]
         assert any("concatenate" in str(cell) and "KV groups" in str(cell) for cell in rows)
 
 
