@@ -7,7 +7,7 @@ import sys
 try:
     if not getattr(sys.flags, "safe_path", False) and sys.path[:1] == [os.getcwd()]:  # noqa: PTH109
         del sys.path[0]
-except OSError:  # The working directory is gone: there is nothing to import from it.
+except OSError:  # The working directory was deleted: there is nothing to import from it.
     pass
 
 from slm_plugin.cli import main

@@ -40,7 +40,7 @@ def contained(
     hint: str = "",
     passing: tuple[type[BaseException], ...] = (),
     *,
-    computing: bool = True,
+    computes: bool = True,
 ) -> Iterator[None]:
     """Turn what foreign code raises, an exit of the whole process included, into one error.
 
@@ -52,7 +52,7 @@ def contained(
         kind: The error's class.
         hint: What to do about it.
         passing: What the caller expects and deals with itself.
-        computing: Whether the code computes; what runs out of memory otherwise is at fault.
+        computes: Whether the code computes; what runs out of memory otherwise is at fault.
 
     Raises:
         SlmError: Of the class ``kind``.
@@ -62,7 +62,7 @@ def contained(
     except BaseException as error:
         if isinstance(error, passing) or interruption.is_by_signal(error):
             raise
-        if (computing and is_out_of_memory(error)) or _is_one_of_ours(error):
+        if (computes and is_out_of_memory(error)) or _is_one_of_ours(error):
             raise
         if os.environ.get("SLM_PLUGIN_TRACEBACK"):
             traceback.print_exc(file=sys.stderr)

@@ -54,7 +54,7 @@ class StoredTensor:
         """Read the tensor into fresh memory.
 
         Raises:
-            ModelSourceError: The file is gone or cut short.
+            ModelSourceError: The file is missing or truncated.
         """
         data = torch.empty(math.prod(self.shape), dtype=self.dtype)
         room = _bytes(data)
@@ -72,7 +72,7 @@ class StoredTensor:
         """Whether two tensors hold the same values.
 
         Raises:
-            ModelSourceError: A file is gone or cut short.
+            ModelSourceError: A file is missing or truncated.
         """
         if self.shape != other.shape:
             return False

@@ -177,7 +177,7 @@ class Registry(Generic[T]):
         said, hint = self._label(point), "update or uninstall the package that provides it"
         if not point.name.isidentifier() or point.name in self._taken:
             raise UserError(f"{said} has a name that no recipe can use", hint=hint)
-        failed = contained(f"{said} cannot be imported", UserError, hint, computing=False)
+        failed = contained(f"{said} cannot be imported", UserError, hint, computes=False)
         # What it prints would end up among the results.
         with cleaned(said), failed, redirect_stdout(sys.stderr):
             try:
@@ -198,12 +198,12 @@ class Registry(Generic[T]):
         if not ours and self._contract is not None:
             if not name.isidentifier() or name in self._taken:
                 raise UserError(f"{said} has a name that no recipe can use", hint=hint)
-            with contained(f"{said} cannot be looked at", UserError, hint, computing=False):
+            with contained(f"{said} cannot be looked at", UserError, hint, computes=False):
                 fault = self._contract.fault(cls) or self._other_name(name, cls)
                 if fault:
                     raise UserError(f"{said} cannot be used: {fault}", hint=hint)
                 self._contract.contain(cls, said)
-        with contained(f"{said} cannot be used", UserError, hint, computing=False):
+        with contained(f"{said} cannot be used", UserError, hint, computes=False):
             cls.name = name
         self._classes[name] = cls
         made: type[T] = cls

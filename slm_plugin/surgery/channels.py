@@ -38,11 +38,11 @@ def apply_channels(model: PreTrainedModel, operations: Sequence[WidthOperation])
     view = DecoderView.of(model)
     before = view.dimensions()
     removed = {unit: _removed_units(unit, operations, before) for unit in before.units}
-    after = before.without_units(**{unit: len(gone[0]) for unit, gone in removed.items()})
+    after = before.without_units(**{unit: len(units[0]) for unit, units in removed.items()})
     refuse_unloadable(before, after)
     for index, layer in enumerate(view.layers):
-        for unit, gone in removed.items():
-            _remove(layer, members(unit, gone[index], before))
+        for unit, units in removed.items():
+            _remove(layer, members(unit, units[index], before))
         _sync_modules(layer, after)
     _sync_config(view.config, after)
 

@@ -17,8 +17,8 @@ def by_surgery(layers: int, operations: list[Operation]) -> list[int | None]:
             held = [place for place in model if op.first <= place[0] <= op.last]
             start = model.index(held[0])
             model[start : start + len(held)] = [[layer for place in held for layer in place]]
-    gone = {i for op in operations if isinstance(op, DropLayers) for i in op.indices}
-    model = [place for place in model if not gone & set(place)]
+    removed = {i for op in operations if isinstance(op, DropLayers) for i in op.indices}
+    model = [place for place in model if not removed & set(place)]
     homes = {layer: home for home, place in enumerate(model) for layer in place}
     return [homes.get(layer) for layer in range(layers)]
 

@@ -61,7 +61,7 @@ def dequantised(place: TensorPlace) -> NDArray[np.float32]:
     """The values of a tensor in memory of their own.
 
     Raises:
-        ModelSourceError: The file is gone or cut short.
+        ModelSourceError: The file is missing or truncated.
     """
     from gguf import GGMLQuantizationType, dequantize
 

@@ -60,7 +60,7 @@ def planned(
     return session_of(model, calibration=tokens).plan(kind(kind.Options(**options), wanted))
 
 
-def gone(plan: PruningPlan) -> list[int]:
+def removed(plan: PruningPlan) -> list[int]:
     """Dropped layers in the order of the plan."""
     return [i for op in plan.operations if isinstance(op, DropLayers) for i in op.indices]
 

@@ -10,7 +10,7 @@ import torch
 from slm_plugin.errors import NumericalError
 from slm_plugin.pruners.depth.angular import angular_distance, block_distances
 from tests.conftest import make_model
-from tests.pruners.depth.strategies import TOKENS, gone, layer_outputs, make_identity, planned
+from tests.pruners.depth.strategies import TOKENS, layer_outputs, make_identity, planned, removed
 
 
 def test_known_angles() -> None:
@@ -54,7 +54,7 @@ def test_the_block_is_the_arg_min_of_the_definition(family: str, layers: int) ->
     ]
     plan = planned("angular", model, layers)
     start = expected.index(min(expected))
-    assert gone(plan) == list(range(start, start + layers))
+    assert removed(plan) == list(range(start, start + layers))
     assert len(plan.operations) == 1
     assert plan.layer_scores is not None
     assert plan.layer_scores.scores == pytest.approx(expected, abs=1e-6)
@@ -66,7 +66,7 @@ def test_a_block_that_does_nothing_has_the_distance_zero() -> None:
         model = make_model()
         make_identity(model, planted)
         plan = planned("angular", model, 2)
-        assert gone(plan) == planted
+        assert removed(plan) == planted
         assert plan.layer_scores is not None
         assert plan.layer_scores.scores[planted[0]] == 0
 
@@ -75,18 +75,18 @@ def test_of_equal_blocks_the_lowest_goes() -> None:
     """Three blocks of two fit into four layers that do nothing."""
     model = make_model(num_hidden_layers=8)
     make_identity(model, [2, 3, 4, 5])
-    assert gone(planned("angular", model, 2)) == [2, 3]
+    assert removed(planned("angular", model, 2)) == [2, 3]
 
 
 def test_protection_holds_for_both_ends_of_the_block() -> None:
     """A block may start at the first free layer and end at the last free one, not beyond."""
     model = make_model()
     make_identity(model, [0, 1])
-    assert gone(planned("angular", model, 2)) == [0, 1]
-    assert gone(planned("angular", model, 2, protect_first=1))[0] >= 1
+    assert removed(planned("angular", model, 2)) == [0, 1]
+    assert removed(planned("angular", model, 2, protect_first=1))[0] >= 1
     make_identity(model, [4, 5])
-    assert gone(planned("angular", model, 2, protect_first=3)) == [4, 5]
-    assert gone(planned("angular", model, 2, protect_first=3, protect_last=1)) == [3, 4]
+    assert removed(planned("angular", model, 2, protect_first=3)) == [4, 5]
+    assert removed(planned("angular", model, 2, protect_first=3, protect_last=1)) == [3, 4]
 
 
 def test_blocks_of_hand_made_states() -> None:

@@ -8,7 +8,7 @@ import torch
 from slm_plugin.errors import NumericalError
 from slm_plugin.pruners.depth.measures.criteria import token_cosine
 from tests.conftest import make_model
-from tests.pruners.depth.strategies import TOKENS, gone, layer_outputs, make_identity, planned
+from tests.pruners.depth.strategies import TOKENS, layer_outputs, make_identity, planned, removed
 
 
 def test_the_layers_of_least_influence_go(family: str) -> None:
@@ -20,7 +20,7 @@ def test_the_layers_of_least_influence_go(family: str) -> None:
         for i in range(8)
     ]
     plan = planned("block_influence", model, 4)
-    assert gone(plan) == sorted(range(8), key=lambda i: expected[i])[:4]
+    assert removed(plan) == sorted(range(8), key=lambda i: expected[i])[:4]
     assert plan.layer_scores is not None
     assert plan.layer_scores.scores == pytest.approx(expected, abs=1e-6)
 

@@ -6,13 +6,13 @@ import pytest
 
 from slm_plugin.errors import TargetError
 from tests.conftest import make_model
-from tests.pruners.depth.strategies import gone, planned
+from tests.pruners.depth.strategies import planned, removed
 
 
 @pytest.mark.parametrize(("wanted", "expected"), [(1, [4]), (3, [4, 3, 2]), (5, [4, 3, 2, 1, 0])])
 def test_the_deepest_go_and_the_last_stays(wanted: int, expected: list[int]) -> None:
     """Layers L-n-1 to L-2, the deepest first."""
-    assert gone(planned("deepest", make_model(), wanted)) == expected
+    assert removed(planned("deepest", make_model(), wanted)) == expected
 
 
 def test_no_more_than_all_but_the_last_can_go() -> None:

@@ -15,11 +15,11 @@ from slm_plugin.target import Target
 from tests.conftest import make_model
 from tests.pruners.depth.strategies import (
     TOKENS,
-    gone,
     greedy,
     make_identity,
     own_text,
     planned,
+    removed,
     session_of,
 )
 
@@ -51,9 +51,9 @@ def test_a_plan_applies_and_the_model_generates(
     layers = list(model.model.layers)
     session = session_of(model)
     plan = planned(name, model, 3, **options)
-    assert plan.layers_removed == len(set(gone(plan))) == 3
+    assert plan.layers_removed == len(set(removed(plan))) == 3
     apply(plan, session)
-    kept = [layer for index, layer in enumerate(layers) if index not in gone(plan)]
+    kept = [layer for index, layer in enumerate(layers) if index not in removed(plan)]
     assert list(model.model.layers) == kept
     assert torch.equal(greedy(model, use_cache=True), greedy(model, use_cache=False))
 
@@ -87,7 +87,7 @@ def test_planted_identity_layers_go_first(
         tokens = own_text(model)
         before = model(TOKENS).logits
         plan = planned(name, model, count, tokens=tokens, **options)
-        assert sorted(gone(plan)) == planted
+        assert sorted(removed(plan)) == planted
         apply(plan, session)
         assert torch.equal(model(TOKENS).logits, before)
 
@@ -98,7 +98,7 @@ def test_the_order_of_samples_does_not_matter(name: str, options: dict[str, obje
     shuffled = TOKENS[torch.tensor([4, 2, 0, 5, 1, 3])]
     kind = pruners.get(name)
     found = {
-        tuple(gone(kind(kind.Options(**options), Target(layers_removed=3)).plan(session)))
+        tuple(removed(kind(kind.Options(**options), Target(layers_removed=3)).plan(session)))
         for session in (
             session_of(make_model(num_hidden_layers=8)),
             session_of(make_model(num_hidden_layers=8), calibration=shuffled),
@@ -113,7 +113,8 @@ def test_all_sizes_up_to_the_greatest(name: str, options: dict[str, object], mos
     """One, half and all that can go go exactly, and one more is refused with the limit."""
     for wanted in (1, most // 2, most):
         assert (
-            len(gone(planned(name, make_model(num_hidden_layers=8), wanted, **options))) == wanted
+            len(removed(planned(name, make_model(num_hidden_layers=8), wanted, **options)))
+            == wanted
         )
     with pytest.raises(TargetError, match=rf"at most {most} of 8|the model has 8"):
         planned(name, make_model(num_hidden_layers=8), 8 if most == 7 else most + 1, **options)
@@ -143,7 +144,7 @@ def test_protected_ends_stay(name: str) -> None:
     make_identity(model, [0, 1, 6, 7])
     ends = {"protect_first": 2, "protect_last": 2}
     for wanted in (1, 2, 3, 4):
-        assert set(gone(planned(name, model, wanted, **ends))) <= {2, 3, 4, 5}
+        assert set(removed(planned(name, model, wanted, **ends))) <= {2, 3, 4, 5}
     with pytest.raises(TargetError, match="protect_first 2 and protect_last 2 at most 4 of 8"):
         planned(name, model, 5, **ends)
 

@@ -26,11 +26,11 @@ from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target
 from tests.conftest import make_model
 from tests.pruners.depth.strategies import (
-    gone,
     make_identity,
     mean_loss,
     own_text,
     planned,
+    removed,
     session_of,
 )
 
@@ -147,7 +147,7 @@ def test_an_exact_plan_is_the_game_of_whole_models() -> None:
     expected = over_all_orders(range(6), worth)
     plan = planned("shapley", make_model(), 3)
     assert scores(plan) == pytest.approx(expected, abs=2e-5)
-    assert gone(plan) == sorted(range(6), key=lambda index: expected[index])[:3]
+    assert removed(plan) == sorted(range(6), key=lambda index: expected[index])[:3]
     assert sum(scores(plan)) == pytest.approx(1 - known[tuple(range(6))], abs=1e-4)
     assert "exact: all 64 coalitions" in plan.notes[2]
 

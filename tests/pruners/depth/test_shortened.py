@@ -15,7 +15,7 @@ from slm_plugin.pruners.depth.shortened import magnitudes, taylor
 from slm_plugin.pruners.gradients import loss_gradients
 from slm_plugin.surgery.layers import apply_layers
 from tests.conftest import make_model
-from tests.pruners.depth.strategies import TOKENS, gone, mean_loss, planned
+from tests.pruners.depth.strategies import TOKENS, mean_loss, planned, removed
 
 
 def scores(plan: PruningPlan) -> tuple[float, ...]:
@@ -40,7 +40,7 @@ def test_the_loss_score_is_that_of_manual_deletion(family: str) -> None:
         expected.append(mean_loss(model) - mean_loss(make_model(family)))
     plan = planned("shortened", make_model(family), 5, keep_list=False)
     assert scores(plan) == pytest.approx(expected, abs=2e-5)
-    assert gone(plan) == sorted(range(6), key=lambda layer: expected[layer])[:5]
+    assert removed(plan) == sorted(range(6), key=lambda layer: expected[layer])[:5]
 
 
 def test_the_taylor_score_is_that_of_one_backward_pass(family: str) -> None:
@@ -121,7 +121,7 @@ def test_layers_of_zeros_go_first(family: str, score: str) -> None:
     vanish(model, 4)
     vanish(model, 1)
     plan = planned("shortened", model, 2, score=score, keep_list=False)
-    assert gone(plan) == [1, 4]
+    assert removed(plan) == [1, 4]
     assert [scores(plan)[layer] for layer in (1, 4)] == [0, 0]
 
 
@@ -131,11 +131,11 @@ def test_the_keep_list_is_honoured(score: str) -> None:
     model = make_model(num_hidden_layers=9)
     for layer in (0, 1, 2, 3, 7, 8):
         vanish(model, layer)
-    assert set(gone(planned("shortened", model, 3, score=score))) == {4, 5, 6}
+    assert set(removed(planned("shortened", model, 3, score=score))) == {4, 5, 6}
     with pytest.raises(TargetError, match=r"keep_list .* at most 3 of 9 can be removed"):
         planned("shortened", model, 4, score=score)
     free = planned("shortened", model, 4, score=score, keep_list=False)
-    assert len(gone(free)) == 4
+    assert len(removed(free)) == 4
 
 
 def test_a_model_that_the_keep_list_covers_is_refused() -> None:

@@ -18,11 +18,11 @@ from slm_plugin.target import Target
 from tests.conftest import make_model
 from tests.pruners.depth.strategies import (
     TOKENS,
-    gone,
     make_identity,
     mean_loss,
     own_text,
     planned,
+    removed,
     session_of,
 )
 
@@ -53,7 +53,7 @@ def test_it_is_the_greedy_search_of_brute_force(family: str, wanted: int) -> Non
     """Same layers in the same order, and the same losses as whole models without them."""
     expected, losses = brute_force(family, wanted)
     plan = planned("sleb", make_model(family), wanted)
-    assert gone(plan) == expected
+    assert removed(plan) == expected
     assert [-trial.similarity for trial in plan.trials] == pytest.approx(losses, abs=2e-5)
 
 
@@ -94,7 +94,7 @@ def test_the_loss_does_not_change_when_nothing_is_lost() -> None:
     model = make_model(num_hidden_layers=8)
     make_identity(model, [5, 2, 3])
     plan = planned("sleb", model, 4, tokens=own_text(model))
-    assert gone(plan)[:3] == [2, 3, 5]
+    assert removed(plan)[:3] == [2, 3, 5]
     assert [trial.similarity for trial in plan.trials[:3]] == [0, 0, 0]
 
 
@@ -102,9 +102,9 @@ def test_the_barriers_hold_until_they_are_lowered() -> None:
     """First and last layer stay by default, and may go when the options say so."""
     model = make_model()
     make_identity(model, [0, 5])
-    assert set(gone(planned("sleb", model, 4))) == {1, 2, 3, 4}
+    assert set(removed(planned("sleb", model, 4))) == {1, 2, 3, 4}
     free = planned("sleb", model, 2, tokens=own_text(model), protect_first=0, protect_last=0)
-    assert gone(free) == [0, 5]
+    assert removed(free) == [0, 5]
 
 
 @pytest.mark.parametrize("criterion", ["loss", "token_cosine"])
@@ -122,7 +122,7 @@ def test_hopeless_trials_stop_early_and_change_nothing(criterion: str) -> None:
         return trials(first, last, rest, base=rest)
 
     found = dropped_in_turn(range(1, 7), 3, whole)  # type: ignore[arg-type]
-    assert [run.first for run in found.runs] == gone(plan)
+    assert [run.first for run in found.runs] == removed(plan)
     assert found.trials == plan.trials
 
 
@@ -142,7 +142,7 @@ def test_layers_run_no_oftener_than_the_search_needs() -> None:
     finally:
         hook.remove()
     assert all(trial.samples is None for trial in plan.explored)
-    order = gone(plan)
+    order = removed(plan)
     needed = 8
     for step in range(3):
         dropped = order[:step]

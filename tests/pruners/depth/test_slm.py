@@ -316,7 +316,7 @@ def test_a_plan_can_be_cut_to_its_first_windows() -> None:
         make_identity(fresh, [1, 2, 4, 6, 7])
         cut = whole.upto(kept)
         apply(cut, session_of(fresh))
-        gone = sum(op.last - op.first for op in whole.operations[:kept])
-        assert len(fresh.model.layers) == 9 - gone == cut.after.layers
+        removed = sum(op.last - op.first for op in whole.operations[:kept])
+        assert len(fresh.model.layers) == 9 - removed == cut.after.layers
     with pytest.raises(PlanError, match=f"has {count} operations, not {count + 1}"):
         whole.upto(count + 1)

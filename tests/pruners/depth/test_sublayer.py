@@ -57,14 +57,14 @@ def brute_force(model: PreTrainedModel, wanted: int) -> tuple[list[Blocks], list
     """The greedy search: the pairs that go, and how much the loss has then grown."""
     blocks = all_blocks(len(model.model.layers))
     whole = loss_of(model, blocks)
-    gone, losses = [], []
+    removed, losses = [], []
     for _ in range(wanted):
         found = [loss_of(model, blocks[:at] + blocks[at + 2 :]) for at in range(len(blocks) - 1)]
         at = found.index(min(found))
-        gone.append(blocks[at : at + 2])
+        removed.append(blocks[at : at + 2])
         losses.append(found[at] - whole)
         del blocks[at : at + 2]
-    return gone, losses
+    return removed, losses
 
 
 def dropped(plan: PruningPlan) -> list[Blocks]:
@@ -79,8 +79,8 @@ def dropped(plan: PruningPlan) -> list[Blocks]:
 
 def left(plan: PruningPlan) -> Blocks:
     """Blocks that a plan leaves."""
-    gone = [block for pair in dropped(plan) for block in pair]
-    return [block for block in all_blocks(plan.before.layers) if block not in gone]
+    removed = [block for pair in dropped(plan) for block in pair]
+    return [block for block in all_blocks(plan.before.layers) if block not in removed]
 
 
 def disable(model: PreTrainedModel, blocks: Blocks) -> None:

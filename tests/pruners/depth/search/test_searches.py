@@ -70,7 +70,7 @@ def windows_of(runs: Runs) -> Windows:
     return frozenset((run.first, run.last) for run in runs)
 
 
-def gone(windows: Windows) -> int:
+def removed(windows: Windows) -> int:
     """Layers that windows take away."""
     return sum(last - first for first, last in windows)
 
@@ -85,7 +85,7 @@ def test_greedy_takes_the_best_child_at_every_step(seed: int, wanted: int) -> No
         children = [
             child
             for child in partitions(1, 6)
-            if gone(child) == gone(state) + 1
+            if removed(child) == removed(state) + 1
             # A child absorbs at most two windows into one and leaves the others alone.
             and all(any(a <= w[0] and w[1] <= b for a, b in child) for w in state)
             and len(child - state) == 1
@@ -104,7 +104,7 @@ def test_a_beam_that_holds_everything_finds_the_best_of_all(seed: int, wanted: i
     """With no state dropped, the result is that of brute force over all sets of windows."""
     rules, value = Rules(7, protect_first=0, protect_last=1), noisy(seed)
     found = best_first(rules, MadeUp(value), wanted=wanted, beam_width=1000)
-    best = max((w for w in partitions(0, 5) if gone(w) == wanted), key=value)
+    best = max((w for w in partitions(0, 5) if removed(w) == wanted), key=value)
     assert value(windows_of(found.runs)) == value(best)
 
 
@@ -125,7 +125,7 @@ def test_giving_up_on_hopeless_trials_changes_nothing(seed: int, width: int) -> 
 def test_a_threshold_ends_the_greedy_search() -> None:
     """Merging goes on while the best child is above the threshold, and not one step further."""
     rules = Rules(8, protect_first=0, protect_last=1)
-    by_size = MadeUp(lambda windows: -float(gone(windows)))
+    by_size = MadeUp(lambda windows: -float(removed(windows)))
     found = best_first(rules, by_size, threshold=-3.5)
     assert found.removed == 3
     assert best_first(rules, by_size, threshold=-0.5).runs == ()
@@ -151,7 +151,7 @@ def test_budgeted_is_the_best_sum_of_all(seed: int, layers: int, data: st.DataOb
     wanted = data.draw(st.integers(1, rules.most))
     value = additive(seed)
     found = budgeted(rules, MadeUp(value), wanted, 0.0)
-    best = max((w for w in partitions(1, rules.top) if gone(w) == wanted), key=value)
+    best = max((w for w in partitions(1, rules.top) if removed(w) == wanted), key=value)
     assert found.removed == wanted
     assert value(windows_of(found.runs)) == pytest.approx(value(best))
 

@@ -45,8 +45,8 @@ def made_up(seed: int) -> Measure:
         # A window of one layer merges nothing: the state is that of the committed windows.
         runs = (*committed, (first, last)) if first < last else committed
         noise = random.Random(f"{seed} {runs}").uniform(0, 0.2)
-        gone = sum(high - low for low, high in runs)
-        return 1 - 0.06 * gone - noise if gone else 1.0
+        removed = sum(high - low for low, high in runs)
+        return 1 - 0.06 * removed - noise if removed else 1.0
 
     return measure_by(similarity)
 

@@ -218,7 +218,7 @@ def test_a_trial_copies_no_weight(rule: str) -> None:
 
 
 def test_a_search_holds_one_merged_layer_a_run() -> None:
-    """What was merged for a trial is gone when another is made."""
+    """What was merged for a trial is removed when another is made."""
     model = make_model(num_hidden_layers=9)
     kind, own = type(model.model.layers[0]), set(model.model.layers)
     alive: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
