@@ -28,10 +28,13 @@ T = TypeVar("T")
 class PlainConsole(Console):
     """A console on which text means only itself: no markup, no emoji codes, no control characters.
 
-    Styles and cursor movements of our own tables and bars are segments apart from the text.
+    Styles and cursor movements of our own tables and bars are segments apart from the text. A
+    notebook is no terminal: it gets lines of text, not an HTML element for each, and no bars.
     """
 
     def __init__(self, **settings: Any) -> None:
+        if Console().is_jupyter:
+            settings = {"force_jupyter": False, "force_terminal": False, **settings}
         super().__init__(markup=False, emoji=False, highlight=False, **settings)
 
     def render(

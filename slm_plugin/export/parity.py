@@ -235,12 +235,19 @@ def _forget_length(model: Any) -> None:
 
 @contextmanager
 def _plain_generation(model: Any) -> Iterator[None]:
-    """Hide the model's generation settings: penalties and end tokens would blur the comparison."""
-    from transformers import GenerationConfig
+    """Hide the model's generation settings: penalties and end tokens would blur the comparison.
 
-    own = model.generation_config
+    The warning of transformers about prompts beyond the model's positions is off as well, because
+    the checks use such prompts on purpose.
+    """
+    from transformers import GenerationConfig
+    from transformers.utils import logging
+
+    own, verbosity = model.generation_config, logging.get_verbosity()
     model.generation_config = GenerationConfig()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
         model.generation_config = own
+        logging.set_verbosity(verbosity)

@@ -100,7 +100,7 @@ def as_text(table: rich.table.Table) -> str:
     """A table for a console as plain text."""
     from slm_plugin.progress import PlainConsole
 
-    console = PlainConsole(width=100, file=io.StringIO(), no_color=True)
+    console = PlainConsole(width=100, file=io.StringIO(), color_system=None)
     with console.capture() as captured:
         console.print(table)
     return captured.get()
