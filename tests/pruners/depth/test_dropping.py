@@ -138,6 +138,15 @@ def test_ratio_and_parameters_become_the_nearest_number_of_layers(
         assert plan.notes[0] == f"2 layers are {2 * share:.2%} of the original parameters"
 
 
+def test_a_second_stage_states_its_share_of_the_original_model() -> None:
+    """As its ratio does, the note counts what the model had before the first stage."""
+    session, kind = session_of(make_model(num_hidden_layers=8)), pruners.get("deepest")
+    pruner = kind(kind.Options(), Target(layers_removed=2))
+    session.apply(session.plan(pruner))
+    share = 2 * session.original.layer_parameters / session.original.parameters
+    assert session.plan(pruner).notes[0] == f"2 layers are {share:.2%} of the original parameters"
+
+
 @pytest.mark.parametrize("name", ["block_influence", "angular", "sleb", "shapley"])
 def test_protected_ends_stay(name: str) -> None:
     """Identity layers at the ends stay where they are protected; more than the rest is refused."""
