@@ -58,6 +58,15 @@ def test_a_trial_equals_the_whole_merged_model(criterion: str, base: Runs) -> No
         assert found.samples is None
 
 
+def test_nothing_of_a_former_base_is_used() -> None:
+    """A trial on the original model after one on a merged model starts from the original."""
+    trials = Trials(session_of(make_model(num_hidden_layers=8)), "flat_cosine", "mean")
+    base = (Run(1, 2, "mean"),)
+    trials(5, 6, base, base=base)
+    expected = oracle("flat_cosine", (Run(3, 4, "mean"),))
+    assert trials(3, 4, ()).value == pytest.approx(expected, abs=2e-5)
+
+
 def test_no_trial_is_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """The order of the other runs does not make it another trial."""
     counted: list[int] = []
