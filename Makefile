@@ -4,13 +4,18 @@ PYTHON ?= python3
 EXPORT := .venv
 LATEST := .venv-latest
 PIP_OPTIONS := --disable-pip-version-check --quiet
+# Tests of what does not depend on transformers, so that one environment is enough for them.
+ONCE := benchmarks cli/test_border.py cli/test_reading.py cli/test_streams.py comparison faults \
+	outputs recipe report test_checks.py test_control_characters.py test_direction.py \
+	test_files.py test_plugins.py test_registry.py test_returned.py test_startup.py \
+	test_target.py test_texts.py
 
-.PHONY: demo test lint unit unit-latest real integration lock clean
+.PHONY: demo test lint unit unit-latest fuzz faults real integration lock clean
 
 demo: $(EXPORT)/.ready ## run the hybrid recipe on the default model
 	$(EXPORT)/bin/slm-plugin run recipes/hybrid.yaml --overwrite
 
-test: lint unit unit-latest real integration ## everything that CI runs
+test: lint unit unit-latest fuzz real integration ## everything that CI runs
 
 lint: $(EXPORT)/.ready
 	$(EXPORT)/bin/ruff check .
@@ -21,7 +26,13 @@ unit: $(EXPORT)/.ready
 	$(EXPORT)/bin/python -m pytest tests -m "not real" -n auto
 
 unit-latest: $(LATEST)/.ready
-	$(LATEST)/bin/python -m pytest tests -m "not real" -n auto
+	$(LATEST)/bin/python -m pytest tests -m "not real" -n auto $(ONCE:%=--ignore=tests/%)
+
+fuzz: $(EXPORT)/.ready
+	$(EXPORT)/bin/python -m tests.fuzz --count 2000
+
+faults: $(EXPORT)/.ready ## plant mistakes in a copy and see the tests fail (15 minutes)
+	$(EXPORT)/bin/python -m tests.faults
 
 real: $(EXPORT)/.ready
 	$(EXPORT)/bin/python -m pytest tests -m real

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from slm_plugin import extras, interruption
+from slm_plugin import cli, extras, interruption
+from slm_plugin.cli import writing
+from slm_plugin.export import checkpoint, parity, reload
 from slm_plugin.models.view import Dimensions
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -119,6 +124,23 @@ def random_tokens(samples: int = 4, length: int = 16, *, seed: int = 7) -> torch
     return torch.randint(3, VOCABULARY, (samples, length), generator=generator)
 
 
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in this process, because a new one takes seconds to import PyTorch."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as exited,
+    ):
+        patch.setattr(sys, "argv", ["slm-plugin", *arguments])
+        patch.setattr(writing, "quiet_libraries", lambda: None)
+        patch.setenv("COLUMNS", "200")
+        cli.main()
+    assert isinstance(exited.value.code, int)
+    return subprocess.CompletedProcess(arguments, exited.value.code, out.getvalue(), err.getvalue())
+
+
 @pytest.fixture(autouse=True)
 def own_journals(
     request: pytest.FixtureRequest,
@@ -168,3 +190,21 @@ def tiny() -> ModelFactory:
 def no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     """An installation without the extra `report`."""
     monkeypatch.setattr(extras, "missing", lambda extra: ("matplotlib",))
+
+
+@pytest.fixture
+def reload_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the reload program in this process and on fewer tokens: the same program, sooner.
+
+    ``test_a_fresh_process_proves_the_whole_folder`` and the command line's run have a new process.
+    """
+    monkeypatch.setattr(parity, "NEW_TOKENS", 4)
+
+    def run(module: str, *arguments: str, **_: Any) -> subprocess.CompletedProcess[str]:
+        assert module == "slm_plugin.export.reload"
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            reload.main([*arguments])
+        return subprocess.CompletedProcess([module], 0, printed.getvalue(), "")
+
+    monkeypatch.setattr(checkpoint, "run_module", run)

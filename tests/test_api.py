@@ -222,7 +222,7 @@ def test_what_is_saved_loads_with_stock_transformers(tmp_path: Path) -> None:
     assert result.save(str(folder), overwrite=True) == folder
 
 
-def test_a_recipe_is_data_and_its_model_may_be_in_memory(tmp_path: Path) -> None:
+def test_a_recipe_is_data_and_its_model_may_be_in_memory(tmp_path: Path, reload_here: None) -> None:
     """`version`, `model` and `output` may be left out; with an output all is written."""
     stages = [{"prune": "deepest", "target": {"layers_removed": 2}}]
     result = run(Recipe.from_dict({"stages": stages}), model=make_model())
@@ -265,7 +265,7 @@ def test_strategies_are_listed_for_a_model() -> None:
         get_pruner("slebb")
 
 
-def test_every_family_is_pruned_and_saved(family: str, tmp_path: Path) -> None:
+def test_every_family_is_pruned_and_saved(family: str, tmp_path: Path, reload_here: None) -> None:
     """The README's lines; the folder loads with stock transformers."""
     model = make_model(family)
     # Transformers 5 loads its Qwen2Tokenizer for a qwen2 model whatever tokenizer the folder

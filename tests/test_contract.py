@@ -189,7 +189,7 @@ def test_measuring_changes_nothing(name: str, here: Path) -> None:
 
 
 @pytest.mark.parametrize("name", exporters.names())
-def test_exporting_changes_nothing(name: str, tmp_path: Path) -> None:
+def test_exporting_changes_nothing(name: str, tmp_path: Path, reload_here: None) -> None:
     """The config and the generation config in memory, too, are as before."""
     model = make_model(num_hidden_layers=2)
     model.generation_config.temperature = 0.3  # type: ignore[union-attr]

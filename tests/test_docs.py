@@ -92,7 +92,9 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("block", of_language("python"))
-def test_python_blocks_run(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_blocks_run(
+    block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reload_here: None
+) -> None:
     """Every Python block runs by itself on a tiny model, unless it is marked."""
     code = compile("\n" * (block.line - 1) + block.text, str(block.page), "exec")
     if not block.runs:

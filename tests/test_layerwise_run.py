@@ -31,7 +31,7 @@ output: {folder}/whole
 """
 
 
-def test_plans_and_weights_are_those_of_a_run_in_memory(tmp_path: Path) -> None:
+def test_plans_and_weights_are_those_of_a_run_in_memory(tmp_path: Path, reload_here: None) -> None:
     """Two stages, the second on what the first left; then the plan by itself, applied."""
     make_model("qwen3", num_hidden_layers=8).save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")

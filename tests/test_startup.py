@@ -13,7 +13,6 @@ import torch
 
 from slm_plugin import lazy
 from slm_plugin.extras import missing
-from slm_plugin.plans import PruningPlan
 from tests.report.sample_plans import depth_plan, width_plan
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
@@ -30,6 +29,21 @@ class Refusal:
 sys.meta_path.insert(0, Refusal())
 """
 COMMAND = f"{REFUSING}from slm_plugin.cli import main\nmain()"
+# Several commands, one after the other: what one of them imports stays imported.
+END = "-- end --"
+COMMANDS = f"""{REFUSING}
+import json
+
+from slm_plugin.cli import main
+
+for arguments in json.loads(sys.argv[1]):
+    sys.argv[1:] = arguments
+    try:
+        main()
+    except SystemExit as end:
+        assert end.code == 0, arguments
+    print({END!r})
+"""
 # All modules, beside the one with subclasses of PyTorch's classes.
 MODULES = f"""{REFUSING}
 from importlib import import_module
@@ -54,32 +68,26 @@ def run(code: str, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("--help",),
-        ("validate", "--help"),
-        ("list",),
-        ("list", "--json"),
-        ("schema",),
-        ("schema", "--comparison"),
-        *(("validate", str(recipe)) for recipe in RECIPES),
-    ],
-    ids=lambda arguments: " ".join(Path(argument).name for argument in arguments),
-)
-def test_reading_commands_import_nothing_slow(arguments: tuple[str, ...]) -> None:
+def test_reading_commands_import_nothing_slow(tmp_path: Path) -> None:
     """They answer without PyTorch, transformers, numpy, safetensors and lm-eval."""
-    if "hybrid.yaml" in arguments[-1] and missing("onnx"):
-        pytest.skip("needs the extra 'onnx'")
-    assert run(COMMAND, *arguments)
-
-
-@pytest.mark.parametrize("plan", [depth_plan(), width_plan()], ids=["depth", "width"])
-def test_explain_imports_nothing_slow(plan: PruningPlan, tmp_path: Path) -> None:
-    """A plan is read and described without the packages that carry it out."""
-    file = tmp_path / "plan.json"
-    file.write_text(plan.to_json())
-    assert plan.pruner in run(COMMAND, "explain", str(file))
+    recipes = [r for r in RECIPES if r.name != "hybrid.yaml" or not missing("onnx")]
+    commands = [
+        ["--help"],
+        ["validate", "--help"],
+        ["list"],
+        ["list", "--json"],
+        ["schema"],
+        ["schema", "--comparison"],
+        *(["validate", str(recipe)] for recipe in recipes),
+    ]
+    for plan in (depth_plan(), width_plan()):
+        file = tmp_path / f"{plan.pruner}.json"
+        plan.write(file)
+        commands.append(["explain", str(file)])
+    parts = run(COMMANDS, json.dumps(commands)).split(END)
+    assert len(parts) == len(commands) + 1
+    assert all(part.strip() for part in parts[:-1])
+    assert depth_plan().pruner in parts[-3] and width_plan().pruner in parts[-2]
 
 
 def test_wrong_recipes_import_nothing_slow(tmp_path: Path) -> None:

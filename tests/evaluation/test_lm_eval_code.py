@@ -19,7 +19,7 @@ from slm_plugin.evaluation.lm_eval import LmEval, LmEvalOptions
 from slm_plugin.evaluation.lm_eval_files import read_task_file
 from slm_plugin.recipe import Recipe
 from slm_plugin.session import Session
-from tests.conftest import make_checkpoint, make_model, make_tokenizer
+from tests.conftest import command, make_checkpoint, make_model, make_tokenizer
 
 CODE = """
 from pathlib import Path
@@ -120,18 +120,15 @@ def test_the_commands_keep_to_it(folder: Path, tmp_path: Path) -> None:
         f"output: {tmp_path / 'out'}\n"
     )
 
-    def command(name: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "slm_plugin", name, str(recipe)],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-
     for name in ("validate", "plan"):
-        done = command(name)
+        done = command(name, str(recipe))
         assert done.returncode == 0, done.stderr
         assert "task code" not in done.stderr
         assert not (tmp_path / "marker").exists()
-    done = command("run")
+    done = subprocess.run(
+        [sys.executable, "-m", "slm_plugin", "run", str(recipe)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "marker").exists()
     line = unwrapped(f"lm_eval: running the task code of {folder}/data.py")

@@ -113,6 +113,12 @@ def test_special_tokens_stand_at_the_start_only() -> None:
     assert (ids.tolist(), special) == ([1, 7, 8, 9], 1)
     ids, special = token_ids(make_tokenizer(), "w7 w8 w9")
     assert (ids.tolist(), special) == ([7, 8, 9], 0)
+    several = make_tokenizer()
+    several.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s> </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    ids, special = token_ids(several, "w7 w8 w9")
+    assert (ids.tolist(), special) == ([1, 7, 8, 9], 1)
 
 
 def test_start_token_belongs_to_the_first_piece_alone(tmp_path: Path) -> None:

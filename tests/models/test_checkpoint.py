@@ -155,6 +155,23 @@ def test_rotary_frequencies_of_old_releases_are_redundant(
     assert fingerprint(read(tmp_path, memory)) == fingerprint(model)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_rotary_frequencies_may_be_stored_before_scaling(tmp_path: Path, scaled: bool) -> None:
+    """A config that scales positions goes with frequencies of both kinds, and with no others."""
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    model, plain = make_model(rope_scaling=scaling), make_model()
+    model.save_pretrained(tmp_path)
+    stored = (model if scaled else plain).model.rotary_emb.inv_freq
+    assert not torch.equal(model.model.rotary_emb.inv_freq, plain.model.rotary_emb.inv_freq)
+    change(tmp_path, lambda t: t | {"model.rotary_emb.inv_freq": stored.clone()})
+    assert fingerprint(read(tmp_path, "whole")) == fingerprint(model)
+    change(
+        tmp_path, lambda t: t | {"model.rotary_emb.inv_freq": 2 * plain.model.rotary_emb.inv_freq}
+    )
+    with pytest.raises(ModelSourceError, match="other rotary frequencies"):
+        read(tmp_path, "whole")
+
+
 def test_both_ways_read_the_same(tmp_path: Path, family: str) -> None:
     """Logits, settings and number format; one keeps its layers on disk."""
     model = make_model(family)

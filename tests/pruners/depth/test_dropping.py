@@ -12,7 +12,7 @@ from slm_plugin.pruners.depth.dropping import lowest
 from slm_plugin.registry import pruners
 from slm_plugin.session import Session, apply
 from slm_plugin.target import Target
-from tests.conftest import make_model
+from tests.conftest import FAMILIES, make_model
 from tests.pruners.depth.strategies import (
     TOKENS,
     greedy,
@@ -74,7 +74,9 @@ def test_planning_leaves_the_model_as_it_is(
 
 
 @pytest.mark.parametrize(("name", "options"), MEASURING)
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    ("family", "count"), [("llama", 1), *((family, 3) for family in sorted(FAMILIES))]
+)
 def test_planted_identity_layers_go_first(
     family: str, name: str, options: dict[str, object], count: int
 ) -> None:
@@ -135,6 +137,15 @@ def test_ratio_and_parameters_become_the_nearest_number_of_layers(
         assert plan.layers_removed == 2
         assert plan.parameters_removed == 2 * dims.layer_parameters
         assert plan.notes[0] == f"2 layers are {2 * share:.2%} of the original parameters"
+
+
+def test_a_second_stage_states_its_share_of_the_original_model() -> None:
+    """As its ratio does, the note counts what the model had before the first stage."""
+    session, kind = session_of(make_model(num_hidden_layers=8)), pruners.get("deepest")
+    pruner = kind(kind.Options(), Target(layers_removed=2))
+    session.apply(session.plan(pruner))
+    share = 2 * session.original.layer_parameters / session.original.parameters
+    assert session.plan(pruner).notes[0] == f"2 layers are {share:.2%} of the original parameters"
 
 
 @pytest.mark.parametrize("name", ["block_influence", "angular", "sleb", "shapley"])

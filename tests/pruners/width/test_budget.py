@@ -89,6 +89,14 @@ def test_auto_takes_a_share_of_kv_groups_that_loads(
     assert _removed(dimensions, cut) == pytest.approx(ratio * dimensions.parameters, rel=2e-2)
 
 
+def test_auto_takes_a_share_that_is_a_whole_number() -> None:
+    """Half of what can be pruned is half of the KV groups, and not the next lower count."""
+    sizes = LLAMA3_8B
+    mlp = sizes.intermediate_size * sizes.channel_parameters
+    half = sizes.layers * (mlp + sizes.kv_heads * sizes.kv_group_parameters) // 2
+    assert _cut(Target(parameters=sizes.parameters - half), sizes, "auto").kv_groups == 4
+
+
 def test_auto_takes_more_groups_when_the_mlp_cannot_carry_the_rest() -> None:
     """Where the share rounds down to none and the MLP is too small, KV groups help out."""
     wide = SMOLLM2.model_copy(update={"intermediate_size": 128})

@@ -39,6 +39,20 @@ def test_what_is_merged_is_what_was_trained() -> None:
     assert not any("lora" in name for name, _ in session.model.named_parameters())
 
 
+def test_a_step_has_the_gradient_of_its_own_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no step changes anything that counts, all have the same gradient."""
+    norms: list[float] = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def recorded(parameters: list[torch.Tensor], most: float) -> torch.Tensor:
+        norms.append(float(clip(parameters, most)))
+        return torch.tensor(norms[-1])
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", recorded)
+    trained(Session(make_model(), calibration=SAMPLES), epochs=3, learning_rate=1e-12)
+    assert norms[0] > 0 and norms == pytest.approx([norms[0]] * 3, rel=1e-3)
+
+
 def test_a_loss_that_is_no_number_leaves_the_former_weights() -> None:
     """And no adapter."""
     model = make_model()

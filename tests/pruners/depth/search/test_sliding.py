@@ -142,23 +142,29 @@ def test_a_stopped_walk_is_the_beginning_of_the_whole_one(
     assert stopped.removed == min(wanted, whole.removed)
 
 
-@settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 10_000), wanted=st.integers(1, 6))
-def test_the_search_finds_the_best_threshold_of_a_monotone_walk(seed: int, wanted: int) -> None:
-    """Where size is monotone, the walk is that of the best threshold on a fine grid."""
+@settings(deadline=None)
+@given(costs=st.lists(st.integers(1, 12), min_size=7, max_size=7), wanted=st.integers(1, 7))
+def test_the_search_finds_the_best_threshold_of_a_monotone_walk(
+    costs: list[int], wanted: int
+) -> None:
+    """Where only the dearest merged border counts, the cheapest borders merge, from the top."""
+
+    def similarity(first: int, last: int, committed: tuple[Window, ...]) -> float:
+        # Border b lies between the layers b and b + 1. A walk accepts each border for itself, so
+        # that a lower threshold never removes fewer layers.
+        merged = [b for low, high in (*committed, (first, last)) for b in range(low, high)]
+        return 1 - max((costs[b] for b in merged), default=0) / 20
+
+    measure = measure_by(similarity)
     lean = rules(9)
-    similarity = made_up(seed)
-    grid = [i / 200 for i in range(-200, 201)]
-    sizes = [walk(lean, threshold, similarity).removed for threshold in grid]
-    if sizes != sorted(sizes, reverse=True):
-        return
-    chosen = walk_to_size(lean, wanted, similarity, 1.0)
-    assert chosen.removed == wanted
-    better = [t for t, size in zip(grid, sizes, strict=True) if size >= wanted]
-    best = walk(lean, max(better), similarity, wanted)
-    # The chosen threshold may lie between two points of the grid.
-    assert chosen.threshold is not None and best.threshold is not None
-    assert windows(chosen) == windows(best) or chosen.threshold > best.threshold
+    chosen = walk_to_size(lean, wanted, measure, 1.0)
+    dearest = sorted(costs)[wanted - 1]
+    cheapest = [b for b in reversed(range(7)) if costs[b] <= dearest][:wanted]
+    assert [b for low, high in windows(chosen) for b in reversed(range(low, high))] == cheapest
+    assert chosen.threshold is not None
+    assert all(t.accepted == (t.similarity > chosen.threshold) for t in chosen.trials)
+    # No higher threshold would do: with equality a trial is rejected.
+    assert walk(lean, 1 - dearest / 20, measure).removed < wanted
 
 
 @settings(max_examples=50, deadline=None)

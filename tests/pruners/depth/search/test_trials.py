@@ -58,6 +58,15 @@ def test_a_trial_equals_the_whole_merged_model(criterion: str, base: Runs) -> No
         assert found.samples is None
 
 
+def test_nothing_of_a_former_base_is_used() -> None:
+    """A trial on the original model after one on a merged model starts from the original."""
+    trials = Trials(session_of(make_model(num_hidden_layers=8)), "flat_cosine", "mean")
+    base = (Run(1, 2, "mean"),)
+    trials(5, 6, base, base=base)
+    expected = oracle("flat_cosine", (Run(3, 4, "mean"),))
+    assert trials(3, 4, ()).value == pytest.approx(expected, abs=2e-5)
+
+
 def test_no_trial_is_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """The order of the other runs does not make it another trial."""
     counted: list[int] = []
@@ -231,10 +240,13 @@ def test_a_search_holds_one_merged_layer_a_run() -> None:
             most.append(len(alive))
 
     hook = torch.nn.modules.module.register_module_forward_pre_hook(look)
+    # What is there already need not be searched at every layer.
+    gc.freeze()
     try:
         options = SlmOptions(merge_rule="mean")
         plan = SlidingLayerMerging(options, Target(threshold=0.6)).plan(session_of(model))
     finally:
+        gc.unfreeze()
         hook.remove()
     runs = 1 + max(len(trial.committed) for trial in plan.trials)
     assert len(plan.trials) > 6

@@ -1,0 +1,82 @@
+"""Plans that earlier versions wrote are read and applied: `format: 1` is a promise.
+
+The files are what the commits of 22 November 2026 wrote that first had each operation: ``slm``
+(1c63f34, and e0fbbe7 for ``weights_only``), ``torch_pruning`` (1c63f34), ``block_influence`` and
+``merge_concat`` (7aa3061), ``sublayer`` (085f4bb). A field that a plan got later is optional.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from slm_plugin.plans import PruningPlan
+from slm_plugin.session import Session
+from tests.conftest import make_model, random_tokens
+
+FOLDER = Path(__file__).parents[1] / "data" / "plans"
+SOURCES = {
+    "concat_layers": ((0, 0), (1, 2), (3, 3)),
+    "drop_layers": ((0, 0), (1, 1)),
+    "drop_sublayers": ((1, 1), (2, 2), (3, 3)),
+    "keep_channels_and_heads": ((0, 0), (1, 1), (2, 2), (3, 3)),
+    "merge_layers": ((0, 2), (3, 3)),
+    "merge_layers_weights_only": ((0, 2), (3, 3)),
+}
+
+
+def model() -> PreTrainedModel:
+    """A model of the size that the plans are for, with biases."""
+    return make_model(
+        "qwen2",
+        hidden_size=16,
+        intermediate_size=12,
+        num_hidden_layers=4,
+        head_dim=4,
+        vocab_size=32,
+        max_position_embeddings=64,
+    )
+
+
+def applied(name: str) -> Session:
+    """A session after the plan of a file, which is rewritten only to name the session's model."""
+    session = Session(model())
+    tree = json.loads((FOLDER / f"{name}.json").read_text())
+    tree["fingerprint"] = session.fingerprint().model_dump()
+    plan = PruningPlan.parse(json.dumps(tree))
+    assert plan.before == session.view.dimensions()
+    session.apply(plan)
+    assert plan.after == session.view.dimensions()
+    return session
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.json")))
+def test_an_earlier_plan_is_applied(name: str) -> None:
+    """The result has the layers that the plan names, the size that it states, and runs."""
+    session = applied(name)
+    assert session.sources == SOURCES[name]
+    assert torch.isfinite(session.model(random_tokens(1, 8) % 32).logits).all()
+
+
+def test_every_operation_has_an_earlier_plan() -> None:
+    """A new kind of operation brings a file of its own."""
+    files = [PruningPlan.read(path) for path in sorted(FOLDER.glob("*.json"))]
+    schema = PruningPlan.model_json_schema()["properties"]["operations"]["items"]
+    found = {operation.op for plan in files for operation in plan.operations}
+    assert found == set(schema["discriminator"]["mapping"])
+
+
+def test_weights_only_keeps_the_lowest_layers_biases() -> None:
+    """The mean of three layers' weights, and the biases of the first of them."""
+    before, after = model(), applied("merge_layers_weights_only").model
+    low = before.model.layers[0].self_attn.q_proj
+    merged = after.model.layers[0].self_attn.q_proj
+    weights = [before.model.layers[i].self_attn.q_proj.weight for i in range(3)]
+    torch.testing.assert_close(merged.weight, sum(weights) / 3)
+    assert torch.equal(merged.bias, low.bias) and not torch.equal(merged.weight, low.weight)
+    whole = applied("merge_layers").model.model.layers[0].self_attn.q_proj
+    assert torch.equal(whole.bias, before.model.layers[2].self_attn.q_proj.bias)
