@@ -57,8 +57,8 @@ FAULTS = (
     Fault(
         "a window is moved back one layer too few",
         "pruners/depth/laco.py",
-        "left - above - self.size)",
-        "left - above - self.size + 1)",
+        "left - self.size)",
+        "left - self.size + 1)",
         "pruners/depth/test_laco.py",
     ),
     Fault(
@@ -153,10 +153,10 @@ FAULTS = (
         "pruners/depth/measures/test_cka.py",
     ),
     Fault(
-        "batches of unequal size are weighted wrongly",
+        "rows are centred by the wrong number",
         "pruners/depth/measures/cka.py",
-        "else samples * (samples - 3)",
-        "else samples * (samples - 1)",
+        "(rows + rows.mT) / (samples - 2)",
+        "(rows + rows.mT) / (samples - 1)",
         "pruners/depth/measures/test_cka.py",
     ),
     Fault(
@@ -181,10 +181,10 @@ FAULTS = (
         "pruners/width/test_budget.py",
     ),
     Fault(
-        "the norm of a magnitude is ignored",
+        "a magnitude sums absolute values",
         "pruners/width/importance.py",
-        ".abs().pow(norm)",
-        ".abs()",
+        ".detach().float().square()",
+        ".detach().float().abs()",
         "pruners/width/test_importance.py",
     ),
     Fault(
