@@ -21,8 +21,9 @@ from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import PruningPlan, Trial
 from slm_plugin.plans.rules import factors
 from slm_plugin.pruners import base
-from slm_plugin.pruners.depth.depth_plan import depth_plan, refuse_mixed_kinds
-from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName, refuse_threshold
+from slm_plugin.pruners.depth.depth_plan import refuse_mixed_kinds
+from slm_plugin.pruners.depth.measures.criteria import CriterionName, refuse_threshold
+from slm_plugin.pruners.depth.search.found_plan import found_plan
 from slm_plugin.pruners.depth.search.runs import Found, Measure, Measured, Run, Runs, removed
 from slm_plugin.pruners.depth.search.sliding import highest_threshold
 from slm_plugin.pruners.depth.search.trials import Trials, trials_of
@@ -206,15 +207,7 @@ class LayerCollapse(base.Pruner):
         options = self.options
         with trials_of(session, self.name, options.criterion, options.merge_rule) as trials:
             found = self._search(session, before, trials)
-        return depth_plan(
-            self,
-            session,
-            [run.operation for run in found.runs],
-            self._notes(found),
-            threshold=found.threshold,
-            trials=found.trials,
-            explored=tuple(trials.others(found)),
-        )
+        return found_plan(self, session, options.criterion, trials, found)
 
     def _rules(self, layers: int) -> CollapseRules:
         options = self.options
@@ -235,10 +228,3 @@ class LayerCollapse(base.Pruner):
         return highest_threshold(
             lambda threshold: collapse(rules, threshold, trials, wanted), wanted, trials.greatest
         )
-
-    def _notes(self, found: Found) -> tuple[str, ...]:
-        """Notes of the plan on the search."""
-        if not found.runs:
-            return ("no layers are merged",)
-        meaning = CRITERIA[self.options.criterion].meaning
-        return (f"similarity: {meaning}, mean over the calibration samples", *found.notes)

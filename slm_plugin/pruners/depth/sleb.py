@@ -12,9 +12,9 @@ from pydantic import Field
 
 from slm_plugin.counts import Natural
 from slm_plugin.plans import PruningPlan, Trial
-from slm_plugin.pruners.depth.depth_plan import depth_plan
-from slm_plugin.pruners.depth.dropping import BetweenEnds, EndsOptions, one_by_one
-from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName
+from slm_plugin.pruners.depth.dropping import BetweenEnds, EndsOptions
+from slm_plugin.pruners.depth.measures.criteria import CriterionName
+from slm_plugin.pruners.depth.search.found_plan import found_plan
 from slm_plugin.pruners.depth.search.runs import DROP, Found, Measure, Measured, Runs
 from slm_plugin.pruners.depth.search.trials import trials_of
 from slm_plugin.registry import register_pruner
@@ -58,15 +58,7 @@ class Sleb(BetweenEnds):
         eligible = self.eligible(len(session.view.layers))
         with trials_of(session, self.name, self.options.criterion, DROP) as trials:
             found = dropped_in_turn(eligible, wanted, trials)
-        meaning = CRITERIA[self.options.criterion].meaning
-        return depth_plan(
-            self,
-            session,
-            one_by_one([run.first for run in found.runs]),
-            [f"similarity: {meaning}, mean over the calibration samples", *found.notes],
-            trials=found.trials,
-            explored=tuple(trials.others(found)),
-        )
+        return found_plan(self, session, self.options.criterion, trials, found)
 
 
 def dropped_in_turn(eligible: Sequence[int], wanted: int, measure: Measure) -> Found:

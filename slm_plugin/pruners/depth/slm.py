@@ -18,10 +18,11 @@ from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import PruningPlan
 from slm_plugin.plans.rules import check_rule
 from slm_plugin.pruners import base
-from slm_plugin.pruners.depth.depth_plan import depth_plan, refuse_mixed_kinds
-from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName, refuse_threshold
+from slm_plugin.pruners.depth.depth_plan import refuse_mixed_kinds
+from slm_plugin.pruners.depth.measures.criteria import CriterionName, refuse_threshold
 from slm_plugin.pruners.depth.search.best_first import best_first
 from slm_plugin.pruners.depth.search.budgeted import budgeted
+from slm_plugin.pruners.depth.search.found_plan import found_plan
 from slm_plugin.pruners.depth.search.runs import Found
 from slm_plugin.pruners.depth.search.sliding import WalkRules, walk, walk_to_size
 from slm_plugin.pruners.depth.search.trials import Trials, trials_of
@@ -162,15 +163,7 @@ class SlidingLayerMerging(base.Pruner):
             weights_only=self._released,
         ) as trials:
             found = self._search(session, before, trials)
-        return depth_plan(
-            self,
-            session,
-            [run.operation for run in found.runs],
-            self._notes(found),
-            threshold=found.threshold,
-            trials=found.trials,
-            explored=tuple(trials.others(found)),
-        )
+        return found_plan(self, session, options.criterion, trials, found)
 
     @property
     def _released(self) -> bool:
@@ -201,13 +194,3 @@ class SlidingLayerMerging(base.Pruner):
         if search == "budgeted":
             return budgeted(rules, trials, wanted, trials.same)
         return walk_to_size(rules, wanted, trials, trials.greatest)
-
-    def _notes(self, found: Found) -> tuple[str, ...]:
-        """Notes of the plan on the search."""
-        if not found.runs:
-            return ("no layers are merged",)
-        meaning = CRITERIA[self.options.criterion].meaning
-        return (
-            f"similarity: {meaning}, mean over the calibration samples",
-            *found.notes,
-        )

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 from pydantic import Field
 
 from slm_plugin.plans import DropSublayers, PruningPlan, Trial
-from slm_plugin.pruners.depth.depth_plan import depth_plan
 from slm_plugin.pruners.depth.dropping import BetweenEnds, EndsOptions
-from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName
+from slm_plugin.pruners.depth.measures.criteria import CriterionName
+from slm_plugin.pruners.depth.search.found_plan import found_plan
 from slm_plugin.pruners.depth.search.runs import DROP, JOIN, Found, Measure, Measured, Runs
 from slm_plugin.pruners.depth.search.trials import trials_of
 from slm_plugin.registry import register_pruner
@@ -57,15 +57,7 @@ class Sublayer(BetweenEnds):
         layers = len(session.view.layers)
         with trials_of(session, self.name, self.options.criterion, DROP) as trials:
             found, operations = dropped_in_pairs(layers, self.eligible(layers), wanted, trials)
-        meaning = CRITERIA[self.options.criterion].meaning
-        return depth_plan(
-            self,
-            session,
-            operations,
-            [f"similarity: {meaning}, mean over the calibration samples", *found.notes],
-            trials=found.trials,
-            explored=tuple(trials.others(found)),
-        )
+        return found_plan(self, session, self.options.criterion, trials, found, operations)
 
 
 class Step(NamedTuple):

@@ -296,7 +296,7 @@ output: {tmp_path / "out"}
     record = report.stages[2].recovery
     assert record is not None and len(record.losses) == 3 * 2
     assert "held-out mean squared error" in report.stages[2].summary
-    assert "Training loss of the recovery" in (tmp_path / "out" / "report.html").read_text()
+    assert "held-out mean squared error" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_run_that_ends_at_the_top_is_imitated_before_the_final_norm() -> None:
