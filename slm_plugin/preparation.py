@@ -14,6 +14,7 @@ from slm_plugin.evaluation.base import Evaluator
 from slm_plugin.export.base import Exporter
 from slm_plugin.lazy import torch
 from slm_plugin.models.bundled import cache_folder, trials_folder
+from slm_plugin.models.in_memory import check_given
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.streaming import is_streamed
 from slm_plugin.progress import timed
@@ -110,9 +111,12 @@ def model_source(
     """The caller's model, or the one that a file names.
 
     Raises:
-        UserError: There is neither, or a tokenizer or data are passed without a model.
+        UserError: There is neither, a tokenizer or data are passed without a model, or the model or
+            the tokenizer is of another type.
+        UnsupportedModelError: The model's class or a module in it is not supported.
     """
     if model is not None:
+        check_given(model, tokenizer)
         return InMemory(model, tokenizer, calibration)
     if tokenizer is not None or calibration is not None:
         raise UserError("a tokenizer or calibration data need a model", hint="pass `model=`")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class RunResult:
     """A run that is done.
 
@@ -63,10 +63,11 @@ class RunResult:
         return next(iter(self.plans.values()))
 
     def summary(self) -> str:
-        """A table of sizes and measurements before and after, as text."""
+        """The stages, and a table of sizes and measurements before and after, as text."""
+        stages = [f"{one.number}. {one.name}: {one.summary}" for one in self.report.stages]
         # As a caption the sentence would be wrapped to the width of the table.
-        table = replace(summary_table(self.report), caption="")
-        return f"{as_text(terminal(table, wrap=False))}{summary(self.report)}"
+        table = as_text(terminal(replace(summary_table(self.report), title="", caption="")))
+        return "\n".join([*stages, f"{table}{summary(self.report)}"])
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the model so that ``from_pretrained(folder)`` loads it, and prove that it does.
@@ -82,10 +83,16 @@ class RunResult:
             The folder.
 
         Raises:
+            UserError: The model was pruned again since.
             OutputError: The folder exists, or cannot be written.
             UnsupportedModelError: No stock class holds the model.
             VerificationError: What was written does not compute what the model computes.
         """
+        if self.session.view.dimensions() != self.report.after:
+            raise UserError(
+                "the model has another size than this run left: it was pruned again",
+                hint="save the result of the last run",
+            )
         target = located(str(folder))
         with claim(target, "save", overwrite=overwrite) as output:
             save_checkpoint(self.session, output.folder)
@@ -93,6 +100,9 @@ class RunResult:
             for name, plan in self.plans.items():
                 plan.write(output.folder / name)
         return target
+
+    def __repr__(self) -> str:
+        return f"<RunResult: {summary(self.report)}>"
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(self.summary())}</pre>"

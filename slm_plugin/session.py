@@ -73,9 +73,9 @@ class Session:
         known_trials: Trials that searches have read from journals and that took no time here.
     """
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | None = None
-    calibration: Tensor | None = None
+    model: PreTrainedModel = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase | None = field(default=None, repr=False)
+    calibration: Tensor | None = field(default=None, repr=False)
     source: str = ""
     seed: int = 1234
     batch_tokens: int = 0

@@ -80,7 +80,7 @@ class Target(Record):
         if self.parameters is not None:
             return f"down to {self.parameters:,} parameters"
         if self.layers_removed is not None:
-            return f"{self.layers_removed} layers removed"
+            return f"{self.layers_removed} layer{'s' * (self.layers_removed != 1)} removed"
         return f"threshold {self.threshold:g}"
 
     def parameters_to_remove(self, original: int, current: int) -> int:

@@ -21,6 +21,7 @@ from slm_plugin import (
     compare,
     get_pruner,
     list_pruners,
+    load_model,
     prune,
     run,
 )
@@ -35,7 +36,7 @@ from slm_plugin.errors import (
 from slm_plugin.models.border import is_transformers_four
 from slm_plugin.registry import recoveries
 from slm_plugin.result import RunResult
-from tests.conftest import make_model, make_tokenizer, random_tokens
+from tests.conftest import make_checkpoint, make_model, make_tokenizer, random_tokens
 
 TOKENS = random_tokens(6, 12)
 TEXTS = [" ".join(f"w{3 + (7 * i + j) % 120}" for j in range(60)) for i in range(8)]
@@ -76,6 +77,7 @@ def test_the_model_that_is_passed_gets_smaller_and_is_as_the_strategy_plans() ->
         [{"input_ids": TOKENS[:4], "attention_mask": torch.ones(4, 12)}, {"input_ids": TOKENS[4:]}],
         [{"input_ids": row.tolist()} for row in TOKENS],
         tuple(np.asarray(row) for row in TOKENS),
+        {"input_ids": TOKENS},
     ],
     ids=lambda given: type(given).__name__,
 )
@@ -128,14 +130,13 @@ def test_texts_are_joined_and_cut(tmp_path: Path) -> None:
         (7, "of type int"),
         ([{"ids": [1, 2]}], "batch 0 of the calibration data has no `input_ids`; it has ids"),
         ([object()], "batch 0 of the calibration data is of type object"),
-        (["w3", [1, 2]], "batch 0"),
+        (["w3", [1, 2]], "item 1 of the calibration data is of type list, others are texts"),
         ([[1, 2, 3], [1, 2]], "samples of 2 tokens, the first one of 3"),
         ([{"input_ids": [[5, 0]], "attention_mask": [[1, 0]]}], "is padded"),
         ([[5, 128]], "holds token id 128; the vocabulary ends at 127"),
         ([[5, -1]], "holds token id -1"),
         (torch.rand(2, 8), "torch.float32"),
         (torch.ones(2, 2, 4, dtype=torch.int64), r"shape \(2, 2, 4\)"),
-        ({"input_ids": TOKENS}, "of type dict"),
         ([1.5, 2.5], r"of type float of shape \(\)"),
     ],
 )
@@ -180,6 +181,13 @@ def test_stages_are_mappings_or_objects_and_recoveries_follow() -> None:
             "layer_removed= is no target; did you mean layers_removed=?",
         ),
         ({"layers_removed": 6}, TargetError, "the model has 6"),
+        ({"target": {"layers_removed": 2}}, TargetError, "target= belongs into a stage"),
+        ({"stages": [], "layers_removed": None}, UserError, "there is no stage"),
+        (
+            {"stages": "refit"},
+            RecipeError,
+            r"no pruner is called 'refit' \(it is the name of a rec",
+        ),
         ({"layers_removed": 1.5}, RecipeError, "prune: stages.0.target"),
         ({"protect_frist": 1}, RecipeError, "unknown key 'protect_frist'; did you mean"),
         ({"stages": "block_influnce"}, RecipeError, "did you mean 'block_influence'"),
@@ -255,6 +263,115 @@ def test_methods_are_compared_on_a_model_in_memory() -> None:
     report = compare(Comparison.from_dict(data), model=model, calibration=TOKENS)
     assert [cell.after.layers for cell in report.cells if cell.after] == [6, 5, 5, 4, 4]
     assert Session(model).fingerprint() == before
+
+
+def test_numbers_of_numpy_and_paths_are_taken(tmp_path: Path) -> None:
+    """As users have them: a count from an array, a file by its path."""
+    file = tmp_path / "text.txt"
+    file.write_text("\n\n".join([" ".join(TEXTS)] * 12), encoding="utf-8")
+    result = pruned(layers_removed=np.int64(2), calibration=file)
+    assert result.plan.layers_removed == 2
+    assert pruned(layers_removed=None, ratio=np.float32(0.3)).plan.layers_removed == 2
+
+
+def test_a_model_is_loaded_by_what_recipes_call_it(tmp_path: Path) -> None:
+    """A folder here; a mistake is one line."""
+    folder = make_checkpoint(tmp_path / "model")
+    model, tokenizer = load_model(str(folder), device="cpu")
+    assert tokenizer is not None
+    assert prune(model, tokenizer, "deepest", layers_removed=2).plan.layers_removed == 2
+    for named, words in (
+        ({"name": str(tmp_path / "none")}, "none"),
+        ({"name": str(folder), "dtype": "int4"}, "dtype"),
+        ({"name": str(folder), "device": "gpu"}, "device"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            load_model(**named)
+        assert "\n" not in str(caught.value)
+
+
+def test_recipes_and_comparisons_may_be_data() -> None:
+    """Without `from_dict`."""
+    stages = [{"prune": "deepest", "target": {"layers_removed": 2}}]
+    model = make_model()
+    assert run({"stages": stages}, model=model).plan.layers_removed == 2
+    cells = compare(
+        {"methods": [{"prune": "deepest"}], "targets": [{"layers_removed": 1}]}, model=model
+    ).cells
+    assert len(cells) == 2
+
+
+class Odd(torch.nn.Linear):
+    """A linear map of another class, as adapters and quantisation put in place."""
+
+
+def with_odd(path: str) -> PreTrainedModel:
+    """A model in which one module was replaced."""
+    model = make_model()
+    owner, _, name = path.rpartition(".")
+    linear = model.get_submodule(path)
+    other = Odd(linear.in_features, linear.out_features, bias=False)
+    setattr(model.get_submodule(owner), name, other)
+    return model
+
+
+def on_meta() -> PreTrainedModel:
+    """A model without values."""
+    return make_model().to("meta")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (lambda: "smollm2-135m", "the model is of type str, not a model of transformers"),
+        (make_tokenizer, "the model is of type PreTrainedTokenizerFast"),
+        (on_meta, "on the meta device"),
+        (lambda: with_odd("model.layers.3.self_attn.q_proj"), r"q_proj of layer 3 is a .*\.Odd"),
+        (lambda: with_odd("lm_head"), "the language-modelling head is a"),
+        (
+            lambda: torch.nn.utils.parametrizations.weight_norm(
+                make_model().model.layers[1].mlp.down_proj
+            ),
+            "of type Parametrized",
+        ),
+    ],
+)
+def test_what_is_no_plain_model_is_refused(model: Any, words: str) -> None:
+    """One line, and no strategy is offered for it."""
+    made = model()
+    with pytest.raises(UserError, match=words) as caught:
+        prune(made, None, "deepest", layers_removed=1)
+    assert "\n" not in str(caught.value) and list_pruners(made) == []
+
+
+def test_adapters_are_refused_wherever_they_are() -> None:
+    """Around the model, or in it; the merged model is pruned."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"])
+    around = peft.get_peft_model(make_model(), config)
+    for model in (around, around.base_model.model):
+        with pytest.raises(UserError, match="merge_and_unload"):
+            prune(model, None, "deepest", layers_removed=1)
+    merged = around.merge_and_unload()
+    assert prune(merged, None, "deepest", layers_removed=1).plan.layers_removed == 1
+
+
+def test_a_tokenizer_is_one() -> None:
+    """Its name is not enough."""
+    with pytest.raises(UserError, match="the tokenizer is of type str"):
+        prune(make_model(), "gpt2", "deepest", layers_removed=1)  # type: ignore[arg-type]
+
+
+def test_a_result_is_saved_while_it_is_the_last(tmp_path: Path, reload_here: None) -> None:
+    """The plan beside the weights is that of the weights."""
+    model = make_model()
+    first, last = pruned(model, layers_removed=1), pruned(model, layers_removed=1)
+    with pytest.raises(UserError, match="pruned again"):
+        first.save(tmp_path / "first")
+    assert not (tmp_path / "first").exists()
+    last.save(tmp_path / "last")
+    assert len(repr(last)) < 300 and "1. block_influence: 5 to 4 layers" in last.summary()
+    assert len(repr(last.session)) < 600
 
 
 def test_strategies_are_listed_for_a_model() -> None:

@@ -29,7 +29,7 @@ def token_ids(
         given: Texts, which are joined by blank lines and cut into samples of 128 tokens (of fewer
             when there are fewer); or token ids of shape ``(samples, length)`` as a tensor, an
             array or lists; or an iterable of batches, each such ids or a mapping with
-            ``input_ids``, as a data loader yields. All of it is used.
+            ``input_ids``, as a data loader yields; or one such mapping. All of it is used.
         model: Bounds the ids and the length.
         tokenizer: Needed for texts.
 
@@ -40,6 +40,8 @@ def token_ids(
         tokens = given
     elif hasattr(given, "__array__"):
         tokens = torch.as_tensor(given)
+    elif isinstance(given, Mapping) and "input_ids" in given:
+        tokens = _batch(given, 0)
     elif isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping):
         tokens = _listed(list(given), model, tokenizer)
     else:
@@ -56,6 +58,9 @@ def _listed(
         raise CalibrationError(f"{GIVEN} is empty", hint=HINT)
     if all(isinstance(one, str) for one in given):
         return _from_texts(given, model, tokenizer)
+    if any(isinstance(one, str) for one in given):
+        number, other = next((n, x) for n, x in enumerate(given) if not isinstance(x, str))
+        raise CalibrationError(f"item {number} of {GIVEN} is {_kind(other)}, others are texts")
     batches = [_batch(one, number) for number, one in enumerate(given)]
     length = batches[0].shape[-1]
     for number, batch in enumerate(batches):

@@ -83,6 +83,7 @@ class Comparison(CheckedFile):
     """
 
     kind: ClassVar[str] = "comparison"
+    told_by: ClassVar = ("methods", "stages", "run")
     first_keys: ClassVar[str] = "version, model, methods"
     frame: ClassVar[type[Common]] = ComparisonFrame
 

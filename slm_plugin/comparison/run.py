@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -59,7 +59,7 @@ class _Run:
 
 
 def compare(
-    comparison: Comparison | str | Path,
+    comparison: Comparison | Mapping[str, Any] | str | Path,
     *,
     overwrite: bool = False,
     fresh: bool = False,
@@ -74,7 +74,7 @@ def compare(
     output folder appears only when it is complete.
 
     Args:
-        comparison: A comparison, or the path of its YAML file.
+        comparison: A comparison, its data (`Comparison.from_dict`), or the path of its YAML file.
         overwrite: Replace an existing output folder once the new one is complete.
         fresh: Ignore cached cells and the trials of earlier searches, so that all times are
             measured.
@@ -95,7 +95,9 @@ def compare(
     """
     if fresh and known:
         raise UserError("--fresh and --known exclude each other", hint="remove one of them")
-    if not isinstance(comparison, Comparison):
+    if isinstance(comparison, Mapping):
+        comparison = Comparison.from_dict(comparison)
+    elif not isinstance(comparison, Comparison):
         comparison = Comparison.read(comparison)
     source = model_source(comparison.model, model, tokenizer, calibration)
     if comparison.output is None:

@@ -41,6 +41,8 @@ class CheckedFile:
 
     kind: ClassVar[str]
     first_keys: ClassVar[str]
+    # The key that only this kind has, the one that only the other has, and the other's command.
+    told_by: ClassVar[tuple[str, str, str]]
     frame: ClassVar[type[Common]]
 
     name: str
@@ -137,6 +139,10 @@ class CheckedFile:
     ) -> Self | None:
         if not isinstance(data, dict):
             mistakes.add(f"a {cls.kind} is a mapping with the keys {cls.first_keys}, …")
+            return None
+        own, other, command = cls.told_by
+        if other in data and own not in data:
+            mistakes.add(f"no {cls.kind}: a file with `{other}` is for `slm-plugin {command}`")
             return None
         written = plain(data)
         frame = validated(keys, written, mistakes)

@@ -46,7 +46,7 @@ def validated(model: type[M], data: Any, mistakes: Mistakes) -> M | None:
         The data, None where they have mistakes.
     """
     try:
-        made = _made(model, json.dumps(data, default=str))
+        made = _made(model, json.dumps(data, default=_written_out))
         loose = list(_loosely_equal(model, data, mistakes.place))
         mistakes.extend(loose)
         return None if loose else made
@@ -57,6 +57,11 @@ def validated(model: type[M], data: Any, mistakes: Mistakes) -> M | None:
     except (TypeError, ValueError) as error:
         mistakes.add(f"cannot be read: {error}")
     return None
+
+
+def _written_out(value: Any) -> Any:
+    """A value that JSON does not know: the number in a scalar of NumPy, or the text."""
+    return value.item() if getattr(value, "shape", None) == () else str(value)
 
 
 def _told(

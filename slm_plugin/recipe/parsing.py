@@ -51,6 +51,7 @@ class Recipe(CheckedFile):
     """
 
     kind: ClassVar[str] = "recipe"
+    told_by: ClassVar = ("stages", "methods", "compare")
     first_keys: ClassVar[str] = "version, model"
     frame: ClassVar[type[Common]] = Frame
 

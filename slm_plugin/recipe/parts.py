@@ -66,7 +66,8 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    return value
+    # A scalar of NumPy or PyTorch is the number that it holds.
+    return value.item() if getattr(value, "shape", None) == () else value
 
 
 def _written_down(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from slm_plugin.errors import SlmError, UserError
 from slm_plugin.foreign import contained, is_ours, says_one_line
 from slm_plugin.progress import say
-from slm_plugin.registry.contract import Contract, cleaned
+from slm_plugin.registry.contract import Contract, article, cleaned
 from slm_plugin.registry.installed import distribution_of, points
 
 if TYPE_CHECKING:
@@ -117,6 +117,12 @@ class Registry(Generic[T]):
             return self._classes[name]
         if offers:
             return self._load(offers[0])
+        for other in (pruners, recoveries, evaluators, exporters):
+            if other is not self and name in other._builtin:
+                raise UserError(
+                    f"no {self.kind} is called '{name}'",
+                    hint=f"it is the name of {article(other.kind)}",
+                )
         guess = nearest(name, self.names())
         raise UserError(
             f"no {self.kind} is called '{name}'",

@@ -119,6 +119,7 @@ BAD = [
     Bad("a number as evaluator", "- perplexity: {source: builtin, length: 64}", "- 3", "{file}:11:5: evaluate.0: an entry names one evaluator"),
     Bad("null", "samples: 4", "sampling: null", "{file}:3:32: calibration.sampling: should be 'crop' or 'pack', not null"),
     Bad("a number as text", "source: builtin, samples", "source: 5, samples", "{file}:3:15: calibration.source: should be a text, not 5"),
+    Bad("a comparison", "stages:", "methods:", "{file}:1:1: no recipe: a file with `methods` is for `slm-plugin compare`"),
     Bad("no boolean", "prune: slm\n    target: {layers_removed: 2}\n    merge_rule: telescoped", "prune: shortened\n    target: {layers_removed: 2}\n    keep_list: 1", "{file}:7:5: stages.0.keep_list: should be true or false, not 1"),
     Bad("a number as task", "perplexity: {source: builtin, length: 64}", "lm_eval: {tasks: [3]}", "{file}:11:23: evaluate.0.lm_eval.tasks.0: should be a text, not 3"),
     Bad("no tasks", "perplexity: {source: builtin, length: 64}", "lm_eval: {tasks: []}", "{file}:11:15: evaluate.0.lm_eval.tasks: should not be an empty list"),

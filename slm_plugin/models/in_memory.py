@@ -1,0 +1,76 @@
+"""Checks of a model and a tokenizer that a caller passes, before anything is computed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from slm_plugin.errors import UnsupportedModelError, UserError
+from slm_plugin.lazy import nn, transformers
+from slm_plugin.models.view import DecoderView, projections
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def check_given(model: object, tokenizer: object) -> None:
+    """Check that a model and its tokenizer are such, and that the model can be pruned.
+
+    Args:
+        model: What was passed as the model.
+        tokenizer: What was passed as its tokenizer, or None.
+
+    Raises:
+        UserError: One of them is of another type, or the weights are not in memory.
+        UnsupportedModelError: The class is not supported, or modules of a layer were replaced.
+    """
+    if not isinstance(model, transformers.PreTrainedModel):
+        if type(model).__module__.partition(".")[0] == "peft":
+            raise UnsupportedModelError(
+                "the model has adapters, which pruning cannot cut along",
+                hint="merge them first: model = model.merge_and_unload()",
+            )
+        raise UserError(
+            f"the model is of type {type(model).__name__}, not a model of transformers",
+            hint="load it with AutoModelForCausalLM.from_pretrained",
+        )
+    if tokenizer is not None and not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
+        raise UserError(
+            f"the tokenizer is of type {type(tokenizer).__name__}, not a tokenizer of transformers",
+            hint="load it with AutoTokenizer.from_pretrained, or pass None",
+        )
+    check_plain(model)
+
+
+def check_plain(model: PreTrainedModel) -> None:
+    """Check that the model's weights are in memory and its modules those of its stock class.
+
+    Raises:
+        UserError: Weights are on the meta device.
+        UnsupportedModelError: The class is not supported, or a linear map or the embedding was
+            replaced, as adapters, quantisation and parametrisations do.
+    """
+    view = DecoderView.of(model)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UserError(
+            "weights of the model are on the meta device, without values",
+            hint="load the model with its weights",
+        )
+    for place, found, stock in _modules(view):
+        if type(found) is not stock:
+            kind = type(found)
+            raise UnsupportedModelError(
+                f"{place} is a {kind.__module__}.{kind.__qualname__}, not a {stock.__name__} of "
+                "PyTorch",
+                hint="merge adapters first (merge_and_unload), and load weights unquantised",
+            )
+
+
+def _modules(view: DecoderView) -> list[tuple[str, Any, type[nn.Module]]]:
+    listed: list[tuple[str, Any, type[nn.Module]]] = [
+        ("the embedding", view.embedding, nn.Embedding),
+        ("the language-modelling head", view.head, nn.Linear),
+    ]
+    for index, layer in enumerate(view.layers):
+        for name, linear in projections(layer).items():
+            listed.append((f"{name} of layer {index}", linear, nn.Linear))
+    return listed
