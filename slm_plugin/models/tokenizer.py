@@ -65,10 +65,14 @@ def read_tokenizer(
         tokenizer.name_or_path = name
         ids = tokenizer(PROBE)["input_ids"]
         vocabulary = dict(tokenizer.get_vocab())
-        # What cannot be written is found out now, not when hours of work are to be saved.
-        with TemporaryDirectory(prefix="slm-plugin-") as scratch:
-            tokenizer.save_pretrained(scratch)
     _check_ids(ids, vocabulary, tokenizer, config.vocab_size, name)
+    # What cannot be written is found out now, not when hours of work are to be saved. The ids are
+    # checked before: writing takes memory for every number up to the greatest id.
+    with (
+        reading(f"cannot read the tokenizer of {name}", hint=HINT),
+        TemporaryDirectory(prefix="slm-plugin-") as scratch,
+    ):
+        tokenizer.save_pretrained(scratch)
     return tokenizer
 
 

@@ -133,6 +133,17 @@ def test_a_class_of_the_other_line_says_so(folder: Path) -> None:
         read_tokenizer(folder, CONFIG, "m")
 
 
+@pytest.mark.parametrize("number", [2**29, 2**31, 2**32 - 1])
+def test_an_id_beyond_any_vocabulary_takes_no_memory(folder: Path, number: int) -> None:
+    """It is refused before the file is written anew, which takes room for all smaller ids."""
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["vocab"]["w7"] = number
+    file.write_text(json.dumps(content))
+    with pytest.raises(ModelSourceError, match=rf"reaches id {number}; the model has 128"):
+        read_tokenizer(folder, CONFIG, "m")
+
+
 def test_padding_without_an_embedding_is_told(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
