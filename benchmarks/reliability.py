@@ -3,7 +3,7 @@
 Every row of the table is one kind of trouble. The command runs as a process of its own, as a user
 runs it, on a tiny random model (``--real``: on the default one).
 
-    python benchmarks/reliability.py                     # every kind, about 40 minutes
+    python benchmarks/reliability.py                     # every kind, about 90 minutes
     python benchmarks/reliability.py --only races --count 5
     python benchmarks/reliability.py --only kills --real --count 10
 
