@@ -324,7 +324,7 @@ def on_meta() -> PreTrainedModel:
     ("model", "words"),
     [
         (lambda: "smollm2-135m", "the model is of type str, not a model of transformers"),
-        (make_tokenizer, "the model is of type PreTrainedTokenizerFast"),
+        (make_tokenizer, "the model is of type (PreTrainedTokenizerFast|TokenizersBackend)"),
         (on_meta, "on the meta device"),
         (lambda: with_odd("model.layers.3.self_attn.q_proj"), r"q_proj of layer 3 is a .*\.Odd"),
         (lambda: with_odd("lm_head"), "the language-modelling head is a"),
