@@ -73,7 +73,7 @@ def run(
         IncompleteError: A stage, an exporter or the report failed, and complete files were kept.
         SlmError: Any other failure.
     """
-    recipe = _checked(recipe)
+    recipe = Recipe.of(recipe)
     source = model_source(recipe.model, model, tokenizer, calibration)
     log = _Log(source)
     if recipe.output is None:
@@ -136,7 +136,7 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> dict[str, PruningPl
         RecipeError: The recipe has mistakes.
         SlmError: Any other failure.
     """
-    return dict(_plans(_checked(recipe)))
+    return dict(_plans(Recipe.of(recipe)))
 
 
 def write_plans(
@@ -161,7 +161,7 @@ def write_plans(
         IncompleteError: A stage failed when plans of earlier ones were finished.
         SlmError: Any other failure.
     """
-    recipe = _checked(recipe)
+    recipe = Recipe.of(recipe)
     folder = folder or plans_folder(recipe)
     if recipe.output is not None:
         refuse_same(folder, recipe.output, "the recipe's output")
@@ -249,12 +249,6 @@ def _prepared(recipe: Recipe, source: ModelSource | InMemory) -> Session:
 def _keep_reference(stages: Sequence[Stage], session: Session) -> None:
     if any(isinstance(stage, Recovery) and stage.reference for stage in stages):
         session.keep_reference()
-
-
-def _checked(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
-    if isinstance(recipe, Mapping):
-        return Recipe.from_dict(recipe)
-    return recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
 
 
 def _plan_name(number: int, stage: Pruner) -> str:

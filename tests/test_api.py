@@ -34,6 +34,7 @@ from slm_plugin.errors import (
     UserError,
 )
 from slm_plugin.models.border import is_transformers_four
+from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.registry import recoveries
 from slm_plugin.result import RunResult
 from tests.conftest import make_checkpoint, make_model, make_tokenizer, random_tokens
@@ -342,6 +343,15 @@ def test_what_is_no_plain_model_is_refused(model: Any, words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         prune(made, None, "deepest", layers_removed=1)
     assert "\n" not in str(caught.value) and list_pruners(made) == []
+
+
+def test_a_model_that_is_read_layer_by_layer_is_offered_what_streams(tmp_path: Path) -> None:
+    """Its weights have no memory of their own, and are no less there."""
+    folder = make_checkpoint(tmp_path / "model")
+    model, _ = load(ModelSource(id=str(folder), memory="layerwise", device="cpu"))
+    assert {"slm", "deepest"} <= set(list_pruners(model))
+    assert "torch_pruning" not in list_pruners(model)
+    assert prune(model, None, "deepest", layers_removed=1).plan.layers_removed == 1
 
 
 def test_adapters_are_refused_wherever_they_are() -> None:

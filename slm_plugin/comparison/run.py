@@ -95,10 +95,7 @@ def compare(
     """
     if fresh and known:
         raise UserError("--fresh and --known exclude each other", hint="remove one of them")
-    if isinstance(comparison, Mapping):
-        comparison = Comparison.from_dict(comparison)
-    elif not isinstance(comparison, Comparison):
-        comparison = Comparison.read(comparison)
+    comparison = Comparison.of(comparison)
     source = model_source(comparison.model, model, tokenizer, calibration)
     if comparison.output is None:
         return _compared(comparison, source, fresh=fresh, known=known)

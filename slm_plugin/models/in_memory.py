@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from slm_plugin.errors import UnsupportedModelError, UserError
 from slm_plugin.lazy import nn, transformers
+from slm_plugin.models.streaming import is_streamed
 from slm_plugin.models.view import DecoderView, projections
 
 if TYPE_CHECKING:
@@ -38,10 +39,10 @@ def check_given(model: object, tokenizer: object) -> None:
             f"the tokenizer is of type {type(tokenizer).__name__}, not a tokenizer of transformers",
             hint="load it with AutoTokenizer.from_pretrained, or pass None",
         )
-    check_plain(model)
+    _check_plain(model)
 
 
-def check_plain(model: PreTrainedModel) -> None:
+def _check_plain(model: PreTrainedModel) -> None:
     """Check that the model's weights are in memory and its modules those of its stock class.
 
     Raises:
@@ -50,7 +51,8 @@ def check_plain(model: PreTrainedModel) -> None:
             replaced, as adapters, quantisation and parametrisations do.
     """
     view = DecoderView.of(model)
-    if any(parameter.is_meta for parameter in model.parameters()):
+    # The weights of a streamed model are read when they are used.
+    if not is_streamed(model) and any(weight.is_meta for weight in model.parameters()):
         raise UserError(
             "weights of the model are on the meta device, without values",
             hint="load the model with its weights",

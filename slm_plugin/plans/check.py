@@ -92,9 +92,8 @@ def _check_operation(place: str, operation: Operation, plan: PruningPlan) -> Non
     try:
         operation.check(plan.before)
     except PlanError as error:
-        # A field follows the place with a dot; a statement on the whole operation does not.
-        dot = "." if error.message.split(":")[0] in type(operation).model_fields else ": "
-        raise PlanError(f"{place}{dot}{error.message}", hint=error.hint) from error
+        where = f"{place}.{error.option}" if error.option else place
+        raise PlanError(f"{where}: {error.message}", hint=error.hint) from error
 
 
 def _check_promise(plan: PruningPlan) -> None:

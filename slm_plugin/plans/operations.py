@@ -62,7 +62,7 @@ class _Operation(Record):
         """Check that the operation names existing layers and units, each once.
 
         Raises:
-            PlanError: It does not; the message begins with the field.
+            PlanError: It does not; ``option`` is the field, where one field is wrong.
         """
         raise NotImplementedError
 
@@ -145,7 +145,7 @@ class MergeLayers(_Merge):
         try:
             check_planned_rule(self.rule, self.last - self.first + 1)
         except PlanError as error:
-            raise PlanError(f"rule: {error.message}", hint=error.hint) from error
+            raise PlanError(error.message, hint=error.hint, option="rule") from error
 
     def describe(self) -> str:
         """The rule."""
@@ -279,22 +279,34 @@ class _KeepUnits(_Operation):
 
     Attributes:
         unit: What is kept, by its name in `Dimensions.units`.
+        noun: What messages call one of them.
         block: The block that has the units.
+        listed: The field that lists those to keep.
     """
 
     kind: ClassVar[Literal["depth", "width"]] = "width"
     unit: ClassVar[Unit]
+    noun: ClassVar[str]
     block: ClassVar[Literal["attention", "MLP"]]
+    listed: ClassVar[str]
+    # First, so that plan files keep the order of their keys.
+    op: str
     layer: Index
 
     @property
     def kept(self) -> tuple[int, ...]:
         """Indices of the units to keep."""
-        raise NotImplementedError
+        kept: tuple[int, ...] = getattr(self, self.listed)
+        return kept
 
     def used(self) -> Iterator[Block]:
         """The block of the units."""
         yield Block(self.block, self.layer)
+
+    def check(self, before: Dimensions) -> None:
+        """Check that the layer and the units exist."""
+        _check_indices("layer", "layer", [self.layer], before.layers)
+        _check_indices(self.listed, self.noun, self.kept, before.units[self.unit])
 
     def describe(self) -> str:
         """The number of units."""
@@ -305,40 +317,22 @@ class KeepChannels(_KeepUnits):
     """MLP channels (rows of gate and up, columns of down) to keep in one layer."""
 
     unit: ClassVar[Unit] = "channels"
+    noun: ClassVar[str] = "channel"
     block: ClassVar[Literal["attention", "MLP"]] = "MLP"
+    listed: ClassVar[str] = "indices"
     op: Literal["keep_channels"] = "keep_channels"
-    layer: Index
     indices: Indices
-
-    @property
-    def kept(self) -> tuple[int, ...]:
-        """Indices of the channels to keep."""
-        return self.indices
-
-    def check(self, before: Dimensions) -> None:
-        """Check that the layer and the channels exist."""
-        _check_indices("layer", "layer", [self.layer], before.layers)
-        _check_indices("indices", "channel", self.indices, before.intermediate_size)
 
 
 class KeepHeads(_KeepUnits):
     """Key/value heads to keep in one layer, each with the query heads that read it."""
 
     unit: ClassVar[Unit] = "kv_groups"
+    noun: ClassVar[str] = "KV group"
     block: ClassVar[Literal["attention", "MLP"]] = "attention"
+    listed: ClassVar[str] = "kv_groups"
     op: Literal["keep_heads"] = "keep_heads"
-    layer: Index
     kv_groups: Indices
-
-    @property
-    def kept(self) -> tuple[int, ...]:
-        """Indices of the key/value heads to keep."""
-        return self.kv_groups
-
-    def check(self, before: Dimensions) -> None:
-        """Check that the layer and the heads exist."""
-        _check_indices("layer", "layer", [self.layer], before.layers)
-        _check_indices("kv_groups", "KV group", self.kv_groups, before.kv_heads)
 
 
 DepthOperation = MergeLayers | DropLayers | ConcatLayers | DropSublayers
@@ -367,11 +361,16 @@ def _both(layers: Sequence[int]) -> Iterator[Block]:
 
 
 def _check_indices(field: str, what: str, indices: Sequence[int], size: int) -> None:
-    """Check that indices are different and below a size."""
-    place = f"{field}: " if field else ""
+    """Check that indices are different and below a size.
+
+    Raises:
+        PlanError: They are not; its ``option`` is the field.
+    """
     beyond = next((index for index in indices if index >= size), None)
     if beyond is not None:
-        raise PlanError(f"{place}names {what} {beyond}; the model has {what}s 0 to {size - 1}")
+        raise PlanError(
+            f"names {what} {beyond}; the model has {what}s 0 to {size - 1}", option=field
+        )
     if len(set(indices)) != len(indices):
         twice, _ = Counter(indices).most_common(1)[0]
-        raise PlanError(f"{place}names {what} {twice} twice")
+        raise PlanError(f"names {what} {twice} twice", option=field)

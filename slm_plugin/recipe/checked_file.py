@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from typing_extensions import Self
 
@@ -53,6 +53,17 @@ class CheckedFile:
     seed: int
     data: Mapping[str, Any]
     inputs: tuple[Input, ...] = ()
+
+    @classmethod
+    def of(cls, given: Self | Mapping[str, Any] | str | Path) -> Self:
+        """What a caller passes: a checked file as it is, data, or a path to read.
+
+        Raises:
+            RecipeError: The data or the file has mistakes.
+        """
+        if isinstance(given, Mapping):
+            return cls.from_dict(given)
+        return given if isinstance(given, cls) else cls.read(cast("str | Path", given))
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:

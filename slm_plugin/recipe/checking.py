@@ -59,9 +59,15 @@ def validated(model: type[M], data: Any, mistakes: Mistakes) -> M | None:
     return None
 
 
+def unboxed(value: Any) -> Any:
+    """The number in a scalar of NumPy or PyTorch; any other value as it is."""
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
 def _written_out(value: Any) -> Any:
-    """A value that JSON does not know: the number in a scalar of NumPy, or the text."""
-    return value.item() if getattr(value, "shape", None) == () else str(value)
+    """A value that JSON does not know, as a number or a text."""
+    number = unboxed(value)
+    return str(value) if number is value else number
 
 
 def _told(

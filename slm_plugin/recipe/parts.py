@@ -17,7 +17,7 @@ from slm_plugin.export.base import Exporter
 from slm_plugin.models.bundled import BUNDLED, check_cache
 from slm_plugin.models.loading import ModelSource, check_name
 from slm_plugin.pruners.base import Pruner
-from slm_plugin.recipe.checking import known_class, validated
+from slm_plugin.recipe.checking import known_class, unboxed, validated
 from slm_plugin.recipe.mistakes import Mistakes, Placed
 from slm_plugin.record import Record
 from slm_plugin.recovery.base import Recovery
@@ -66,8 +66,7 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    # A scalar of NumPy or PyTorch is the number that it holds.
-    return value.item() if getattr(value, "shape", None) == () else value
+    return unboxed(value)
 
 
 def _written_down(

@@ -69,7 +69,8 @@ def _removed_units(
             operation.check(before)
         except PlanError as error:
             raise PlanError(
-                f"{name} of layer {operation.layer}: {error.message}", hint="correct the indices"
+                f"{name} of layer {operation.layer}: {error.option}: {error.message}",
+                hint="correct the indices",
             ) from error
     counts = sorted({len(operation.kept) for operation in given})
     if len(counts) > 1:

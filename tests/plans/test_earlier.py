@@ -62,6 +62,16 @@ def test_an_earlier_plan_is_applied(name: str) -> None:
     assert torch.isfinite(session.model(random_tokens(1, 8) % 32).logits).all()
 
 
+@pytest.mark.parametrize("name", sorted(SOURCES))
+def test_operations_are_written_with_the_keys_in_their_order(name: str) -> None:
+    """A plan of today differs from one of before in its figures, not in its form."""
+    file = FOLDER / f"{name}.json"
+    for op, written in zip(
+        PruningPlan.read(file).operations, json.loads(file.read_text())["operations"], strict=True
+    ):
+        assert [key for key in op.model_dump() if key in written] == list(written)
+
+
 def test_every_operation_has_an_earlier_plan() -> None:
     """A new kind of operation brings a file of its own."""
     files = [PruningPlan.read(path) for path in sorted(FOLDER.glob("*.json"))]
