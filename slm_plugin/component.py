@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
 
 from slm_plugin.record import Record
+
+if TYPE_CHECKING:
+    from slm_plugin.models.families.family import Family
 
 
 class Options(Record):
@@ -42,6 +45,16 @@ class Component(ABC):
 
     def __init__(self, options: BaseModel) -> None:
         self.options = options
+
+    @classmethod
+    def unsuited(cls, family: Family, config: Mapping[str, Any]) -> str:
+        """Why it cannot be used with a model, as half a sentence; empty where it can.
+
+        Args:
+            family: What is true of the model's class.
+            config: Content of its ``config.json``.
+        """
+        return ""
 
     @property
     def needs_calibration(self) -> bool:

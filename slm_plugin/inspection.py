@@ -8,7 +8,7 @@ from rich.table import Table
 
 from slm_plugin.control_characters import visible
 from slm_plugin.extras import found_version, missing
-from slm_plugin.models.view import ATTENTION_PROJECTIONS, DecoderView, projections
+from slm_plugin.models.view import ATTENTION_PROJECTIONS, DecoderView
 from slm_plugin.registry import evaluators, exporters, pruners, recoveries
 from slm_plugin.registry.installed import broken_metadata
 from slm_plugin.versions import bounds, extra_rows, installed_versions, wanted
@@ -75,7 +75,7 @@ def component_table(found: list[dict[str, Any]]) -> Table:
 def inspection(view: DecoderView) -> dict[str, Any]:
     """A model's dimensions, its parameters by part, and the units that can be pruned."""
     dims = view.dimensions()
-    layer = projections(view.layers[0])
+    layer = view.projections(view.layers[0])
     attention = sum(p.numel() for n in ATTENTION_PROJECTIONS for p in layer[n].parameters())
     mlp = sum(
         p.numel() for n in layer if n not in ATTENTION_PROJECTIONS for p in layer[n].parameters()

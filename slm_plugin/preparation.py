@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from slm_plugin.calibration.given import token_ids
@@ -14,9 +15,11 @@ from slm_plugin.evaluation.base import Evaluator
 from slm_plugin.export.base import Exporter
 from slm_plugin.lazy import torch
 from slm_plugin.models.bundled import cache_folder, trials_folder
+from slm_plugin.models.families.suitability import refuse_unsuited
 from slm_plugin.models.in_memory import check_given
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.streaming import is_streamed
+from slm_plugin.models.view import DecoderView
 from slm_plugin.progress import timed
 from slm_plugin.recovery.base import Recovery
 from slm_plugin.session import Session
@@ -82,10 +85,11 @@ def prepare(
         journals = trials_folder() if wanted else cache_folder() / "trials"
     if isinstance(source, InMemory):
         model, tokenizer, name = source.model, source.tokenizer, source.name
+        refuse_unsuited(components, DecoderView.of(model).family, model.config.to_dict())
     else:
         name = source.id
         with timed(f"load {name}"):
-            model, tokenizer = load(source)
+            model, tokenizer = load(source, partial(refuse_unsuited, components))
     session = Session(model, tokenizer, source=name, seed=seed, journals=journals)
     _refuse_unstreamable(components, session)
     if check_targets is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +14,6 @@ from slm_plugin.models.view import DecoderView
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-_BLOCKS = ("self_attn", "mlp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +39,17 @@ def observe(view: DecoderView, batch: Batch) -> Observation:
     Figures are taken on the CPU: not every accelerator has float64.
     """
     states: list[Tensor] = []
-    norms: dict[str, list[Tensor]] = {block: [] for block in _BLOCKS}
+    norms: list[list[Tensor]] = []
     output = batch.inputs[0]
     for index, layer in enumerate(view.layers):
         states.append(batch.inputs[index].cpu())
-        with _watched(layer) as seen:
+        with _watched(layer, view.family.writers) as seen:
             output = run_layers([layer], batch.inputs[index], batch.arguments[index])
-        for block in _BLOCKS:
-            norms[block].append(token_norms(seen[block]))
+        norms.append([token_norms(seen[block]) for block in view.family.writers])
     states.append(output.cpu())
-    return Observation(tuple(states), torch.stack(norms["self_attn"]), torch.stack(norms["mlp"]))
+    attention, mlp = torch.stack([torch.stack(layer) for layer in norms], dim=1)
+    scale = view.residual_multiplier
+    return Observation(tuple(states), attention * scale, mlp * scale)
 
 
 def token_norms(states: Tensor) -> Tensor:
@@ -67,15 +66,15 @@ def token_norms(states: Tensor) -> Tensor:
 
 
 @contextmanager
-def _watched(layer: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Give what the attention and the MLP of a layer put out, by the names of the modules."""
+def _watched(layer: nn.Module, blocks: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """Give the outputs of modules of a layer, by their names."""
     seen: dict[str, Tensor] = {}
 
     def keep(block: str, _module: nn.Module, _args: Any, output: Any) -> None:
         seen[block] = output[0] if isinstance(output, tuple) else output
 
     hooks = [
-        layer.get_submodule(block).register_forward_hook(partial(keep, block)) for block in _BLOCKS
+        layer.get_submodule(block).register_forward_hook(partial(keep, block)) for block in blocks
     ]
     try:
         yield seen

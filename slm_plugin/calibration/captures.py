@@ -114,13 +114,36 @@ def enter(view: DecoderView, tokens: Tensor) -> tuple[Tensor, tuple[dict[str, An
     from slm_plugin.models.torch_subclasses import Listener
 
     layers = view.layers
-    listeners = [Listener(layer) for layer in layers]
-    view.decoder.layers = nn.ModuleList(listeners)
+    boxed = _returns_tuple(view, tokens)
+    listeners = [Listener(layer, boxed=boxed) for layer in layers]
+    view.put_layers(nn.ModuleList(listeners))
     try:
         view.decoder(input_ids=tokens, use_cache=False)
     finally:
-        view.decoder.layers = layers
+        view.put_layers(layers)
     return listeners[0].hidden, tuple(listener.arguments for listener in listeners)
+
+
+# Whether layers of a class return tuples, which differs between releases of transformers.
+_boxed: dict[type[nn.Module], bool] = {}
+
+
+def _returns_tuple(view: DecoderView, tokens: Tensor) -> bool:
+    """Whether the model's layers return tuples: run two tokens through the first one and see."""
+    first = view.layers[0]
+    if type(first) not in _boxed:
+        found: list[object] = []
+        hook = first.register_forward_hook(lambda layer, given, output: found.append(output))
+        layers = view.layers
+        view.put_layers(nn.ModuleList([first]))
+        try:
+            with held(first):
+                view.decoder(input_ids=tokens[:1, :2], use_cache=False)
+        finally:
+            hook.remove()
+            view.put_layers(layers)
+        _boxed[type(first)] = isinstance(found[0], tuple)
+    return _boxed[type(first)]
 
 
 def run_layers(layers: Iterable[nn.Module], hidden: Tensor, arguments: dict[str, Any]) -> Tensor:

@@ -26,6 +26,7 @@ from slm_plugin.recipe.parts import (
     entries,
     named_entries,
     stored_layers,
+    unsuited,
 )
 from slm_plugin.recovery.base import Recovery
 from slm_plugin.registry import evaluators, pruners, recoveries
@@ -274,6 +275,7 @@ def _check_needs(
     made = [Placed(m.place, m.component.at(targets[0].component)) for m in methods if targets]
     repairs = [one for one in others if isinstance(one.component, Recovery)]
     check_calibration(frame.calibration, [*made, *repairs], mistakes)
+    mistakes.extend(unsuited(frame.model.id, [*made, *others]))
     layers = stored_layers(frame.model.id)
     for target in targets:
         removed = target.component.layers_removed

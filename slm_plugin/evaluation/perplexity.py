@@ -202,7 +202,7 @@ def negative_log_likelihood(view: DecoderView, pieces: Tensor) -> float:
     for batch in track(batches, "perplexity", total=len(batches)):
         tokens = batch.to(view.model.device)
         hidden = view.decoder(input_ids=tokens, use_cache=False).last_hidden_state
-        total += next_token_losses(view.head, hidden, tokens).sum().item()
+        total += next_token_losses(view.logits, hidden, tokens).sum().item()
         if not math.isfinite(total):
             raise NumericalError(
                 "the model produces NaN or infinity on the perplexity text",

@@ -88,4 +88,4 @@ def logits(view: DecoderView, asked: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Logits, each ``(1, tokens, vocabulary)`` in float32 on the CPU; every layer is read once."""
     captured = capture(view, [ids.to(view.model.device) for ids in asked])
     with held(view.head):
-        return tuple(view.head(batch.final).float().cpu() for batch in captured)
+        return tuple(view.logits(batch.final).float().cpu() for batch in captured)

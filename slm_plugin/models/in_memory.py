@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from slm_plugin.errors import UnsupportedModelError, UserError
 from slm_plugin.lazy import nn, transformers
 from slm_plugin.models.streaming import is_streamed
-from slm_plugin.models.view import DecoderView, projections
+from slm_plugin.models.view import DecoderView
+from slm_plugin.progress import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,6 +52,12 @@ def _check_plain(model: PreTrainedModel) -> None:
             replaced, as adapters, quantisation and parametrisations do.
     """
     view = DecoderView.of(model)
+    config = model.config
+    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
+        say(
+            "warning: the model computes attention by sdpa, which leaves out its "
+            "attn_logit_softcapping; load it with attn_implementation='eager'"
+        )
     # The weights of a streamed model are read when they are used.
     if not is_streamed(model) and any(weight.is_meta for weight in model.parameters()):
         raise UserError(
@@ -58,8 +65,10 @@ def _check_plain(model: PreTrainedModel) -> None:
             hint="load the model with its weights",
         )
     for place, found, stock in _modules(view):
-        if type(found) is not stock:
-            kind = type(found)
+        kind = type(found)
+        # Some families have an embedding of their own, as Gemma 3's, which scales.
+        own = kind.__module__ == type(model).__module__ and issubclass(kind, stock)
+        if kind is not stock and not own:
             raise UnsupportedModelError(
                 f"{place} is a {kind.__module__}.{kind.__qualname__}, not a {stock.__name__} of "
                 "PyTorch",
@@ -73,6 +82,6 @@ def _modules(view: DecoderView) -> list[tuple[str, Any, type[nn.Module]]]:
         ("the language-modelling head", view.head, nn.Linear),
     ]
     for index, layer in enumerate(view.layers):
-        for name, linear in projections(layer).items():
+        for name, linear in view.projections(layer).items():
             listed.append((f"{name} of layer {index}", linear, nn.Linear))
     return listed

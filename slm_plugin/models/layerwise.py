@@ -10,7 +10,7 @@ projections, would silently run with the wrong ones.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from slm_plugin.lazy import nn, torch
 from slm_plugin.models.border import reading
@@ -20,6 +20,7 @@ from slm_plugin.models.checkpoint import (
     check_frequencies,
     check_parameters,
 )
+from slm_plugin.models.empty import empty_model
 from slm_plugin.models.generation import read_generation
 from slm_plugin.models.streaming import run_streamed, stub_for, values
 from slm_plugin.models.view import DecoderView
@@ -48,11 +49,11 @@ def build(
     check_parameters(checkpoint, model)
     view = DecoderView.of(model)
     with reading(f"cannot build the model of {checkpoint.name}"):
-        # The rotary frequencies are no weights: they are computed, and not on the meta device.
-        rotary: Any = view.decoder.rotary_emb
-        rotary = type(rotary)(config=model.config).to(device)
-    view.decoder.rotary_emb = rotary
-    check_frequencies(checkpoint, rotary.inv_freq)
+        # Rotary frequencies and factors are no weights: they are computed from the config.
+        for name, buffer in list(model.named_buffers()):
+            owner, _, leaf = name.rpartition(".")
+            model.get_submodule(owner)._buffers[leaf] = buffer.to(device)
+    check_frequencies(checkpoint, model)
     tied = bool(model.config.tie_word_embeddings)
     far = [*view.layers, *([] if tied else [view.head])] if streamed else []
     with reading(f"cannot read the weights of {checkpoint.name}"):
@@ -66,21 +67,14 @@ def build(
 
 def _on_meta(checkpoint: Checkpoint, dtype: str) -> PreTrainedModel:
     """The stock class without memory for its weights."""
-    from transformers import AutoModelForCausalLM
-
     config = checkpoint.configuration.config
     wanted = _number_format(dtype, config, checkpoint)
     config.dtype = wanted
     config._name_or_path = checkpoint.name
     settings = checkpoint.folder / "generation_config.json"
     generation = read_generation(settings, config, checkpoint.configuration.generation)
-    with reading(f"cannot build the model of {checkpoint.name}"), torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config,
-            dtype=wanted,
-            trust_remote_code=False,
-            attn_implementation=config._attn_implementation,
-        )
+    with reading(f"cannot build the model of {checkpoint.name}"):
+        model = empty_model(config, wanted)
     model.generation_config = generation
     return model
 

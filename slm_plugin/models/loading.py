@@ -13,7 +13,9 @@ from slm_plugin.errors import ModelSourceError
 from slm_plugin.lazy import torch
 from slm_plugin.models.bundled import BUNDLED, bundled_folder
 from slm_plugin.models.checkpoint import read_checkpoint
+from slm_plugin.models.families import family_of
 from slm_plugin.models.gguf import is_gguf, read_gguf
+from slm_plugin.models.gguf.reading import Accept
 from slm_plugin.models.hub import fetched
 from slm_plugin.models.layerwise import build
 from slm_plugin.models.placement import outgrows, place_layers, places
@@ -89,11 +91,18 @@ class ModelSource(Record):
         return memory
 
 
-def load(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+def load(
+    source: ModelSource, accept: Accept = lambda family, config: None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Load model and tokenizer; the model is in evaluation mode and its weights are finite.
 
     Only safetensors and GGUF are read and no code of the checkpoint is run. The tokenizer is
     None when the checkpoint has none.
+
+    Args:
+        source: Which model.
+        accept: Called with the family and the content of the config before any weight is read;
+            raises for a model that is not wanted.
 
     Raises:
         ModelSourceError: The model cannot be found, fetched or read, lacks weights, or holds NaN.
@@ -104,13 +113,13 @@ def load(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase 
     check_name(source.id)
     path = _path(source.id)
     if source.id in BUNDLED:
-        model, tokenizer = _from_files(bundled_folder(source.id), source)
+        model, tokenizer = _from_files(bundled_folder(source.id), source, accept)
     elif is_gguf(source.id):
-        model, tokenizer = read_gguf(path, dtype=source.dtype)
+        model, tokenizer = read_gguf(path, dtype=source.dtype, accept=accept)
     elif path.is_dir():
-        model, tokenizer = _from_files(path, source)
+        model, tokenizer = _from_files(path, source, accept)
     else:
-        model, tokenizer = _from_files(fetched(source.id, source.revision), source)
+        model, tokenizer = _from_files(fetched(source.id, source.revision), source, accept)
     DecoderView.of(model)
     _refuse_non_finite(model, source.id)
     model.eval()
@@ -170,9 +179,11 @@ def pick_device(device: str) -> torch.device:
 
 
 def _from_files(
-    folder: Path, source: ModelSource
+    folder: Path, source: ModelSource, accept: Accept
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     checkpoint = read_checkpoint(folder, source.id)
+    configuration = checkpoint.configuration
+    accept(family_of(configuration.architecture), configuration.config.to_dict())
     tokenizer = read_tokenizer(folder, checkpoint.configuration.config, source.id)
     device = pick_device(source.device)
     spread = source.memory == "whole" and source.device == "auto" and outgrows(device, checkpoint)

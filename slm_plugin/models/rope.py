@@ -10,12 +10,14 @@ first.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from slm_plugin.models.border import is_transformers_four
 from slm_plugin.models.config_values import Field, Where, count, positive, problem
+from slm_plugin.models.families.family import FULL, SLIDING, Family
 
-DEFAULT_BASE = 10_000.0
+LOCAL, LOCAL_BASE = "rope_local_base_freq", 10_000.0
 ORIGINAL = "original_max_position_embeddings"
 # Kinds for which some release reads the length of training beside the scaling.
 ORIGINAL_KINDS = ("yarn", "longrope", "llama3")
@@ -41,74 +43,145 @@ VALUES: dict[str, Field] = {
 }
 
 
-def rope_settings(
-    config: Mapping[str, Any], head_dim: int, where: Where
-) -> tuple[float, dict[str, Any] | None]:
-    """Base and scaling that a config states in either way.
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary settings of a model.
+
+    Attributes:
+        base: Base of the frequencies.
+        scaling: Scaling with its ``rope_type``, None for none. The length of training stands in it
+            where it is stated.
+        part: Part of a head that is turned.
+        local_base: Base for layers with sliding attention, where they have a table of their own.
+    """
+
+    base: float
+    scaling: dict[str, Any] | None
+    part: float = 1.0
+    local_base: float | None = None
+
+
+def rope_settings(config: Mapping[str, Any], head_dim: int, family: Family, where: Where) -> Rope:
+    """Rotary settings that a config states in either way.
 
     Args:
         config: Content of ``config.json``.
         head_dim: Length of a head.
+        family: What is true of the model's class.
         where: Names the config in messages.
-
-    Returns:
-        The base, and the scaling with its ``rope_type``, or None when there is none. The length of
-        training stands in the scaling where it is stated.
 
     Raises:
         ModelSourceError: The settings are malformed, contradict each other, or are unknown.
     """
+    local = None
+    if family.rotary == "by_kind":
+        config, local = _by_kind(config, where)
     parameters = _dict(config, "rope_parameters", where)
     legacy = _dict(config, "rope_scaling", where)
-    # transformers 5 also takes `rope_theta` inside of `rope_scaling`.
-    stated = {
-        place: value
-        for place, value in (
-            ("rope_theta", config.get("rope_theta")),
-            ("rope_parameters.rope_theta", parameters.get("rope_theta")),
-            ("rope_scaling.rope_theta", legacy.get("rope_theta")),
-        )
-        if value is not None
-    }
-    for place, value in stated.items():
-        positive(where.at(place), value)
-    if len({float(value) for value in stated.values()}) > 1:
-        raise where.contradiction(" and ".join(f"{p} {v}" for p, v in stated.items()))
+    base = _stated(config, parameters, legacy, "rope_theta", where)
+    part = _stated(config, parameters, legacy, "partial_rotary_factor", where)
+    if base is None:
+        base = family.default_rope_base
+    if base is None:
+        raise problem(where.at("rope_theta"), None, f"given for a {family.model_type}")
+    if family.partial_rotary is None:
+        if part not in (None, 1):
+            raise problem(where.at("partial_rotary_factor"), part, "1: the whole head is turned")
+    elif part is not None and not part <= 1:
+        raise problem(where.at("partial_rotary_factor"), part, "a number above 0, at most 1")
+    part = part or family.partial_rotary or 1.0
+    turned = int(head_dim * part)
     scalings = {
-        name: _scaling(_with_original(found, name, config, where), name, head_dim, where)
+        name: _scaling(_with_original(found, name, config, where), name, turned, where)
         for name, found in (("rope_parameters", parameters), ("rope_scaling", legacy))
     }
     written, before = scalings["rope_parameters"], scalings["rope_scaling"]
     if parameters and legacy and written != before:
         raise where.contradiction("rope_parameters and another rope_scaling")
-    for place, value in (
-        ("partial_rotary_factor", config.get("partial_rotary_factor")),
-        ("rope_parameters.partial_rotary_factor", parameters.get("partial_rotary_factor")),
-        ("rope_scaling.partial_rotary_factor", legacy.get("partial_rotary_factor")),
-    ):
-        if value is not None and value != 1:
-            raise problem(where.at(place), value, "1: positions that turn a part of a head")
-    base = float(next(iter(stated.values()), DEFAULT_BASE))
     scaling = written or before
     if scaling is not None and scaling["rope_type"] == "longrope":
         _check_longrope(scaling, config.get("max_position_embeddings"), where)
-    return base, scaling
+    if family.rotary == "by_kind":
+        local = local or (LOCAL_BASE if LOCAL in family.fields else base)
+        if LOCAL not in family.fields and local != base and is_transformers_four():
+            raise where.contradiction(f"rope_theta {base}, and {local} for sliding_attention")
+    return Rope(base, scaling, part, local)
 
 
-def rope_fields(base: float, scaling: dict[str, Any] | None) -> dict[str, Any]:
-    """The settings in the words of the installed transformers.
-
-    Args:
-        base: Base of the frequencies.
-        scaling: Scaling with its ``rope_type``, None for none.
-    """
+def rope_fields(rope: Rope, family: Family) -> dict[str, Any]:
+    """The settings in the words of the installed transformers."""
+    base, scaling = rope.base, rope.scaling
     beside: dict[str, Any] = {}
     if scaling is not None and scaling["rope_type"] == "longrope" and ORIGINAL in scaling:
         beside = {ORIGINAL: scaling[ORIGINAL]}
+    if family.partial_rotary is not None:
+        beside["partial_rotary_factor"] = rope.part
     if is_transformers_four():
+        if LOCAL in family.fields:
+            beside[LOCAL] = rope.local_base
+        if family.rotary == "phi3" and scaling is not None:
+            # Its class wants these three and no other.
+            factors = {name: scaling[name] for name in ("short_factor", "long_factor")}
+            scaling = {**factors, "type": scaling["rope_type"]}
         return {**beside, "rope_theta": base, "rope_scaling": scaling}
     parameters = {"rope_type": "default", **(scaling or {}), "rope_theta": base}
+    if family.partial_rotary is not None:
+        parameters["partial_rotary_factor"] = beside.pop("partial_rotary_factor")
+    if family.rotary == "by_kind":
+        sliding = {"rope_type": "default", "rope_theta": rope.local_base}
+        parameters = {FULL: parameters, SLIDING: sliding}
     return {**beside, "rope_parameters": parameters}
+
+
+def _by_kind(config: Mapping[str, Any], where: Where) -> tuple[Mapping[str, Any], float | None]:
+    """The config with the settings of full attention alone, and the base for sliding attention."""
+    found = dict(config)
+    bases: dict[str, float] = {}
+    if config.get(LOCAL) is not None:
+        bases[LOCAL] = config[LOCAL]
+    parameters = _dict(config, "rope_parameters", where)
+    if parameters:
+        for kind in (FULL, SLIDING):
+            if not isinstance(parameters.get(kind), dict):
+                place = where.at(f"rope_parameters.{kind}")
+                raise problem(place, parameters.get(kind), "an object: one per attention type")
+        place = f"rope_parameters.{SLIDING}"
+        sliding = parameters[SLIDING]
+        if sliding.get("rope_type", "default") != "default":
+            raise problem(where.at(f"{place}.rope_type"), sliding["rope_type"], "default")
+        if sliding.get("rope_theta") is not None:
+            bases[f"{place}.rope_theta"] = sliding["rope_theta"]
+        found["rope_parameters"] = parameters[FULL]
+    for place, base in bases.items():
+        positive(where.at(place), base)
+    if len({float(base) for base in bases.values()}) > 1:
+        raise where.contradiction(" and ".join(f"{p} {v}" for p, v in bases.items()))
+    return found, next((float(base) for base in bases.values()), None)
+
+
+def _stated(
+    config: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    legacy: Mapping[str, Any],
+    name: str,
+    where: Where,
+) -> float | None:
+    """A number that stands beside the settings or in either form of them; all must agree."""
+    stated = {
+        place: found[name]
+        for place, found in (
+            (name, config),
+            (f"rope_parameters.{name}", parameters),
+            # transformers 5 also takes it inside of `rope_scaling`.
+            (f"rope_scaling.{name}", legacy),
+        )
+        if found.get(name) is not None
+    }
+    for place, value in stated.items():
+        positive(where.at(place), value)
+    if len({float(value) for value in stated.values()}) > 1:
+        raise where.contradiction(" and ".join(f"{p} {v}" for p, v in stated.items()))
+    return next((float(value) for value in stated.values()), None)
 
 
 def _with_original(
@@ -158,9 +231,7 @@ def _dict(config: Mapping[str, Any], name: str, where: Where) -> dict[str, Any]:
     return found
 
 
-def _scaling(
-    found: dict[str, Any], name: str, head_dim: int, where: Where
-) -> dict[str, Any] | None:
+def _scaling(found: dict[str, Any], name: str, turned: int, where: Where) -> dict[str, Any] | None:
     """One of the two objects as a scaling, None when it states none."""
     if not found:
         return None
@@ -185,7 +256,7 @@ def _scaling(
         if key in VALUES and value is not None:
             VALUES[key](where.at(f"{name}.{key}"), value)
         if key in ("short_factor", "long_factor"):
-            _factors(where.at(f"{name}.{key}"), value, head_dim // 2)
+            _factors(where.at(f"{name}.{key}"), value, turned // 2)
     if kind == "llama3" and not found["low_freq_factor"] < found["high_freq_factor"]:
         raise problem(
             where.at(f"{name}.low_freq_factor"),
@@ -199,6 +270,6 @@ def _scaling(
 
 def _factors(place: str, value: Any, length: int) -> None:
     if not isinstance(value, list) or len(value) != length:
-        raise problem(place, value, f"a list of {length} numbers, half of a head")
+        raise problem(place, value, f"a list of {length} numbers, half of what is turned")
     for index, factor in enumerate(value):
         positive(f"{place}[{index}]", factor)

@@ -41,20 +41,30 @@ class StreamedParameter(nn.Parameter):
 
 
 class Listener(nn.Module):
-    """Stands in for a layer: notes what the decoder hands to it and passes its input through."""
+    """Stands in for a layer: notes what the decoder hands to it and passes its input through.
 
-    def __init__(self, layer: nn.Module) -> None:
+    Args:
+        layer: The layer.
+        boxed: Whether the layer returns a tuple, as its decoder then expects.
+    """
+
+    def __init__(self, layer: nn.Module, *, boxed: bool) -> None:
         super().__init__()
-        # transformers 4.57 chooses the mask by this.
-        self.attention_type = getattr(layer, "attention_type", "full_attention")
+        self.boxed = boxed
+        # Not a submodule: some releases choose mask and positions by attributes of the layer.
+        self.__dict__["layer"] = layer
         self.hidden = torch.empty(0)
         self.arguments: dict[str, Any] = {}
 
-    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+    def __getattr__(self, name: str) -> Any:
+        """What the layer has."""
+        return getattr(self.__dict__["layer"], name)
+
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor | tuple[Tensor]:
         """Note the input and the arguments."""
         self.hidden = hidden_states
         self.arguments = {**arguments, "past_key_values": None, "use_cache": False}
-        return hidden_states
+        return (hidden_states,) if self.boxed else hidden_states
 
 
 class Identity(nn.Module):

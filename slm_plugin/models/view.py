@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, cast
 
 from slm_plugin.errors import UnsupportedModelError
 from slm_plugin.lazy import nn
+from slm_plugin.models.families import family_of
+from slm_plugin.models.families.family import Family
+from slm_plugin.models.head import Head
 from slm_plugin.models.operators import own_parameters
 from slm_plugin.record import Record
 
@@ -15,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
-SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
@@ -23,7 +25,8 @@ MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 class Dimensions(Record):
     """Sizes of a decoder with uniform layers, and the parameters per unit of each kind.
 
-    All ``*_parameters`` count scalars; tied embeddings count once.
+    All ``*_parameters`` count scalars; tied embeddings count once. A unit that cannot be removed
+    from models of this family has 0.
     """
 
     architecture: str
@@ -48,7 +51,9 @@ class Dimensions(Record):
     @property
     def units(self) -> dict[str, int]:
         """Units of a layer that width pruning removes, by what `without_units` calls them."""
-        return {"channels": self.intermediate_size, "kv_groups": self.kv_heads}
+        counts = {"channels": self.intermediate_size, "kv_groups": self.kv_heads}
+        sizes = {"channels": self.channel_parameters, "kv_groups": self.kv_group_parameters}
+        return {unit: count for unit, count in counts.items() if sizes[unit]}
 
     def without_layers(self, removed: int) -> Dimensions:
         """The same decoder with fewer layers."""
@@ -73,18 +78,6 @@ class Dimensions(Record):
         )
 
 
-def check_architecture(name: str) -> None:
-    """Check that a model class is one of SUPPORTED.
-
-    Raises:
-        UnsupportedModelError: It is not.
-    """
-    if name not in SUPPORTED:
-        raise UnsupportedModelError(
-            f"architecture {name} is not supported", hint=f"supported: {', '.join(SUPPORTED)}"
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class DecoderView:
     """Access to a causal language model's embedding, layers, final norm and head."""
@@ -96,11 +89,15 @@ class DecoderView:
         """Wrap a model.
 
         Raises:
-            UnsupportedModelError: The architecture is not one of SUPPORTED, or its layers
-                differ from one another in shape.
+            UnsupportedModelError: There is no family for the model's class.
         """
-        check_architecture(type(model).__name__)
+        family_of(type(model).__name__)
         return cls(model)
+
+    @property
+    def family(self) -> Family:
+        """What is true of the model's class."""
+        return family_of(type(self.model).__name__)
 
     @property
     def config(self) -> PretrainedConfig:
@@ -110,17 +107,21 @@ class DecoderView:
     @property
     def decoder(self) -> nn.Module:
         """The model without its language-modelling head."""
-        return cast(nn.Module, self.model.model)
+        return cast(nn.Module, self.model.get_submodule(self.family.decoder))
 
     @property
     def layers(self) -> nn.ModuleList:
         """Decoder layers, bottom first."""
-        return cast(nn.ModuleList, self.decoder.layers)
+        return cast(nn.ModuleList, self.decoder.get_submodule(self.family.layers))
+
+    def put_layers(self, layers: nn.ModuleList) -> None:
+        """Replace all layers."""
+        setattr(self.decoder, self.family.layers, layers)
 
     @property
     def norm(self) -> nn.Module:
         """The norm between the last layer and the head."""
-        return cast(nn.Module, self.decoder.norm)
+        return self.decoder.get_submodule(self.family.norm)
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -129,8 +130,18 @@ class DecoderView:
 
     @property
     def head(self) -> nn.Linear:
-        """Language-modelling head."""
+        """Weights of the language-modelling head."""
         return cast(nn.Linear, self.model.get_output_embeddings())
+
+    @property
+    def logits(self) -> Head:
+        """The head with what the family does to its output."""
+        family = self.family
+        return Head(
+            self.head,
+            float(_setting(self.config, family.logits_divisor) or 1.0),
+            _setting(self.config, family.logits_softcap),
+        )
 
     @property
     def tied(self) -> bool:
@@ -151,15 +162,19 @@ class DecoderView:
                     f"layer {index} differs in shape from layer 0",
                     hint="only decoders with uniform layers can be pruned",
                 )
-        head_dim = cast(int, first.get_submodule("self_attn").head_dim)
-        modules = projections(first)
-        heads = modules["q_proj"].out_features // head_dim
-        kv_heads = modules["k_proj"].out_features // head_dim
+        family = self.family
+        modules = projections(first, family)
+        head_dim = cast(int, first.get_submodule(family.attention[0]).head_dim)
+        heads = modules["o_proj"].in_features // head_dim
+        if "k_proj" in modules:
+            kv_heads = modules["k_proj"].out_features // head_dim
+        else:
+            kv_heads = (modules["qkv_proj"].out_features // head_dim - heads) // 2
         return Dimensions(
             architecture=type(self.model).__name__,
             layers=len(self.layers),
             hidden_size=self.embedding.embedding_dim,
-            intermediate_size=modules["gate_proj"].out_features,
+            intermediate_size=modules["down_proj"].in_features,
             attention_heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
@@ -167,30 +182,40 @@ class DecoderView:
             tied_embeddings=self.tied,
             parameters=sum(p.numel() for p in self.model.parameters()),
             layer_parameters=sum(p.numel() for _, p in own_parameters(first)),
-            channel_parameters=sum(
-                _unit_size(modules[name], rows=name != "down_proj") for name in MLP_PROJECTIONS
-            ),
-            kv_group_parameters=head_dim
-            * sum(
-                _unit_size(modules[name], rows=name != "o_proj")
-                * (heads // kv_heads if name in ("q_proj", "o_proj") else 1)
-                for name in ATTENTION_PROJECTIONS
+            channel_parameters=_channel(modules) if "channels" in self.units else 0,
+            kv_group_parameters=(
+                _kv_group(modules, head_dim, heads // kv_heads) if "kv_groups" in self.units else 0
             ),
         )
 
+    def projections(self, layer: nn.Module) -> dict[str, nn.Linear]:
+        """The linear maps of one of its layers by their short names."""
+        return projections(layer, self.family)
 
-def projections(layer: nn.Module) -> dict[str, nn.Linear]:
-    """The seven linear maps of a layer by their short names."""
-    found: dict[str, nn.Linear] = {}
-    for block, names in (("self_attn", ATTENTION_PROJECTIONS), ("mlp", MLP_PROJECTIONS)):
-        for name in names:
-            found[name] = layer.get_submodule(f"{block}.{name}")  # type: ignore[assignment]
-    return found
+    @property
+    def residual_multiplier(self) -> float:
+        """Factor of what a block adds to the residual stream."""
+        return float(_setting(self.config, self.family.residual_multiplier) or 1.0)
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Units that width pruning can remove from this model."""
+        return self.family.removable(self.config.to_dict())
 
 
-def projection_weights(layer: nn.Module) -> dict[str, Tensor]:
-    """The weights of a layer's seven linear maps, by their short names."""
-    return {name: linear.weight for name, linear in projections(layer).items()}
+def projections(layer: nn.Module, family: Family) -> dict[str, nn.Linear]:
+    """The linear maps of a layer by their short names."""
+    return {
+        name: cast(nn.Linear, layer.get_submodule(path))
+        for name, path in family.projections.items()
+    }
+
+
+def layer_kinds(view: DecoderView) -> list[tuple[object, ...]]:
+    """What makes each layer differ from others: attention type, whether it has positions."""
+    fields = ("layer_types", *view.family.kind_fields)
+    found = [getattr(view.config, name, None) or [None] * len(view.layers) for name in fields]
+    return list(zip(*found, strict=True))
 
 
 def layer_weights(layer: nn.Module) -> dict[str, Tensor]:
@@ -211,6 +236,24 @@ def layer_lists(config: PretrainedConfig) -> Iterator[tuple[str, list[object]]]:
 
 def _shapes(layer: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
     return [(name, tuple(p.shape)) for name, p in own_parameters(layer)]
+
+
+def _channel(modules: dict[str, nn.Linear]) -> int:
+    """Scalars of one MLP channel of a layer."""
+    return sum(_unit_size(modules[name], rows=name != "down_proj") for name in MLP_PROJECTIONS)
+
+
+def _kv_group(modules: dict[str, nn.Linear], head_dim: int, queries: int) -> int:
+    """Scalars of one key/value head of a layer with the query heads that read it."""
+    return head_dim * sum(
+        _unit_size(modules[name], rows=name != "o_proj")
+        * (queries if name in ("q_proj", "o_proj") else 1)
+        for name in ATTENTION_PROJECTIONS
+    )
+
+
+def _setting(config: PretrainedConfig, name: str | None) -> float | None:
+    return None if name is None else getattr(config, name, None)
 
 
 def _unit_size(linear: nn.Linear, *, rows: bool) -> int:

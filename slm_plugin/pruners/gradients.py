@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from slm_plugin.calibration.captures import split
 from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import torch
-from slm_plugin.models.view import DecoderView, projection_weights
+from slm_plugin.models.view import DecoderView
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,7 +41,7 @@ def only_trainable(model: nn.Module, parameters: Iterable[Tensor]) -> Iterator[N
 def loss_gradients(
     view: DecoderView,
     batches: Iterable[Tensor],
-    weights_of: Callable[[nn.Module], dict[str, Tensor]] = projection_weights,
+    weights_of: Callable[[nn.Module], dict[str, Tensor]] | None = None,
 ) -> list[dict[str, Tensor]]:
     """Gradient of the mean next-token cross-entropy over all batches.
 
@@ -51,7 +51,8 @@ def loss_gradients(
     Args:
         view: The model.
         batches: Token ids, each ``(samples, length)`` with the same length.
-        weights_of: Returns the weights of a layer to differentiate, by name.
+        weights_of: Returns the weights of a layer to differentiate, by name; without it
+            those of the linear maps.
 
     Returns:
         For every layer, by name, the gradient of the weight in the weight's shape, float32.
@@ -59,7 +60,13 @@ def loss_gradients(
     Raises:
         NumericalError: The loss is NaN or infinite.
     """
-    weights = [weights_of(layer) for layer in view.layers]
+    if weights_of is None:
+        weights = [
+            {name: linear.weight for name, linear in view.projections(layer).items()}
+            for layer in view.layers
+        ]
+    else:
+        weights = [weights_of(layer) for layer in view.layers]
     flat = [weight for layer in weights for weight in layer.values()]
     sums = {id(weight): torch.zeros_like(weight, dtype=torch.float32) for weight in flat}
     samples = 0

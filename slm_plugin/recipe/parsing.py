@@ -24,6 +24,7 @@ from slm_plugin.recipe.parts import (
     entries,
     named_entries,
     stored_layers,
+    unsuited,
 )
 from slm_plugin.recovery.base import Recovery
 from slm_plugin.registry import evaluators, exporters, nearest, pruners, recoveries
@@ -92,6 +93,7 @@ def _check_frame(
     if frame.model is not None:
         check_surroundings(frame.model, mistakes)
         _check_layers(frame.model, stages, mistakes)
+        mistakes.extend(unsuited(frame.model.id, (*stages, *measured, *written)))
         check_calibration(frame.calibration, stages, mistakes)
         if frame.model.memory == "layerwise":
             mistakes.extend(unstreamable((*stages, *measured, *written), frame.calibration))

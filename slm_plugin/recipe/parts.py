@@ -11,14 +11,16 @@ from pydantic import BaseModel, Field, create_model
 
 from slm_plugin.calibration.samples import CalibrationSource
 from slm_plugin.counts import Seed
-from slm_plugin.errors import UserError
+from slm_plugin.errors import UnsupportedModelError, UserError
 from slm_plugin.evaluation.base import Evaluator
 from slm_plugin.export.base import Exporter
 from slm_plugin.models.bundled import BUNDLED, check_cache
+from slm_plugin.models.families import family_of, family_of_type
+from slm_plugin.models.families.suitability import complaint
 from slm_plugin.models.loading import ModelSource, check_name
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.recipe.checking import known_class, unboxed, validated
-from slm_plugin.recipe.mistakes import Mistakes, Placed
+from slm_plugin.recipe.mistakes import Mistakes, Placed, Problem
 from slm_plugin.record import Record
 from slm_plugin.recovery.base import Recovery
 from slm_plugin.registry import Registry
@@ -113,20 +115,40 @@ def named_entries(
     return found
 
 
-def stored_layers(model: str) -> int | None:
-    """Number of layers of a bundled model or of a folder's config; None where unknown."""
+def stored_config(model: str) -> Mapping[str, Any]:
+    """What is known of a model without loading it: the config of a folder, or of a bundled one."""
     if model in BUNDLED:
-        return BUNDLED[model].layers
+        bundled = BUNDLED[model]
+        return {"architectures": [bundled.architecture], "num_hidden_layers": bundled.layers}
     try:
         file = Path(model).expanduser() / "config.json"
         if not file.is_file():
-            return None
+            return {}
         config = json.loads(read_text(file, "the config", UserError, LARGEST_CONFIG))
     except (OSError, ValueError, RecursionError, RuntimeError, UserError):
         # Errors of a model are reported when it is loaded.
-        return None
-    layers = config.get("num_hidden_layers") if isinstance(config, dict) else None
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def stored_layers(model: str) -> int | None:
+    """Number of layers of a bundled model or of a folder's config; None where unknown."""
+    layers = stored_config(model).get("num_hidden_layers")
     return layers if type(layers) is int and layers > 0 else None
+
+
+def unsuited(model: str, components: Iterable[Placed[Any]]) -> Iterator[Problem]:
+    """Problems of components that cannot be used with a model of this family."""
+    config = stored_config(model)
+    named = config.get("architectures")
+    try:
+        family = family_of(named[0]) if named else family_of_type(config["model_type"], "")
+    except (KeyError, TypeError, UnsupportedModelError):
+        return
+    for one in components:
+        found = complaint(one.component, family, config)
+        if found:
+            yield Problem(one.place, found)
 
 
 def component(

@@ -230,20 +230,20 @@ class Registry(Generic[T]):
 
 _PRUNER = Contract(
     "slm_plugin.pruners.base:Pruner",
-    ("plan", "check_target", "needs_calibration"),
+    ("plan", "check_target", "needs_calibration", "unsuited"),
     reserved=frozenset({"prune", "target", "label", "recover"}),
 )
 _RECOVERY = Contract(
     "slm_plugin.recovery.base:Recovery",
-    ("recover", "needs_calibration"),
+    ("recover", "needs_calibration", "unsuited"),
     reserved=frozenset({"recover"}),
 )
 _EVALUATOR = Contract(
     "slm_plugin.evaluation.base:Evaluator",
-    ("measure", "check", "load", "check_model"),
+    ("measure", "check", "load", "check_model", "unsuited"),
     renamed=(("fit", "check_model"),),
 )
-_EXPORTER = Contract("slm_plugin.export.base:Exporter", ("export", "check_model"))
+_EXPORTER = Contract("slm_plugin.export.base:Exporter", ("export", "check_model", "unsuited"))
 pruners: Registry[Pruner] = Registry(
     "pruner",
     {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from slm_plugin.errors import PlanError
 from slm_plugin.extras import require
 from slm_plugin.lazy import torch
-from slm_plugin.models.view import DecoderView, Dimensions, projections
+from slm_plugin.models.view import DecoderView, Dimensions
 from slm_plugin.plans import WidthOperation
 from slm_plugin.surgery.groups import Members, axis, members
 from slm_plugin.surgery.portability import refuse_unloadable
@@ -17,6 +17,8 @@ from slm_plugin.surgery.portability import refuse_unloadable
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from slm_plugin.models.families.family import Family
 
 
 def apply_channels(model: PreTrainedModel, operations: Sequence[WidthOperation]) -> None:
@@ -42,8 +44,8 @@ def apply_channels(model: PreTrainedModel, operations: Sequence[WidthOperation])
     refuse_unloadable(before, after)
     for index, layer in enumerate(view.layers):
         for unit, units in removed.items():
-            _remove(layer, members(unit, units[index], before))
-        _sync_modules(layer, after)
+            _remove(view.projections(layer), members(unit, units[index], before))
+        _sync_modules(layer, view.family, after)
     _sync_config(view.config, after)
 
 
@@ -83,11 +85,10 @@ def _removed_units(
     return [tuple(sorted(every - set(by_layer[layer]))) for layer in range(before.layers)]
 
 
-def _remove(layer: nn.Module, removed: Members) -> None:
+def _remove(modules: Mapping[str, nn.Linear], removed: Members) -> None:
     """Remove the rows and columns of units from a layer's projections."""
     import torch_pruning
 
-    modules = projections(layer)
     for name, indices in removed.items():
         if not indices:
             continue
@@ -102,18 +103,18 @@ def _remove(layer: nn.Module, removed: Members) -> None:
             parameter.requires_grad_(flags[key])
 
 
-def _sync_modules(layer: nn.Module, after: Dimensions) -> None:
+def _sync_modules(layer: nn.Module, family: Family, after: Dimensions) -> None:
     """Update the sizes stored in attention and MLP modules, which depend on the release.
 
     Only whole groups are removed, so the query heads per key/value head are unchanged.
     """
     _set_existing(
-        layer.get_submodule("self_attn"),
+        layer.get_submodule(family.attention[0]),
         num_heads=after.attention_heads,
         num_attention_heads=after.attention_heads,
         num_key_value_heads=after.kv_heads,
     )
-    _set_existing(layer.get_submodule("mlp"), intermediate_size=after.intermediate_size)
+    _set_existing(layer.get_submodule(family.mlp[0]), intermediate_size=after.intermediate_size)
 
 
 def _set_existing(module: nn.Module, **sizes: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from slm_plugin.lazy import nn
+from slm_plugin.models.families import family_of
 from slm_plugin.models.view import DecoderView, Dimensions, layer_lists
 from slm_plugin.plans import ConcatLayers, DepthOperation, MergeLayers
 from slm_plugin.plans.layout import layers_left
@@ -44,7 +45,7 @@ def apply_layers(
     _cut_config(view, [first for first, _ in kept])
     for position, layer in enumerate(result):
         _renumber(layer, position)
-    view.decoder.layers = nn.ModuleList(result)
+    view.put_layers(nn.ModuleList(result))
     return kept
 
 
@@ -61,11 +62,12 @@ def made_layer(
     Raises:
         PlanError: The operation does not fit the layers.
     """
+    family = family_of(dimensions.architecture)
     if isinstance(operation, ConcatLayers):
         return concatenated_layer(operation.parts, run, dimensions)
     if isinstance(operation, MergeLayers):
-        return merged_layer(operation.rule, run, weights_only=operation.weights_only)
-    return run[0] if len(run) == 1 else composed_layer(run[0], run[-1])
+        return merged_layer(operation.rule, run, family, weights_only=operation.weights_only)
+    return run[0] if len(run) == 1 else composed_layer(run[0], run[-1], family)
 
 
 def _cut_config(view: DecoderView, kept: Sequence[int]) -> None:

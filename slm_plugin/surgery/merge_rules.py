@@ -27,6 +27,8 @@ from slm_plugin.plans.rules import factors
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from slm_plugin.models.families.family import Family
+
 
 def candidates(
     rule: str, first: int, last: int, influence: Callable[[], Sequence[float]]
@@ -104,7 +106,7 @@ def computed(rule: str, weights: Sequence[Tensor]) -> Tensor:
 
 
 def merged_layer(
-    rule: str, layers: Sequence[nn.Module], *, weights_only: bool = False
+    rule: str, layers: Sequence[nn.Module], family: Family, *, weights_only: bool = False
 ) -> nn.Module:
     """One layer merged from a run of layers, lowest first; the given layers are unchanged.
 
@@ -117,7 +119,7 @@ def merged_layer(
     if rule == "keep_high":
         return share_parameters(layers[-1])
     merged = share_parameters(layers[0])
-    for name in _merged_names(merged, weights_only):
+    for name in _merged_names(merged, family, weights_only):
         owner, _, leaf = name.rpartition(".")
         given = [layer.get_parameter(name) for layer in layers]
         made = merge_weights(rule, given)
@@ -127,12 +129,11 @@ def merged_layer(
     return merged
 
 
-def _merged_names(layer: nn.Module, weights_only: bool) -> Iterator[str]:
-    weights = {id(linear.weight) for linear in projections(layer).values()}
+def _merged_names(layer: nn.Module, family: Family, weights_only: bool) -> Iterator[str]:
+    weights = {id(linear.weight) for linear in projections(layer, family).values()}
+    blocks = (f"{family.attention[0]}.", f"{family.mlp[0]}.")
     for name, parameter in layer.named_parameters():
-        if name.startswith(("self_attn.", "mlp.")) and (
-            not weights_only or id(parameter) in weights
-        ):
+        if name.startswith(blocks) and (not weights_only or id(parameter) in weights):
             yield name
 
 

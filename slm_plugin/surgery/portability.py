@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 from slm_plugin.errors import PlanError, TargetError
 from slm_plugin.extras import found_version
+from slm_plugin.models.families import family_of
 from slm_plugin.models.view import Dimensions, layer_lists
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# Config classes of transformers 5 that require hidden_size to be a multiple of the head count.
-WANT_EVEN_SPLIT = ("LlamaForCausalLM",)
 KERNEL_MULTIPLES = (8, 64)
 
 
@@ -106,9 +105,8 @@ def splits_evenly(after: Dimensions) -> bool:
 
     The hidden size must be a multiple of it, even if the config has head_dim.
     """
-    return (
-        after.architecture not in WANT_EVEN_SPLIT or after.hidden_size % after.attention_heads == 0
-    )
+    wanted = family_of(after.architecture).even_split
+    return not wanted or after.hidden_size % after.attention_heads == 0
 
 
 def refuse_uneven_split(before: Dimensions, after: Dimensions) -> None:

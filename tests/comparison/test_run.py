@@ -165,8 +165,8 @@ def test_the_model_is_as_loaded_after_all_cells(
     pytest.importorskip("peft")
     loaded: list[Any] = []
 
-    def remembered(source: ModelSource) -> Any:
-        loaded.append(load(source))
+    def remembered(source: ModelSource, accept: Any) -> Any:
+        loaded.append(load(source, accept))
         return loaded[-1]
 
     monkeypatch.setattr("slm_plugin.preparation.load", remembered)

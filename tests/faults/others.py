@@ -113,8 +113,8 @@ FAULTS = (
     Fault(
         "unscaled rotary frequencies are computed with half the exponents",
         "models/checkpoint.py",
-        ".float() / (2 * len(computed))",
-        ".float() / (4 * len(computed))",
+        ".float() / (2 * len(tables[0]))",
+        ".float() / (4 * len(tables[0]))",
         "models/test_checkpoint.py",
     ),
     Fault(

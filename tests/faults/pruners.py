@@ -141,8 +141,8 @@ FAULTS = (
     Fault(
         "a divergence is summed over tokens, not averaged",
         "pruners/depth/measures/criteria.py",
-        "spread.view(entropies.shape)).mean(-1)",
-        "spread.view(entropies.shape)).sum(-1)",
+        "view(entropies.shape)).mean(-1)",
+        "view(entropies.shape)).sum(-1)",
         "pruners/depth/measures/test_criteria.py",
     ),
     Fault(

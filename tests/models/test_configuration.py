@@ -125,7 +125,7 @@ def test_an_absurd_value_is_named(tmp_path: Path, changes: dict[str, Any], words
 @pytest.mark.parametrize(
     "changes",
     [
-        {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3"},
+        {"architectures": ["BloomForCausalLM"], "model_type": "bloom"},
         {"architectures": ["LlamaModel"]},
         {"architectures": ["LlamaForSequenceClassification"]},
         {"architectures": GONE, "model_type": "gpt2"},

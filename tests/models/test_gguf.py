@@ -457,7 +457,7 @@ def test_frequencies_that_differ_are_an_error(
 ) -> None:
     """Scaling that does not reach the model is noticed."""
     monkeypatch.setattr(
-        "slm_plugin.models.gguf.reading.rope_fields", lambda base, scaling: {"rope_theta": base}
+        "slm_plugin.models.gguf.reading.rope_fields", lambda rope, family: {"rope_theta": rope.base}
     )
     path = write_gguf(tmp_path / "m.gguf", fields={"llama.rope.scaling.factor": 4.0})
     with pytest.raises(ModelSourceError, match="rotary frequencies"):

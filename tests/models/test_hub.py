@@ -86,7 +86,7 @@ def test_only_what_is_read_is_fetched_at_one_commit(hub: Hub, memory: Memory) ->
 @pytest.mark.parametrize(
     "fields",
     [
-        {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3"},
+        {"architectures": ["BloomForCausalLM"], "model_type": "bloom"},
         {"quantization_config": {"quant_method": "awq"}},
         {"hidden_size": 0},
     ],

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from slm_plugin.errors import ModelSourceError
 from slm_plugin.models import stored
+from slm_plugin.models.families.llama import LLAMA
 from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.streaming import held, is_streamed
@@ -222,7 +223,10 @@ def test_a_held_layer_stays_for_several_forwards(tmp_path: Path) -> None:
 def test_copies_and_merged_layers_hold_no_memory(tmp_path: Path) -> None:
     """A merged layer of any rule is streamed, and so is a deep copy."""
     layers = list(both(saved(tmp_path))[1].model.layers)
-    for made in (*(merged_layer(rule, layers[1:4]) for rule in RULES), copy.deepcopy(layers[0])):
+    for made in (
+        *(merged_layer(rule, layers[1:4], LLAMA) for rule in RULES),
+        copy.deepcopy(layers[0]),
+    ):
         assert all(isinstance(p, StreamedParameter) for p in made.parameters())
 
 

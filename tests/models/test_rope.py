@@ -13,7 +13,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from slm_plugin.errors import ModelSourceError
 from slm_plugin.models.config_values import Where
-from slm_plugin.models.rope import rope_settings
+from slm_plugin.models.families.llama import LLAMA
+from slm_plugin.models.rope import Rope, rope_settings
 from tests.conftest import make_model
 
 WHERE = Where("config.json")
@@ -21,29 +22,31 @@ WHERE = Where("config.json")
 
 def test_nothing_stated_is_the_default_of_both() -> None:
     """10,000 and no scaling; null and the kind `default` state nothing either."""
-    assert rope_settings({}, 8, WHERE) == (10_000.0, None)
-    assert rope_settings({"rope_theta": None, "rope_scaling": None}, 8, WHERE) == (10_000.0, None)
+    assert rope_settings({}, 8, LLAMA, WHERE) == Rope(10_000.0, None)
+    assert rope_settings({"rope_theta": None, "rope_scaling": None}, 8, LLAMA, WHERE) == Rope(
+        10_000.0, None
+    )
     plain = {"rope_parameters": {"rope_type": "default", "rope_theta": 7}}
-    assert rope_settings(plain, 8, WHERE) == (7.0, None)
+    assert rope_settings(plain, 8, LLAMA, WHERE) == Rope(7.0, None)
 
 
 def test_the_base_may_stand_in_any_of_three_places_but_once() -> None:
     """Equal ones agree, others are refused."""
     scaling = {"type": "linear", "factor": 2.0}
-    found = rope_settings({"rope_scaling": {**scaling, "rope_theta": 5}}, 8, WHERE)
-    assert found == (5.0, {"rope_type": "linear", "factor": 2.0})
+    found = rope_settings({"rope_scaling": {**scaling, "rope_theta": 5}}, 8, LLAMA, WHERE)
+    assert found == Rope(5.0, {"rope_type": "linear", "factor": 2.0})
     both = {"rope_theta": 5, "rope_parameters": {"rope_theta": 5.0}}
-    assert rope_settings(both, 8, WHERE) == (5.0, None)
+    assert rope_settings(both, 8, LLAMA, WHERE) == Rope(5.0, None)
     with pytest.raises(ModelSourceError, match="contradicts itself"):
-        rope_settings({"rope_theta": 6, "rope_parameters": {"rope_theta": 5.0}}, 8, WHERE)
+        rope_settings({"rope_theta": 6, "rope_parameters": {"rope_theta": 5.0}}, 8, LLAMA, WHERE)
 
 
 def test_longrope_needs_a_factor_for_every_pair_of_channels() -> None:
     """A list of another length would be broadcast or fail deep inside."""
     good = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0] * 4, "factor": 2}
-    assert rope_settings({"rope_scaling": good}, 8, WHERE)[1] is not None
+    assert rope_settings({"rope_scaling": good}, 8, LLAMA, WHERE).scaling is not None
     with pytest.raises(ModelSourceError, match=r"long_factor.*list of 4"):
-        rope_settings({"rope_scaling": {**good, "long_factor": [1.0] * 3}}, 8, WHERE)
+        rope_settings({"rope_scaling": {**good, "long_factor": [1.0] * 3}}, 8, LLAMA, WHERE)
 
 
 LONG = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
@@ -122,14 +125,16 @@ def test_what_two_releases_read_as_two_scales_is_refused(
 ) -> None:
     """One lets the ratio of lengths win over the factor, the other the factor."""
     with pytest.raises(ModelSourceError, match=words):
-        rope_settings({"max_position_embeddings": 128, **fields}, 8, WHERE)
+        rope_settings({"max_position_embeddings": 128, **fields}, 8, LLAMA, WHERE)
 
 
 def test_the_length_of_training_beside_yarn_moves_into_it() -> None:
     """Transformers 4 would not look at it there, 5 would."""
     yarn = {"rope_type": "yarn", "factor": 4.0}
-    found = rope_settings({"rope_scaling": yarn, "original_max_position_embeddings": 32}, 8, WHERE)
-    assert found[1] == {**yarn, "original_max_position_embeddings": 32}
+    found = rope_settings(
+        {"rope_scaling": yarn, "original_max_position_embeddings": 32}, 8, LLAMA, WHERE
+    )
+    assert found.scaling == {**yarn, "original_max_position_embeddings": 32}
 
 
 def test_what_5_fills_in_for_longrope_states_nothing() -> None:
@@ -138,5 +143,5 @@ def test_what_5_fills_in_for_longrope_states_nothing() -> None:
         "max_position_embeddings": 128,
         "rope_parameters": {**LONG, "factor": 4.0, "original_max_position_embeddings": 128},
     }
-    scaling = rope_settings(config, 8, WHERE)[1]
+    scaling = rope_settings(config, 8, LLAMA, WHERE).scaling
     assert scaling is not None and "original_max_position_embeddings" not in scaling

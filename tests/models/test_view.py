@@ -6,6 +6,7 @@ import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from slm_plugin.errors import UnsupportedModelError
+from slm_plugin.models.families.llama import LLAMA
 from slm_plugin.models.view import DecoderView, Dimensions, projections
 from tests.conftest import make_model
 
@@ -57,7 +58,7 @@ def test_other_architectures_are_refused_with_the_supported_ones() -> None:
 
 def test_seven_projections_are_found() -> None:
     """In the order of computation."""
-    names = list(projections(make_model().model.layers[0]))
+    names = list(projections(make_model().model.layers[0], LLAMA))
     assert names == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 

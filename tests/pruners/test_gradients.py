@@ -9,6 +9,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from slm_plugin.errors import NumericalError
+from slm_plugin.models.families.llama import LLAMA
 from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.models.view import DecoderView, projections
 from slm_plugin.pruners.gradients import loss_gradients, only_trainable
@@ -36,7 +37,7 @@ def test_gradients_are_those_of_the_mean_over_all_samples(family: str, kv_heads:
     found = _gradients(model, tokens)
     _mean_loss(model, tokens).backward()
     for layer, gradients in zip(model.model.layers, found, strict=True):
-        for name, linear in projections(layer).items():
+        for name, linear in projections(layer, LLAMA).items():
             torch.testing.assert_close(gradients[name], linear.weight.grad, rtol=1e-4, atol=1e-7)
 
 
@@ -116,7 +117,7 @@ def test_signed_saliences_obey_the_scale_identities(family: str, kv_heads: int) 
     for layer, gradients in zip(
         model.model.layers, _gradients(model, random_tokens()), strict=True
     ):
-        signed = {n: m.weight.detach() * gradients[n] for n, m in projections(layer).items()}
+        signed = {n: m.weight.detach() * gradients[n] for n, m in projections(layer, LLAMA).items()}
         _assert_close(signed["up_proj"].sum(1), signed["down_proj"].sum(0))
         queries_per_group = dimensions.queries_per_group
         values = signed["v_proj"].sum(1).view(kv_heads, 8)

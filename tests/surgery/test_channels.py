@@ -16,6 +16,7 @@ pytest.importorskip("torch_pruning")
 
 from slm_plugin import extras
 from slm_plugin.errors import MissingExtraError, PlanError, TargetError
+from slm_plugin.models.families.llama import LLAMA
 from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.models.view import DecoderView, projections
 from slm_plugin.plans import KeepChannels, KeepHeads, WidthOperation
@@ -52,7 +53,7 @@ def _mask(model: PreTrainedModel, operations: Sequence[WidthOperation]) -> list[
         else:
             assert isinstance(operation, KeepHeads)
             linear, kept, width = "o_proj", operation.kv_groups, group
-        module = projections(model.model.layers[operation.layer])[linear]
+        module = projections(model.model.layers[operation.layer], LLAMA)[linear]
         mask = torch.zeros(module.in_features)
         for unit in kept:
             mask[unit * width : (unit + 1) * width] = 1
@@ -121,7 +122,7 @@ def test_sizes_agree_everywhere(family: str, kv_heads: int, tied: bool) -> None:
     for layer in model.model.layers:
         assert layer.self_attn.num_key_value_groups == 4 // kv_heads
         assert layer.mlp.intermediate_size == 32
-        for linear in projections(layer).values():
+        for linear in projections(layer, LLAMA).values():
             assert linear.weight.shape == (linear.out_features, linear.in_features)
     assert DecoderView.of(model).tied is tied
 
@@ -176,7 +177,7 @@ def test_attributes_of_older_releases_follow() -> None:
 def test_weights_are_new_and_the_old_ones_free() -> None:
     """Slices are contiguous, own their storage, and nothing keeps the former weights."""
     model = _model()
-    old = [weakref.ref(m.weight) for m in projections(model.model.layers[0]).values()]
+    old = [weakref.ref(m.weight) for m in projections(model.model.layers[0], LLAMA).values()]
     apply_channels(model, _operations(2))
     assert [ref() for ref in old] == [None] * 7
     for parameter in model.parameters():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import repeat_kv
 
+from slm_plugin.models.families.llama import LLAMA
 from slm_plugin.models.view import DecoderView, projections
 from slm_plugin.surgery.groups import axis, channel_members, kv_group_members
 from tests.conftest import make_model
@@ -37,7 +38,7 @@ def test_members_hold_the_parameters_that_dimensions_count() -> None:
     """Rows and columns of a unit, biases with their rows, hold as many scalars as a unit weighs."""
     model = make_model(attention_bias=True, mlp_bias=True)
     dimensions = DecoderView.of(model).dimensions()
-    modules = projections(model.model.layers[0])
+    modules = projections(model.model.layers[0], LLAMA)
 
     def scalars(members: dict[str, tuple[int, ...]]) -> int:
         total = 0

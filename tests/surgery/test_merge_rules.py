@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slm_plugin.errors import PlanError
+from slm_plugin.models.families.llama import LLAMA
 from slm_plugin.models.view import projections
 from slm_plugin.plans.rules import check_rule
 from slm_plugin.surgery.merge_rules import candidates, merge_weights, merged_layer
@@ -77,7 +78,7 @@ def test_telescoped_is_the_top_layer_between_the_lowest_norms(
     model = make_model(family)
     layers = list(model.model.layers)[1:4]
     before = {name: p.clone() for name, p in model.named_parameters()}
-    merged = merged_layer("telescoped", layers, weights_only=weights_only)
+    merged = merged_layer("telescoped", layers, LLAMA, weights_only=weights_only)
     top, low = dict(layers[-1].named_parameters()), dict(layers[0].named_parameters())
     for name, parameter in merged.named_parameters():
         follows = name.endswith("proj.weight") or (not weights_only and "layernorm" not in name)
@@ -90,16 +91,16 @@ def test_keep_high_and_keep_low_take_a_whole_layer(family: str) -> None:
     """keep_high carries the top layer's own norms and biases, keep_low the lowest layer's."""
     layers = list(make_model(family).model.layers)[1:4]
     for rule, source in (("keep_high", layers[-1]), ("keep_low", layers[0])):
-        merged = dict(merged_layer(rule, layers).named_parameters())
+        merged = dict(merged_layer(rule, layers, LLAMA).named_parameters())
         assert all(torch.equal(merged[name], p) for name, p in source.named_parameters())
 
 
 def test_a_mean_takes_biases_along() -> None:
     """A projection and its bias are averaged together, unless only weights are asked for."""
     layers = list(make_model("qwen2").model.layers)[:2]
-    both = [projections(layer) for layer in layers]
+    both = [projections(layer, LLAMA) for layer in layers]
     for weights_only in (True, False):
-        merged = projections(merged_layer("mean", layers, weights_only=weights_only))
+        merged = projections(merged_layer("mean", layers, LLAMA, weights_only=weights_only), LLAMA)
         for name, linear in merged.items():
             expected = (both[0][name].weight + both[1][name].weight) / 2
             torch.testing.assert_close(linear.weight, expected)

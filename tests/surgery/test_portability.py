@@ -10,7 +10,8 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from slm_plugin.errors import PlanError, TargetError
-from slm_plugin.models.view import SUPPORTED, DecoderView, Dimensions
+from slm_plugin.models.families import family_of
+from slm_plugin.models.view import DecoderView, Dimensions
 from slm_plugin.surgery import portability as rules
 from slm_plugin.surgery.portability import portability
 from tests.conftest import FAMILIES, make_model
@@ -97,9 +98,9 @@ def test_rule_for_uneven_heads_is_that_of_the_installed_transformers(
     family: str, tmp_path: Path
 ) -> None:
     """Saving and loading 3 heads of a hidden size of 32 fails exactly where the rule says so."""
-    _, model_class = FAMILIES[family]
+    model_class = getattr(transformers, FAMILIES[family][0].architecture)
     architecture = model_class.__name__
-    assert architecture in SUPPORTED
+    assert family_of(architecture).architecture == architecture
 
     def round_trip() -> None:
         model = make_model(family, num_attention_heads=3, num_key_value_heads=3)
@@ -107,7 +108,7 @@ def test_rule_for_uneven_heads_is_that_of_the_installed_transformers(
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
         assert loaded.model.layers[0].self_attn.q_proj.out_features == 24
 
-    if MAJOR >= 5 and architecture in rules.WANT_EVEN_SPLIT:
+    if MAJOR >= 5 and family_of(architecture).even_split:
         with pytest.raises(Exception, match="multiple of the number of attention heads"):
             round_trip()
     else:

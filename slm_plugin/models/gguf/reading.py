@@ -6,12 +6,16 @@ has no place for, and its two lines differ in both, so neither weights nor token
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slm_plugin.extras import require
 from slm_plugin.lazy import nn, torch, transformers
 from slm_plugin.models.completeness import check_complete
+from slm_plugin.models.empty import empty_model
+from slm_plugin.models.families import family_of
+from slm_plugin.models.families.family import Family
 from slm_plugin.models.gguf.metadata import ARCHITECTURES, Network, read_network
 from slm_plugin.models.gguf.parts import GgufModel, read_parts
 from slm_plugin.models.gguf.rope import FREQUENCIES, read_rope
@@ -19,20 +23,24 @@ from slm_plugin.models.gguf.tokenizer import make_tokenizer
 from slm_plugin.models.gguf.verification import verify_rotation, verify_tokens, verify_weights
 from slm_plugin.models.gguf.vocabulary import Vocabulary, read_vocabulary
 from slm_plugin.models.gguf.weights import bias_flags, parameter_values, tensor_of
-from slm_plugin.models.rope import rope_fields
+from slm_plugin.models.rope import Rope, rope_fields
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
+Accept = Callable[[Family, Mapping[str, Any]], None]
+
+
 def read_gguf(
-    path: Path, dtype: str = "auto"
+    path: Path, dtype: str = "auto", accept: Accept = lambda family, config: None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Dequantise the GGUF file or files of a model; the tokenizer is None if they hold none.
 
     Args:
         path: The file, or any part of a split one.
         dtype: Number format in memory; ``auto`` is float32.
+        accept: Called with the family and the content of the config before any weight is read.
 
     Raises:
         MissingExtraError: The package ``gguf`` is not installed.
@@ -46,6 +54,7 @@ def read_gguf(
     scaling = read_rope(source, network)
     vocabulary = read_vocabulary(source, network.vocabulary)
     config = _config(source, network, scaling, vocabulary)
+    accept(family_of(config.architectures[0]), config.to_dict())
     wanted = torch.float32 if dtype == "auto" else getattr(torch, dtype)
     model = _filled(source, network, config, wanted)
     verify_weights(source, network, model)
@@ -65,6 +74,7 @@ def _config(
 ) -> PretrainedConfig:
     """The config of the stock class, spelled for the transformers that is installed."""
     kind: Any = getattr(transformers, ARCHITECTURES[network.architecture])
+    family = family_of(kind.__name__.replace("Config", "ForCausalLM"))
     roles = {} if vocabulary is None else vocabulary.roles
     config: PretrainedConfig = kind(
         max_position_embeddings=network.context,
@@ -78,9 +88,10 @@ def _config(
         rms_norm_eps=network.epsilon,
         tie_word_embeddings="output.weight" not in source.tensors,
         **{f"{role}_token_id": roles.get(role) for role in ("bos", "eos", "pad")},
-        **rope_fields(network.rope_base, scaling),
+        **rope_fields(Rope(network.rope_base, scaling), family),
         **bias_flags(source.tensors, network.architecture),
     )
+    config.architectures = [family.architecture]
     return config
 
 
@@ -88,16 +99,9 @@ def _filled(
     source: GgufModel, network: Network, config: PretrainedConfig, dtype: torch.dtype
 ) -> PreTrainedModel:
     """A model whose every parameter comes from the file."""
-    from transformers import AutoModelForCausalLM
-
     config.dtype = dtype
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, trust_remote_code=False
-        )
-    # The rotary frequencies are no weights: they are computed, and cannot be on the meta device.
+    model = empty_model(config, dtype)
     decoder: Any = model.model
-    decoder.rotary_emb = type(decoder.rotary_emb)(config=model.config)
     tied = "lm_head.weight" if config.tie_word_embeddings else None
     places = {
         tensor_of(f"{prefix}.{name}"): (module, name, parameter)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from slm_plugin.errors import UnsupportedModelError
-from slm_plugin.models.view import DecoderView
+from slm_plugin.models.view import DecoderView, layer_kinds
 from slm_plugin.plans import DepthOperation, LayerScores, PruningPlan, Trial
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.surgery.portability import portability
@@ -70,15 +69,12 @@ def depth_plan(
     )
 
 
-def refuse_mixed_kinds(pruner: Pruner, view: DecoderView) -> None:
-    """Check that all layers have the same attention type, so that they can merge.
+def kinds_of(view: DecoderView) -> tuple[object, ...]:
+    """The kind of every layer, for searches that merge; empty where all layers are alike."""
+    kinds = layer_kinds(view)
+    return tuple(kinds) if len(set(kinds)) > 1 else ()
 
-    Raises:
-        UnsupportedModelError: The layers are of different kinds.
-    """
-    kinds = sorted(set(getattr(view.config, "layer_types", None) or ()))
-    if len(kinds) > 1:
-        raise UnsupportedModelError(
-            f"the model's layers are of different kinds ({', '.join(kinds)})",
-            hint=f"{pruner.name} merges only layers of one kind",
-        )
+
+def unlike(kinds: tuple[object, ...]) -> str:
+    """What limits a target besides protected layers, for messages."""
+    return ", and layers of different kinds, which never merge," if kinds else ""

@@ -21,7 +21,7 @@ from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import PruningPlan, Trial
 from slm_plugin.plans.rules import factors
 from slm_plugin.pruners import base
-from slm_plugin.pruners.depth.depth_plan import refuse_mixed_kinds
+from slm_plugin.pruners.depth.depth_plan import kinds_of, unlike
 from slm_plugin.pruners.depth.measures.criteria import CriterionName, refuse_threshold
 from slm_plugin.pruners.depth.search.found_plan import found_plan
 from slm_plugin.pruners.depth.search.runs import Found, Measure, Measured, Run, Runs, removed
@@ -71,6 +71,7 @@ class CollapseRules:
         lowest: Lowest layer of any window.
         highest: The first window ends below this layer.
         rule: The merge rule.
+        kinds: What makes each layer differ from others; layers of different kinds are never merged.
     """
 
     layers: int
@@ -79,6 +80,11 @@ class CollapseRules:
     lowest: int
     highest: int
     rule: Rule
+    kinds: tuple[object, ...] = ()
+
+    def alike(self, first: int, last: int) -> bool:
+        """Whether the layers from first to last are of one kind."""
+        return len(set(self.kinds[first : last + 1])) <= 1
 
     @property
     def most(self) -> int:
@@ -119,6 +125,9 @@ def collapse(
         size = rules.size if wanted is None else min(rules.size, wanted - removed(runs) + 1)
         window = layers[low : low + size]
         first, last = window[0].first, window[-1].last
+        if not rules.alike(first, last):
+            low -= 1
+            continue
         rest = tuple(run for run in runs if run not in window)
         tried = measure(first, last, rest, rule=absorbing(rules.rule, window), bound=bound)
         good = tried.value > threshold
@@ -170,8 +179,12 @@ class LayerCollapse(base.Pruner):
 
     def check_target(self, original: Dimensions, current: Dimensions) -> None:
         """Check that the range has room for a window and that the walk can reach the target."""
+        self._check_target(original, current, self._rules(current.layers))
+
+    def _check_target(
+        self, original: Dimensions, current: Dimensions, rules: CollapseRules
+    ) -> None:
         super().check_target(original, current)
-        rules = self._rules(current.layers)
         span = f"layers_per_merge {rules.size}, lowest {rules.lowest} and highest {rules.highest}"
         if rules.highest > rules.layers:
             raise TargetError(
@@ -190,7 +203,7 @@ class LayerCollapse(base.Pruner):
                 wanted,
                 rules.most,
                 rules.layers,
-                f"{span}, interval {rules.interval}",
+                f"{span}, interval {rules.interval}{unlike(rules.kinds)}",
             )
 
     def plan(self, session: Session) -> PruningPlan:
@@ -198,18 +211,17 @@ class LayerCollapse(base.Pruner):
 
         Raises:
             TargetError: The target cannot be reached.
-            UnsupportedModelError: The layers are of different kinds.
             NumericalError: The model or a trial gives NaN.
         """
         before = session.view.dimensions()
-        self.check_target(session.original, before)
-        refuse_mixed_kinds(self, session.view)
+        rules = self._rules(before.layers, kinds_of(session.view))
+        self._check_target(session.original, before, rules)
         options = self.options
         with trials_of(session, self.name, options.criterion, options.merge_rule) as trials:
-            found = self._search(session, before, trials)
+            found = self._search(session, before, rules, trials)
         return found_plan(self, session, options.criterion, trials, found)
 
-    def _rules(self, layers: int) -> CollapseRules:
+    def _rules(self, layers: int, kinds: tuple[object, ...] = ()) -> CollapseRules:
         options = self.options
         return CollapseRules(
             layers=layers,
@@ -218,10 +230,12 @@ class LayerCollapse(base.Pruner):
             lowest=options.lowest,
             highest=layers - 1 if options.highest is None else options.highest,
             rule=options.merge_rule,
+            kinds=kinds,
         )
 
-    def _search(self, session: Session, before: Dimensions, trials: Trials) -> Found:
-        rules = self._rules(before.layers)
+    def _search(
+        self, session: Session, before: Dimensions, rules: CollapseRules, trials: Trials
+    ) -> Found:
         if self.target.threshold is not None:
             return collapse(rules, self.target.threshold, trials)
         wanted = base.layers_to_remove(self.target, session.original, before)

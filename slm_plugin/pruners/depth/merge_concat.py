@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from slm_plugin.calibration.captures import Batch, run_batches
 from slm_plugin.calibration.spool import Spool
 from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import inference_mode, torch
-from slm_plugin.models.view import DecoderView
+from slm_plugin.models.view import DecoderView, layer_kinds
 from slm_plugin.plans import ConcatLayers, LayerPart, LayerScores, PruningPlan
 from slm_plugin.progress import counting
 from slm_plugin.pruners import base
@@ -30,6 +30,7 @@ from slm_plugin.surgery.concatenation import concatenated_layer
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from slm_plugin.models.families.family import Family
     from slm_plugin.session import Session
 
 # Hidden states between two layers, ``(samples, length, hidden)``, by batch index.
@@ -43,6 +44,12 @@ class MergeConcat(base.Pruner):
     kind: ClassVar = "depth"
     targets: ClassVar = ("layers_removed", "ratio", "parameters")
     streams: ClassVar = True
+
+    @classmethod
+    def unsuited(cls, family: Family, config: Mapping[str, Any]) -> str:
+        """Channels and heads of several layers must fit into one."""
+        missing = sorted({"channels", "kv_groups"} - set(family.removable(config)))
+        return family.reason(missing[0]) if missing else ""
 
     def plan(self, session: Session) -> PruningPlan:
         """Merge pairs one after another, and record the parts of each result.
@@ -84,11 +91,6 @@ class MergeConcat(base.Pruner):
             notes,
             layer_scores=LayerScores(meaning=meaning, scores=tuple(first_scores)),
         )
-
-
-def layer_kinds(view: DecoderView) -> list[object]:
-    """Attention type of each layer; all equal where the config has no layer types."""
-    return list(getattr(view.config, "layer_types", None) or [None] * len(view.layers))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,7 +18,7 @@ from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import PruningPlan
 from slm_plugin.plans.rules import check_rule
 from slm_plugin.pruners import base
-from slm_plugin.pruners.depth.depth_plan import refuse_mixed_kinds
+from slm_plugin.pruners.depth.depth_plan import kinds_of, unlike
 from slm_plugin.pruners.depth.measures.criteria import CriterionName, refuse_threshold
 from slm_plugin.pruners.depth.search.best_first import best_first
 from slm_plugin.pruners.depth.search.budgeted import budgeted
@@ -133,13 +133,16 @@ class SlidingLayerMerging(base.Pruner):
 
     def check_target(self, original: Dimensions, current: Dimensions) -> None:
         """Check that the search can reach the target with the protected layers."""
+        self._check_target(original, current, self._rules(current.layers))
+
+    def _check_target(self, original: Dimensions, current: Dimensions, rules: WalkRules) -> None:
         self._check_kind()
         super().check_target(original, current)
-        rules = self._rules(current.layers)
         if self.target.kind == "threshold":
             return
         wanted = base.layers_to_remove(self.target, original, current)
         protection = f"protect_first {rules.protect_first} and protect_last {rules.protect_last}"
+        protection += unlike(rules.kinds)
         base.refuse_beyond(self.target, wanted, rules.most, rules.layers, protection)
 
     def plan(self, session: Session) -> PruningPlan:
@@ -147,13 +150,12 @@ class SlidingLayerMerging(base.Pruner):
 
         Raises:
             TargetError: The target cannot be reached.
-            UnsupportedModelError: The layers are of different kinds.
             NumericalError: The model or a trial gives NaN.
         """
         view = session.view
         before = view.dimensions()
-        self.check_target(session.original, before)
-        refuse_mixed_kinds(self, view)
+        rules = self._rules(before.layers, kinds_of(view))
+        self._check_target(session.original, before, rules)
         options = self.options
         with trials_of(
             session,
@@ -162,23 +164,26 @@ class SlidingLayerMerging(base.Pruner):
             options.merge_rule,
             weights_only=self._released,
         ) as trials:
-            found = self._search(session, before, trials)
+            found = self._search(session, before, rules, trials)
         return found_plan(self, session, options.criterion, trials, found)
 
     @property
     def _released(self) -> bool:
         return self.options.compatibility == "released"
 
-    def _rules(self, layers: int) -> WalkRules:
+    def _rules(self, layers: int, kinds: tuple[object, ...] = ()) -> WalkRules:
         return WalkRules(
             layers=layers,
             protect_first=self.options.protect_first,
             protect_last=self.options.protect_last,
             released=self._released,
+            kinds=kinds,
         )
 
-    def _search(self, session: Session, before: Dimensions, trials: Trials) -> Found:
-        rules, search = self._rules(before.layers), self.options.search
+    def _search(
+        self, session: Session, before: Dimensions, rules: WalkRules, trials: Trials
+    ) -> Found:
+        search = self.options.search
         if self.target.threshold is not None:
             if search == "sliding":
                 return walk(rules, self.target.threshold, trials)

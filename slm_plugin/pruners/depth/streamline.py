@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from slm_plugin.errors import TargetError
 from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import LayerScores, MergeLayers, PruningPlan
 from slm_plugin.pruners import base
-from slm_plugin.pruners.depth.depth_plan import depth_plan, refuse_mixed_kinds
+from slm_plugin.pruners.depth.depth_plan import depth_plan, kinds_of
 from slm_plugin.pruners.depth.dropping import BetweenEnds, lowest
 from slm_plugin.pruners.depth.measures.influence import block_influence
 from slm_plugin.registry import register_pruner
@@ -41,15 +42,22 @@ class Streamline(BetweenEnds):
 
         Raises:
             TargetError: The target cannot be reached.
-            UnsupportedModelError: The layers are of different kinds.
             NumericalError: A hidden state is NaN or zero.
         """
         wanted = self.wanted(session)
-        refuse_mixed_kinds(self, session.view)
         span = wanted + 1
+        kinds = kinds_of(session.view)
         scores = block_influence(session.view, session.captured(), span)
         # A span counted as one layer has as many positions as the pruned model has layers.
-        (first,) = lowest(scores, 1, self.eligible(len(scores)))
+        alike = [
+            low for low in self.eligible(len(scores)) if len(set(kinds[low : low + span])) <= 1
+        ]
+        if not alike:
+            raise TargetError(
+                f"no {span} adjacent layers are of one kind, so none can replace them",
+                hint="remove fewer layers, or take another strategy",
+            )
+        (first,) = lowest(scores, 1, alike)
         meaning = f"1 minus the mean cosine across {span} layers, by the lowest of them"
         return depth_plan(
             self,

@@ -8,8 +8,8 @@ layer; an MLP and the next attention turn two layers into one. The remaining blo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
@@ -22,6 +22,7 @@ from slm_plugin.pruners.depth.search.trials import trials_of
 from slm_plugin.registry import register_pruner
 
 if TYPE_CHECKING:
+    from slm_plugin.models.families.family import Family
     from slm_plugin.session import Session
 
 # Each remaining layer: the original layers of its attention and of its MLP.
@@ -45,6 +46,13 @@ class Sublayer(BetweenEnds):
     keeps_trials: ClassVar = True
     Options: ClassVar = SublayerOptions
     options: SublayerOptions
+
+    @classmethod
+    def unsuited(cls, family: Family, config: Mapping[str, Any]) -> str:
+        """Blocks that read the same input cannot be taken from two layers."""
+        if family.is_parallel(config):
+            return "its attention and its MLP read the same input, so they are no separate steps"
+        return ""
 
     def plan(self, session: Session) -> PruningPlan:
         """Search for the blocks to remove.

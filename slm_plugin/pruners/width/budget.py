@@ -71,6 +71,11 @@ def uniform_cut(
 
 def _kv_counts(asked: int | Literal["auto"], wanted: int, current: Dimensions) -> tuple[int, ...]:
     """Numbers of KV groups to try, in order of preference."""
+    if asked not in ("auto", 0) and not current.kv_group_parameters:
+        raise TargetError(
+            f"kv_groups {asked}: no KV group of {current.architecture} can be removed alone",
+            hint="leave kv_groups out",
+        )
     if asked != "auto":
         if asked >= current.kv_heads:
             raise TargetError(
@@ -81,7 +86,7 @@ def _kv_counts(asked: int | Literal["auto"], wanted: int, current: Dimensions) -
     share = wanted / _prunable(current)
     legal = [
         count
-        for count in range(current.kv_heads)
+        for count in range(current.kv_heads if current.kv_group_parameters else 1)
         if count == 0 or splits_evenly(current.without_units(kv_groups=count))
     ]
     first = max(count for count in legal if count <= share * current.kv_heads)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from slm_plugin.errors import UnsupportedModelError
 from slm_plugin.lazy import nn, torch
-from slm_plugin.models.view import DecoderView, Dimensions, projections
+from slm_plugin.models.view import DecoderView, Dimensions
 from slm_plugin.pruners.gradients import only_trainable
 from slm_plugin.surgery.groups import Members, channel_members, kv_group_members
 
@@ -48,8 +48,9 @@ def check_coupling(view: DecoderView) -> None:
             unwrapped_parameters=[(norm, 0) for norm in _norm_weights(view.model)],
         )
         for index in sorted({0, len(view.layers) - 1}):
+            modules = view.projections(view.layers[index])
             for root, expected in _expected_groups(dimensions):
-                found = _traced_group(graph, projections(view.layers[index]), root, expected[root])
+                found = _traced_group(graph, modules, root, expected[root])
                 _require_equal(found, expected, f"layer {index}")
         # Nodes refer to one another and to every parameter; clear them so that memory is freed.
         for node in graph.module2node.values():

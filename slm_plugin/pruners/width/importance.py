@@ -12,7 +12,6 @@ from slm_plugin.models.view import (
     MLP_PROJECTIONS,
     DecoderView,
     Dimensions,
-    projections,
 )
 from slm_plugin.plans import UnitScores
 from slm_plugin.pruners.gradients import loss_gradients
@@ -37,7 +36,7 @@ def magnitude(view: DecoderView) -> tuple[UnitScores, ...]:
     """
     saliences = (
         {name: linear.weight.detach().float().square() for name, linear in modules.items()}
-        for modules in map(projections, view.layers)
+        for modules in map(view.projections, view.layers)
     )
     return tuple(_score_layers(saliences, view.dimensions()))
 
@@ -62,7 +61,7 @@ def taylor(view: DecoderView, batches: Iterable[Tensor]) -> tuple[UnitScores, ..
     gradients = loss_gradients(view, batches)
     saliences = (
         {name: (linear.weight.detach() * gradient[name]).abs() for name, linear in modules.items()}
-        for modules, gradient in zip(map(projections, view.layers), gradients, strict=True)
+        for modules, gradient in zip(map(view.projections, view.layers), gradients, strict=True)
     )
     return tuple(_score_layers(saliences, view.dimensions()))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,6 +21,7 @@ from slm_plugin.surgery.portability import portability, refuse_unloadable
 from slm_plugin.target import Target
 
 if TYPE_CHECKING:
+    from slm_plugin.models.families.family import Family
     from slm_plugin.session import Session
 
 
@@ -74,6 +76,11 @@ class TorchPruning(Pruner):
             TargetError: The target is out of reach; the hint names the reachable range.
         """
         self._cut(original, current)
+
+    @classmethod
+    def unsuited(cls, family: Family, config: Mapping[str, Any]) -> str:
+        """MLP channels at least must be removable."""
+        return "" if "channels" in family.removable(config) else family.reason("channels")
 
     def plan(self, session: Session) -> PruningPlan:
         """Score all units and choose those that remain, without changing the model.

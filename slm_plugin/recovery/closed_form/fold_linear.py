@@ -5,10 +5,10 @@ Source: ReplaceMe (arXiv 2505.02819), its least-squares variant, with the ridge 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from slm_plugin.lazy import F, no_grad
-from slm_plugin.models.view import projections
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.closed_form.boundaries import boundaries
 from slm_plugin.recovery.closed_form.layer_walk import LayerWalk, repair_layers
@@ -19,6 +19,7 @@ from slm_plugin.registry import register_recovery
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from slm_plugin.models.families.family import Family
     from slm_plugin.session import Session
 
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 class FoldLinear(Recovery):
     """Fold the best linear approximation of the missing layers into the preceding MLP.
 
-    With M the output of the layer's MLP, X the residual stream after the layer and X* the stream
+    With M what the layer's MLP adds, X the residual stream after the layer and X* the stream
     of the dense model there, the map is T = I + (M'M + aI)^-1 M'(X* - X), and the weights of
     ``down_proj`` become T'W, its bias T'b. The ridge pulls T toward the identity, which is
     removal without repair.
@@ -34,6 +35,13 @@ class FoldLinear(Recovery):
 
     reference: ClassVar[bool] = True
     fewest_samples: ClassVar[int] = 2
+
+    @classmethod
+    def unsuited(cls, family: Family, config: Mapping[str, Any]) -> str:
+        """A norm behind the MLP is no linear map."""
+        if family.norm_behind:
+            return "a norm stands behind its MLP, so no linear map can be folded into it"
+        return ""
 
     @no_grad
     def recover(self, session: Session) -> RecoveryRecord:
@@ -48,10 +56,10 @@ class FoldLinear(Recovery):
 
 
 def _fold(walk: LayerWalk, write: Write) -> list[str]:
-    down = projections(walk.layer)["down_proj"]
+    down = walk.projections["down_proj"]
     regression = Regression(f"layer {walk.position}")
     for batch in walk.batches(down):
-        output = F.linear(batch.features, down.weight, down.bias)
+        output = F.linear(batch.features, down.weight, down.bias) * walk.multiplier
         regression.add(batch.start, output, batch.residual, batch.target)
     fit = regression.solve()
     if fit.change is not None:

@@ -23,6 +23,7 @@ from slm_plugin.recovery.closed_form.rewriting import Write, rewriting
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from slm_plugin.models.families.family import Family
     from slm_plugin.session import Session
 
 
@@ -72,6 +73,28 @@ class LayerWalk:
     def layer(self) -> nn.Module:
         """The next layer to run."""
         return self._session.view.layers[self.position]
+
+    @property
+    def projections(self) -> dict[str, nn.Linear]:
+        """The linear maps of that layer by their short names."""
+        return self._session.view.projections(self.layer)
+
+    @property
+    def multiplier(self) -> float:
+        """Factor of what a block adds to the residual stream (Granite)."""
+        return self._session.view.residual_multiplier
+
+    @property
+    def family(self) -> Family:
+        """What is true of the model's class."""
+        return self._session.view.family
+
+    def norm_behind(self, name: str) -> nn.Module | None:
+        """The norm between a projection's output and the residual stream, where there is one."""
+        if not self.family.norm_behind:
+            return None
+        attention, mlp = self.family.writers
+        return self.layer.get_submodule(attention if name == "o_proj" else mlp)
 
     def batches(self, projection: nn.Module) -> Iterator[LayerBatch]:
         """Run the layer on every batch, and record the input of one of its projections."""

@@ -77,6 +77,11 @@ class Regression:
         """Squared norm of the held-out samples' residuals."""
         return self._held_out.residual
 
+    @property
+    def target(self) -> float:
+        """Squared norm of the held-out samples' targets."""
+        return self._held_out.target
+
     def solve(self) -> Fit:
         """Fit with the ridge that has the least held-out error.
 

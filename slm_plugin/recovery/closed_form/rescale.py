@@ -6,15 +6,15 @@ Source: Prune&Comp (arXiv 2507.18212).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from operator import mul
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import no_grad, torch
-from slm_plugin.models.view import DecoderView, projections
+from slm_plugin.models.view import DecoderView
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.closed_form.boundaries import (
     NOTHING_MISSING,
@@ -29,6 +29,7 @@ from slm_plugin.registry import register_recovery
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from slm_plugin.models.families.family import Family
     from slm_plugin.session import Session
 
 
@@ -37,10 +38,17 @@ class Rescale(Recovery):
     """Restore the mean norm of the residual stream after every gap.
 
     The factor is the mean over tokens of |X*| / |X|. Embedding, ``o_proj`` and ``down_proj`` below
-    the gap are multiplied by it; the RMSNorm of those layers cancels the factor.
+    the gap are multiplied by it; the norms of those layers cancel the factor.
     """
 
     reference: ClassVar[bool] = True
+
+    @classmethod
+    def unsuited(cls, family: Family, config: Mapping[str, Any]) -> str:
+        """A norm behind a block cancels the factor of the weights before it."""
+        if family.norm_behind:
+            return "a norm stands behind each block and cancels the factor of its weights"
+        return ""
 
     @no_grad
     def recover(self, session: Session) -> RecoveryRecord:
@@ -120,10 +128,11 @@ def _scale(view: DecoderView, factors: dict[int, float]) -> None:
         scale(view.embedding.weight, everything)
         if view.tied:
             # The output head shares this matrix, so the factor is divided out in the final norm.
-            scale(view.norm.get_parameter("weight"), 1 / everything)
+            for _, parameter in view.norm.named_parameters():
+                scale(parameter, 1 / everything)
         for position, layer in enumerate(view.layers):
             factor = math.prod(f for gap, f in factors.items() if gap >= position)
             for name in ("o_proj", "down_proj"):
-                linear = projections(layer)[name]
+                linear = view.projections(layer)[name]
                 scale(linear.weight, factor)
                 scale(linear.bias, factor)

@@ -15,7 +15,6 @@ from slm_plugin.counts import Count
 from slm_plugin.errors import CalibrationError
 from slm_plugin.extras import require
 from slm_plugin.lazy import torch
-from slm_plugin.models.view import ATTENTION_PROJECTIONS, MLP_PROJECTIONS
 from slm_plugin.progress import track
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.training.loop import refuse_non_finite, shuffled, warmup_cosine
@@ -46,7 +45,7 @@ class LoraOptions(Options):
 
 @register_recovery("lora")
 class LoraRecovery(Recovery):
-    """Train low-rank adapters on all seven projections and merge them into the weights."""
+    """Train low-rank adapters on all projections and merge them into the weights."""
 
     extra: ClassVar[str | None] = "train"
     Options: ClassVar[type[LoraOptions]] = LoraOptions
@@ -76,7 +75,7 @@ class LoraRecovery(Recovery):
             r=self.options.rank,
             lora_alpha=self.options.alpha,
             lora_dropout=self.options.dropout,
-            target_modules=[*ATTENTION_PROJECTIONS, *MLP_PROJECTIONS],
+            target_modules=[*session.view.family.projections],
             task_type="CAUSAL_LM",
         )
         needed = [parameter.requires_grad for parameter in session.model.parameters()]

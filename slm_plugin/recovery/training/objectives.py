@@ -69,7 +69,7 @@ def language_loss(session: Session, place: int) -> Loss:
         hidden = _read(inputs, samples)
         for index in range(place, len(view.layers)):
             hidden = run_layers([view.layers[index]], hidden, arguments[index])
-        return next_token_losses(view.head, view.norm(hidden), ids).mean()
+        return next_token_losses(view.logits, view.norm(hidden), ids).mean()
 
     return loss
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from slm_plugin.errors import NumericalError, TargetError, UnsupportedModelError
+from slm_plugin.errors import NumericalError, TargetError
 from slm_plugin.plans import MergeLayers, PruningPlan
 from slm_plugin.pruners.depth.laco import CollapseRules, absorbing, collapse
 from slm_plugin.pruners.depth.search.runs import Measured, Run, Runs
@@ -302,7 +302,7 @@ def test_a_range_without_room_is_refused(options: dict[str, int], words: str) ->
         planned("laco", make_model(), Target(threshold=0.5), **options)
 
 
-def test_nan_and_layers_of_different_kinds_are_refused() -> None:
+def test_nan_is_refused_and_layers_of_different_kinds_never_merge() -> None:
     """NaN never counts as too different, and sliding layers never absorb full ones."""
     model = make_model(num_hidden_layers=8)
     with torch.no_grad():
@@ -310,6 +310,8 @@ def test_nan_and_layers_of_different_kinds_are_refused() -> None:
     with pytest.raises(NumericalError):
         planned("laco", model, Target(threshold=0.5))
     kinds = ["full_attention"] * 4 + ["sliding_attention"] * 4
-    mixed = make_model("qwen2", num_hidden_layers=8, layer_types=kinds, sliding_window=4)
-    with pytest.raises(UnsupportedModelError, match="laco merges only layers of one kind"):
-        planned("laco", mixed, Target(threshold=0.5))
+    window = {"use_sliding_window": True, "sliding_window": 4}
+    mixed = make_model("qwen2", num_hidden_layers=8, layer_types=kinds, **window)
+    made = planned("laco", mixed, Target(threshold=-1), layers_per_merge=2, lowest=0)
+    assert made.layers_removed
+    assert all((merge.first < 4) == (merge.last < 4) for merge in made.operations)

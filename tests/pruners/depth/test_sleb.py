@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from slm_plugin.models.head import Head
 from slm_plugin.plans import DropLayers
 from slm_plugin.pruners.depth.measures.criteria import CRITERIA
 from slm_plugin.pruners.depth.search.runs import DROP, Run, Runs
@@ -65,7 +66,9 @@ def test_a_trial_equals_the_whole_shortened_model(criterion: str, base: tuple[in
     runs: Runs = tuple(Run(i, i, DROP) for i in base)
     whole, chosen = make_model(num_hidden_layers=8), CRITERIA[criterion]
     with torch.inference_mode():
-        prepared = chosen.prepare(whole.model(TOKENS).last_hidden_state, TOKENS, whole.lm_head)
+        prepared = chosen.prepare(
+            whole.model(TOKENS).last_hidden_state, TOKENS, Head(whole.lm_head)
+        )
         for rest in (runs, runs[1:], runs[:-1]):
             for index in (0, 5, 6, 7):
                 if index in base:
@@ -73,7 +76,7 @@ def test_a_trial_equals_the_whole_shortened_model(criterion: str, base: tuple[in
                 found = trials(index, index, rest, base=runs)
                 short = without((*(run.first for run in rest), index), layers=8)
                 hidden = short.model(TOKENS).last_hidden_state
-                expected = float(chosen.compare(prepared, hidden, short.lm_head).mean())
+                expected = float(chosen.compare(prepared, hidden, Head(short.lm_head)).mean())
                 assert found.value == pytest.approx(expected, abs=2e-5)
 
 

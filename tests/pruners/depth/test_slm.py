@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from slm_plugin.errors import NumericalError, PlanError, TargetError, UnsupportedModelError
-from slm_plugin.plans import PruningPlan
+from slm_plugin.errors import NumericalError, PlanError, TargetError
+from slm_plugin.plans import MergeLayers, PruningPlan
 from slm_plugin.pruners.depth.search.runs import Run
 from slm_plugin.pruners.depth.search.trials import Trials
 from slm_plugin.pruners.depth.slm import SlidingLayerMerging, SlmOptions
@@ -196,17 +196,18 @@ def test_nan_is_an_error() -> None:
         plan(model, Target(threshold=0.5))
 
 
-def test_layers_of_different_kinds_are_refused() -> None:
-    """Sliding-window and full-attention layers are not merged silently."""
-    model = make_model(
-        "qwen2",
-        use_sliding_window=True,
-        sliding_window=8,
-        max_window_layers=3,
-        layer_types=["full_attention"] * 3 + ["sliding_attention"] * 3,
-    )
-    with pytest.raises(UnsupportedModelError, match="different kinds"):
-        plan(model, Target(threshold=0.5))
+@pytest.mark.parametrize("search", ["sliding", "greedy", "budgeted"])
+def test_layers_of_different_kinds_never_merge(search: str) -> None:
+    """Sliding-window and full-attention layers merge among themselves, and no further."""
+    kinds = ["full_attention"] * 3 + ["sliding_attention"] * 3
+    model = make_model("qwen2", use_sliding_window=True, sliding_window=8, layer_types=kinds)
+    made = plan(model, Target(layers_removed=4), search=search, protect_last=0)
+    assert made.layers_removed == 4
+    for operation in made.operations:
+        assert isinstance(operation, MergeLayers)
+        assert (operation.first < 3) == (operation.last < 3)
+    with pytest.raises(TargetError, match="different kinds, which never merge, at most 4 of 6"):
+        plan(model, Target(layers_removed=5), search=search, protect_last=0)
 
 
 def test_the_same_search_gives_the_same_bytes() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from slm_plugin.errors import NumericalError, TargetError, UnsupportedModelError
+from slm_plugin.errors import NumericalError, TargetError
 from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.plans import MergeLayers, PruningPlan
 from slm_plugin.session import apply
@@ -126,17 +126,14 @@ def test_a_ratio_becomes_the_nearest_number_of_layers() -> None:
     assert planned("streamline", make_model(num_hidden_layers=8), target).layers_removed == 2
 
 
-def test_layers_of_different_kinds_are_refused() -> None:
-    """One layer cannot stand for full and for sliding attention."""
-    model = make_model(
-        "qwen2",
-        use_sliding_window=True,
-        sliding_window=8,
-        max_window_layers=3,
-        layer_types=["full_attention"] * 3 + ["sliding_attention"] * 3,
-    )
-    with pytest.raises(UnsupportedModelError, match=r"different kinds.*streamline merges only"):
-        planned("streamline", model, 1)
+def test_a_span_has_one_kind() -> None:
+    """One layer cannot replace full and sliding attention."""
+    kinds = ["full_attention"] * 3 + ["sliding_attention"] * 3
+    model = make_model("qwen2", use_sliding_window=True, sliding_window=8, layer_types=kinds)
+    (merge,) = planned("streamline", model, 2, protect_first=0, protect_last=0).operations
+    assert (merge.first, merge.last) in ((0, 2), (3, 5))
+    with pytest.raises(TargetError, match="no 4 adjacent layers are of one kind"):
+        planned("streamline", model, 3, protect_first=0, protect_last=0)
 
 
 def test_nan_is_refused() -> None:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from slm_plugin.errors import NumericalError, PlanError, TargetError
+from slm_plugin.models.families.llama import LLAMA
 from slm_plugin.plans import DropLayers, DropSublayers, PruningPlan, layout
 from slm_plugin.pruners.depth.sublayer import Sublayer, SublayerOptions, steps
 from slm_plugin.report.explain import explain
 from slm_plugin.report.plan_effects import final_trials, layer_mapping
 from slm_plugin.session import apply
-from slm_plugin.surgery.composition import MLP_BLOCK
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target
 from tests.conftest import make_model
@@ -146,7 +146,7 @@ def test_blocks_that_do_nothing_go_first(family: str, planted: Blocks) -> None:
 def test_a_layer_has_no_block_but_these(family: str) -> None:
     """Each architecture has one norm a block, so nothing is left behind or taken along."""
     names = {name for name, _ in make_model(family).model.layers[0].named_children()}
-    assert names == {"self_attn", "input_layernorm", *MLP_BLOCK}
+    assert names == {"self_attn", "input_layernorm", *LLAMA.mlp}
 
 
 def test_a_pruned_model_survives_the_disk_and_the_cache(family: str, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from slm_plugin.errors import NumericalError
+from slm_plugin.models.families.llama import LLAMA
 from slm_plugin.models.view import DecoderView, projections
 from slm_plugin.plans import UnitScores
 from slm_plugin.pruners.width.importance import kept_units, magnitude, taylor
@@ -57,7 +58,7 @@ def test_magnitude_sums_the_coupled_weights(family: str, kv_heads: int) -> None:
     model = make_model(family, num_hidden_layers=2, num_key_value_heads=kv_heads)
     found = magnitude(DecoderView.of(model))
     for index, layer in enumerate(model.model.layers):
-        weights = {n: m.weight.detach() ** 2 for n, m in projections(layer).items()}
+        weights = {n: m.weight.detach() ** 2 for n, m in projections(layer, LLAMA).items()}
         channels, groups = _brute_force(weights, kv_heads, 4 // kv_heads)
         assert _scores(found, index, "mlp_channel") == pytest.approx(channels, rel=6e-6)
         assert _scores(found, index, "kv_group") == pytest.approx(groups, rel=6e-6)
@@ -72,7 +73,8 @@ def test_taylor_sums_weight_times_gradient(family: str, kv_heads: int) -> None:
     model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
     for index, layer in enumerate(model.model.layers):
         saliences = {
-            n: (m.weight.detach() * m.weight.grad).abs() for n, m in projections(layer).items()
+            n: (m.weight.detach() * m.weight.grad).abs()
+            for n, m in projections(layer, LLAMA).items()
         }
         channels, groups = _brute_force(saliences, kv_heads, 4 // kv_heads)
         assert _scores(found, index, "mlp_channel") == pytest.approx(channels, rel=1e-4)

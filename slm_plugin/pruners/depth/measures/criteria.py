@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from slm_plugin.errors import TargetError
 from slm_plugin.lazy import torch
-from slm_plugin.models.head import logits_of, next_token_losses
+from slm_plugin.models.head import Head, logits_of, next_token_losses
 from slm_plugin.models.streaming import values
 from slm_plugin.pruners.depth.measures.cka import Estimator, gram, gram_cka
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 # Bound on the loss, in nats per token, for the check of thresholds.
 MOST_NATS = 1000.0
@@ -45,8 +45,8 @@ class Criterion:
 
     meaning: str
     same: float
-    prepare: Callable[[Tensor, Tensor, nn.Linear], Prepared]
-    compare: Callable[[Prepared, Tensor, nn.Linear], Tensor]
+    prepare: Callable[[Tensor, Tensor, Head], Prepared]
+    compare: Callable[[Prepared, Tensor, Head], Tensor]
     greatest: Callable[[Prepared], float]
     possible: tuple[float, float]
     pooled: bool = False
@@ -81,50 +81,55 @@ def token_cosine(reference: Tensor, hidden: Tensor) -> Tensor:
     return _cosine(reference, hidden).mean(-1)
 
 
-def expected_head(reference: Tensor, head: nn.Linear) -> Prepared:
-    """The expected head rows and entropies of the original, so that no logits are stored.
+def prepare_divergence(reference: Tensor, head: Head) -> Prepared:
+    """What the divergence from the original needs, without storing a logit.
 
     With p the original's distribution and a linear head W, ``sum_v p_v (W h)_v`` is
-    ``(sum_v p_v W_v) · h``: one vector per token replaces a distribution.
+    ``(sum_v p_v W_v) · h``: one vector per token replaces a distribution. Where the family bounds
+    its logits, the head is not linear, and the original's logits are computed at every comparison.
 
     Args:
         reference: Final hidden state of the original, ``(samples, length, hidden)``.
-        head: The language-modelling head, without a bias.
+        head: The head, without a bias.
 
     Returns:
-        The expected rows of the head ``(samples, length, hidden)`` in float32, and the entropies
-        in nats, ``(samples, length)`` in float64.
+        The expected rows of the head ``(samples, length, hidden)`` in float32, or the reference
+        where the head is not linear, and the entropies in nats, ``(samples, length)`` in float64.
     """
-    weight = values(head.weight).float()
+    weight = values(head.linear.weight).float() / head.divisor
     means, entropies = [], []
     for _, logits in logits_of(head, reference.flatten(0, 1)):
         logs = logits.log_softmax(-1)
         share = logs.exp()
-        means.append(share @ weight)
+        if head.softcap is None:
+            means.append(share @ weight)
         entropies.append(-(share * logs).sum(-1).double())
     return (
-        torch.cat(means).view(reference.shape),
+        torch.cat(means).view(reference.shape) if means else reference,
         torch.cat(entropies).view(reference.shape[:2]),
     )
 
 
-def negative_divergence(prepared: Prepared, hidden: Tensor, head: nn.Linear) -> Tensor:
+def negative_divergence(prepared: Prepared, hidden: Tensor, head: Head) -> Tensor:
     """Minus KL(original || changed) of the next-token distributions, in nats per token.
 
     Args:
-        prepared: From `expected_head`.
+        prepared: From `prepare_divergence`.
         hidden: Final hidden state of the changed model, ``(samples, length, hidden)``.
-        head: The language-modelling head.
+        head: The head.
 
     Returns:
         One mean over its tokens per sample, ``(samples,)``, in float64.
     """
-    means, entropies = prepared
-    spread = torch.cat(
-        [logits.logsumexp(-1).double() for _, logits in logits_of(head, hidden.flatten(0, 1))]
-    )
-    agreement = (means.double() * hidden.double()).sum(-1)
-    return (entropies + agreement - spread.view(entropies.shape)).mean(-1)
+    reference, entropies = prepared
+    spread, agreement = [], []
+    for stretch, logits in logits_of(head, hidden.flatten(0, 1)):
+        spread.append(logits.logsumexp(-1).double())
+        if head.softcap is not None:
+            share = head(reference.flatten(0, 1)[stretch]).float().softmax(-1)
+            agreement.append((share.double() * logits.double()).sum(-1))
+    agreed = torch.cat(agreement) if agreement else (reference.double() * hidden.double()).sum(-1)
+    return (entropies + (agreed.flatten() - torch.cat(spread)).view(entropies.shape)).mean(-1)
 
 
 def _cosine(x: Tensor, y: Tensor) -> Tensor:
@@ -135,7 +140,7 @@ def _cosine(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _cka(estimator: Estimator) -> Criterion:
-    def compare(prepared: Prepared, hidden: Tensor, head: nn.Linear) -> Tensor:
+    def compare(prepared: Prepared, hidden: Tensor, head: Head) -> Tensor:
         return gram_cka(prepared[0], gram(hidden), estimator)
 
     return Criterion(
@@ -172,7 +177,7 @@ CRITERIA: dict[CriterionName, Criterion] = {
     "logit_kl": Criterion(
         meaning="minus KL(original || changed), in nats per token",
         same=0.0,
-        prepare=lambda reference, tokens, head: expected_head(reference, head),
+        prepare=lambda reference, tokens, head: prepare_divergence(reference, head),
         compare=negative_divergence,
         greatest=lambda prepared: 0.0,
         possible=(-math.inf, 0.0),

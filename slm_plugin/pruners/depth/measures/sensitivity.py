@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from slm_plugin.lazy import inference_mode, torch
+from slm_plugin.models.families import family_of
 from slm_plugin.models.streaming import values
 from slm_plugin.models.view import Dimensions, projections
 
@@ -32,7 +33,8 @@ def sensitivities(
 
     Source: CoMe (arXiv 2510.15304), channel sensitivity.
     """
-    readers = [projections(layer)[name] for name in ("down_proj", "o_proj")]
+    modules = projections(layer, family_of(dimensions.architecture))
+    readers = [modules[name] for name in ("down_proj", "o_proj")]
     totals = [torch.zeros(linear.in_features, dtype=torch.float64) for linear in readers]
     tokens = [0, 0]
 

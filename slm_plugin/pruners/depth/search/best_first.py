@@ -90,4 +90,6 @@ def adjacent_merges(rules: Rules, runs: Runs) -> Iterator[tuple[int, int, Runs]]
         units.append((index, last))
         index = last + 1
     for (first, _), (_, last) in reversed(list(itertools.pairwise(units))):
+        if not rules.alike(first, last):
+            continue
         yield first, last, tuple(run for run in runs if run.last < first or run.first > last)

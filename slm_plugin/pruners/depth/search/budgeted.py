@@ -26,7 +26,8 @@ def budgeted(rules: Rules, measure: Measure, wanted: int, same: float) -> Found:
     alone: dict[Window, Measured] = {}
     for last in range(rules.top, rules.protect_first, -1):
         for first in range(last - 1, max(rules.protect_first, last - wanted) - 1, -1):
-            alone[first, last] = measure(first, last, ())
+            if rules.alike(first, last):
+                alone[first, last] = measure(first, last, ())
     cost, windows = least_sum({w: same - tried.value for w, tried in alone.items()}, rules, wanted)
     trials = []
     runs: list[Run] = []

@@ -113,11 +113,14 @@ class Rules:
         layers: Decoder layers of the model.
         protect_first: Number of lowest layers that are protected.
         protect_last: Number of highest layers that are protected.
+        kinds: What makes each layer differ from others, as its attention type; layers of different
+            kinds are never merged. Empty where all are alike.
     """
 
     layers: int
     protect_first: int
     protect_last: int
+    kinds: tuple[object, ...] = ()
 
     @property
     def top(self) -> int:
@@ -126,8 +129,12 @@ class Rules:
 
     @property
     def most(self) -> int:
-        """Largest number of layers that can be removed: all but one of those that may merge."""
-        return max(0, self.top - self.protect_first)
+        """Largest number of layers that can be removed: one for every two neighbours alike."""
+        return sum(self.alike(low, low + 1) for low in range(self.protect_first, self.top))
+
+    def alike(self, first: int, last: int) -> bool:
+        """Whether the layers from first to last are of one kind."""
+        return len(set(self.kinds[first : last + 1])) <= 1
 
 
 @dataclass(frozen=True, slots=True)

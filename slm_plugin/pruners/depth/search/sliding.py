@@ -45,9 +45,11 @@ def walk(rules: WalkRules, threshold: float, measure: Measure, wanted: int | Non
     high = rules.top
     low = high - 1
     while low >= rules.protect_first:
-        tried: Measured = measure(low, high, tuple(runs), bound=bound)
-        good = tried.value > threshold
-        trials.append(tried.trial(tuple(runs), accepted=good))
+        good = False
+        if rules.alike(low, high):
+            tried: Measured = measure(low, high, tuple(runs), bound=bound)
+            good = tried.value > threshold
+            trials.append(tried.trial(tuple(runs), accepted=good))
         if good:
             growing = tried.run if low < high else None
             if growing and removed((*runs, growing)) == wanted:

@@ -153,7 +153,7 @@ class Trials:
         pairs = [(batch.final, batch.tokens) for batch in self._captured]
         if self._criterion.pooled:
             pairs = [(torch.cat([f for f, _ in pairs]), torch.cat([t for _, t in pairs]))]
-        return [self._criterion.prepare(*pair, self._view.head) for pair in pairs]
+        return [self._criterion.prepare(*pair, self._view.logits) for pair in pairs]
 
     def _value(self, runs: Runs, base: Runs, bound: float | None) -> tuple[float, int | None]:
         """The mean over the evaluated samples, and their number if not all were evaluated."""
@@ -189,7 +189,7 @@ class Trials:
         if self._criterion.pooled:
             states = [torch.cat(states)]
         for part, hidden in zip(parts, states, strict=True):
-            values = self._criterion.compare(self._prepared[part], hidden, self._view.head)
+            values = self._criterion.compare(self._prepared[part], hidden, self._view.logits)
             if not torch.isfinite(values).all():
                 raise NumericalError(
                     "the similarity of a trial is NaN",

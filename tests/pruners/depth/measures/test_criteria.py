@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slm_plugin.models.head import Head
 from slm_plugin.pruners.depth.measures.criteria import CRITERIA, flat_cosine, token_cosine
 
 VOCABULARY = 11
@@ -18,11 +21,11 @@ def states(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape or (5, 6, 8), generator=generator)
 
 
-@pytest.fixture
-def head() -> nn.Linear:
-    """A small head."""
+@pytest.fixture(params=[{}, {"divisor": 0.4}, {"softcap": 1.5}], ids=["plain", "divided", "bound"])
+def head(request: pytest.FixtureRequest) -> Head:
+    """A small head, as it is in most families, in Granite and in Gemma 2."""
     torch.manual_seed(3)
-    return nn.Linear(8, VOCABULARY, bias=False).requires_grad_(False)
+    return Head(nn.Linear(8, VOCABULARY, bias=False).requires_grad_(False), **request.param)
 
 
 @pytest.fixture
@@ -31,16 +34,14 @@ def tokens() -> Tensor:
     return torch.randint(VOCABULARY, (5, 6), generator=torch.Generator().manual_seed(4))
 
 
-def value(name: str, reference: Tensor, hidden: Tensor, tokens: Tensor, head: nn.Linear) -> Tensor:
+def value(name: str, reference: Tensor, hidden: Tensor, tokens: Tensor, head: Head) -> Tensor:
     """What a criterion says of two states."""
     criterion = CRITERIA[name]
     return criterion.compare(criterion.prepare(reference, tokens, head), hidden, head)
 
 
 @pytest.mark.parametrize("name", CRITERIA)
-def test_an_unchanged_model_has_the_value_of_itself(
-    name: str, head: nn.Linear, tokens: Tensor
-) -> None:
+def test_an_unchanged_model_has_the_value_of_itself(name: str, head: Head, tokens: Tensor) -> None:
     """1 for cosines and CKA, 0 for divergence and loss."""
     same = states(0)
     found = value(name, same, same.clone(), tokens, head)
@@ -49,7 +50,7 @@ def test_an_unchanged_model_has_the_value_of_itself(
 
 
 @pytest.mark.parametrize("name", CRITERIA)
-def test_no_value_exceeds_the_greatest(name: str, head: nn.Linear, tokens: Tensor) -> None:
+def test_no_value_exceeds_the_greatest(name: str, head: Head, tokens: Tensor) -> None:
     """The bound that searches give up by holds for anything."""
     criterion = CRITERIA[name]
     prepared = criterion.prepare(states(0), tokens, head)
@@ -59,7 +60,7 @@ def test_no_value_exceeds_the_greatest(name: str, head: nn.Linear, tokens: Tenso
 
 
 @pytest.mark.parametrize("name", [n for n, c in CRITERIA.items() if not c.pooled])
-def test_samples_are_judged_one_by_one(name: str, head: nn.Linear, tokens: Tensor) -> None:
+def test_samples_are_judged_one_by_one(name: str, head: Head, tokens: Tensor) -> None:
     """A sample's value does not depend on its batch."""
     reference, hidden = states(0), states(1)
     together = value(name, reference, hidden, tokens, head)
@@ -89,7 +90,7 @@ def test_token_cosine_runs_along_the_features() -> None:
     assert not torch.allclose(token_cosine(reference, stretched), token_cosine(reference, hidden))
 
 
-def test_divergence_is_that_of_the_distributions(head: nn.Linear, tokens: Tensor) -> None:
+def test_divergence_is_that_of_the_distributions(head: Head, tokens: Tensor) -> None:
     """Equal to KL(original || changed) by torch, mean over a sample's tokens."""
     reference, hidden = states(0), states(1)
     log_p, log_q = head(reference).log_softmax(-1), head(hidden).log_softmax(-1)
@@ -98,7 +99,7 @@ def test_divergence_is_that_of_the_distributions(head: nn.Linear, tokens: Tensor
     torch.testing.assert_close(found, -expected.double(), atol=1e-5, rtol=1e-5)
 
 
-def test_loss_is_the_increase_of_cross_entropy(head: nn.Linear, tokens: Tensor) -> None:
+def test_loss_is_the_increase_of_cross_entropy(head: Head, tokens: Tensor) -> None:
     """Position t is asked for token t+1; the last position is asked for nothing."""
     reference, hidden = states(0), states(1)
     found = value("loss", reference, hidden, tokens, head)
@@ -109,7 +110,7 @@ def test_loss_is_the_increase_of_cross_entropy(head: nn.Linear, tokens: Tensor) 
         assert found[sample].item() == pytest.approx((before - after).item(), abs=1e-5)
 
 
-def test_cka_looks_at_all_samples_together(head: nn.Linear, tokens: Tensor) -> None:
+def test_cka_looks_at_all_samples_together(head: Head, tokens: Tensor) -> None:
     """One number; unrelated states are alike only to the biased estimator."""
     wide = [states(seed, 8, 16, 64) for seed in (0, 1)]
     many = torch.zeros(8, 16, dtype=torch.long)
@@ -123,15 +124,16 @@ def test_cka_looks_at_all_samples_together(head: nn.Linear, tokens: Tensor) -> N
 @pytest.mark.parametrize("name", CRITERIA)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_sums_in_wide_numbers(
-    name: str, dtype: torch.dtype, head: nn.Linear, tokens: Tensor
+    name: str, dtype: torch.dtype, head: Head, tokens: Tensor
 ) -> None:
     """States whose squares overflow float16 give what the same numbers give in float64."""
     loud = torch.ones(8)
     loud[0] = 2000.0
     reference, hidden = ((states(seed) * loud).to(dtype) for seed in (1, 2))
-    head.weight[:, 0] *= 0.001
-    narrow, wide = head.to(dtype), nn.Linear(8, VOCABULARY, bias=False, dtype=torch.float64)
-    wide.requires_grad_(False).weight.copy_(narrow.weight)
+    head.linear.weight[:, 0] *= 0.001
+    narrow = replace(head, linear=head.linear.to(dtype))
+    wide = replace(head, linear=nn.Linear(8, VOCABULARY, bias=False, dtype=torch.float64))
+    wide.linear.requires_grad_(False).weight.copy_(narrow.linear.weight)
     found = value(name, reference, hidden, tokens, narrow)
     expected = value(name, reference.double(), hidden.double(), tokens, wide)
     assert found.dtype == torch.float64

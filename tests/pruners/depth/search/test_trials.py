@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from slm_plugin.errors import NumericalError
+from slm_plugin.models.head import Head
 from slm_plugin.plans import MergeLayers
 from slm_plugin.pruners.depth.measures.criteria import CRITERIA
 from slm_plugin.pruners.depth.measures.influence import block_influence
@@ -41,8 +42,8 @@ def oracle(criterion: str, runs: Runs) -> float:
     chosen = CRITERIA[criterion]
     with torch.inference_mode():
         states = [m.model(input_ids=TOKENS).last_hidden_state for m in (model, merged)]
-        prepared = chosen.prepare(states[0], TOKENS, model.lm_head)
-        return float(chosen.compare(prepared, states[1], model.lm_head).mean())
+        prepared = chosen.prepare(states[0], TOKENS, Head(model.lm_head))
+        return float(chosen.compare(prepared, states[1], Head(model.lm_head)).mean())
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

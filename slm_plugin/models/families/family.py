@@ -1,0 +1,121 @@
+"""What is true of one model class: where its parts are, and what its computation allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from slm_plugin.models.config_values import Field
+
+SEPARATE: Mapping[str, str] = {
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "o_proj": "self_attn.o_proj",
+    "gate_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "down_proj": "mlp.down_proj",
+}
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One decoder class of transformers, as a record that every method asks.
+
+    With x the residual stream, A the attention, M the MLP and N norms, a layer computes, by its
+    ``residual``:
+
+    - ``pre``: x + A(N(x)), then x + M(N(x));
+    - ``post``: x + N(A(x)), then x + N(M(x));
+    - ``sandwich``: x + N(A(N(x))), then x + N(M(N(x)));
+    - ``parallel``: x + A(N(x)) + M(N(x)).
+
+    Attributes:
+        architecture: Name of the model class.
+        model_type: Its name in ``config.json``.
+        config_class: Name of its config class.
+        decoder: Path of the module without the head.
+        layers: Name of the list of layers in the decoder.
+        norm: Path of the norm behind the last layer, in the decoder.
+        attention: Modules of a layer that make up its attention block: the attention, the norm
+            before it, the norm behind it.
+        mlp: Modules that make up its MLP block, in the same order.
+        projections: Linear maps of a layer: short name to path.
+        residual: How the blocks are added to the residual stream.
+        parallel_if: Config field that makes the residual parallel, where a class has both.
+        units: Units that width pruning can remove, by their names in `Dimensions.units`.
+        why_not: Unit to the reason why it cannot be removed.
+        kinds: Attention types that ``layer_types`` may name.
+        window: Which layers have the sliding window: none; all if there is a width; by kind; or by
+            kind if ``use_sliding_window`` says so.
+        kind_fields: Further config fields with one entry per layer that make layers differ.
+        fields: Checks of config fields that only some classes read.
+        reads: Config fields that the class computes with and most classes ignore.
+        even_split: transformers 5 wants hidden_size to be a multiple of the head count.
+        rotary: One rotary table for all layers, one per attention type, or Phi-3's own words.
+        partial_rotary: Part of a head that positions turn if the config does not state it; None
+            where always the whole head is turned.
+        default_head_dim: Length of a head where the config lacks ``head_dim``; None for
+            hidden_size / heads.
+        default_rope_base: Base of the rotary frequencies where the config states none; None
+            where it must.
+        residual_multiplier: Config field by which what a block adds is multiplied.
+        logits_divisor: Config field by which the head's output is divided.
+        logits_softcap: Config field with the bound c of ``c * tanh(logits / c)``.
+        gain_offset: What a norm adds to its weight before it multiplies by it.
+    """
+
+    architecture: str
+    model_type: str
+    config_class: str = ""
+    decoder: str = "model"
+    layers: str = "layers"
+    norm: str = "norm"
+    attention: tuple[str, ...] = ("self_attn", "input_layernorm")
+    mlp: tuple[str, ...] = ("mlp", "post_attention_layernorm")
+    projections: Mapping[str, str] = field(default_factory=lambda: SEPARATE)
+    residual: Literal["pre", "post", "sandwich", "parallel"] = "pre"
+    parallel_if: str | None = None
+    units: tuple[str, ...] = ("channels", "kv_groups")
+    why_not: Mapping[str, str] = field(default_factory=dict)
+    kinds: tuple[str, ...] = (FULL,)
+    window: Literal["none", "all", "by_kind", "switched"] = "none"
+    kind_fields: tuple[str, ...] = ()
+    fields: Mapping[str, Field] = field(default_factory=dict)
+    reads: frozenset[str] = frozenset()
+    even_split: bool = False
+    rotary: Literal["one", "by_kind", "phi3"] = "one"
+    partial_rotary: float | None = None
+    default_head_dim: int | None = None
+    default_rope_base: float | None = 10_000.0
+    residual_multiplier: str | None = None
+    logits_divisor: str | None = None
+    logits_softcap: str | None = None
+    gain_offset: float = 0.0
+
+    def is_parallel(self, config: Mapping[str, Any]) -> bool:
+        """Whether attention and MLP of a layer read the same input."""
+        stated = self.parallel_if is not None and config.get(self.parallel_if)
+        return self.residual == "parallel" or bool(stated)
+
+    def removable(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """Units that width pruning can remove from a model with this config."""
+        per_head = bool(config.get("qk_layernorm"))
+        return tuple(unit for unit in self.units if not (per_head and unit == "kv_groups"))
+
+    def reason(self, unit: str) -> str:
+        """Why a unit cannot be removed."""
+        return self.why_not.get(unit, "its query and key norms have weights for each head")
+
+    @property
+    def norm_behind(self) -> bool:
+        """Whether a norm stands between what a block computes and the residual stream."""
+        return self.residual in ("post", "sandwich")
+
+    @property
+    def writers(self) -> tuple[str, str]:
+        """Modules of a layer whose outputs are added to the residual stream, attention's first."""
+        last = -1 if self.norm_behind else 0
+        return self.attention[last], self.mlp[last]

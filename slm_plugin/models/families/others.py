@@ -1,0 +1,40 @@
+"""StableLM and Phi-3."""
+
+from __future__ import annotations
+
+from slm_plugin.models.config_values import positive, share, truth
+from slm_plugin.models.families.family import FULL, Family
+
+# LayerNorm; positions turn a part of each head; the larger models compute both blocks in parallel.
+STABLELM = Family(
+    architecture="StableLmForCausalLM",
+    model_type="stablelm",
+    parallel_if="use_parallel_residual",
+    fields={
+        "layer_norm_eps": positive,
+        "use_qkv_bias": truth,
+        "qk_layernorm": truth,
+        "use_parallel_residual": truth,
+        "hidden_dropout": share,
+    },
+    reads=frozenset({"qk_layernorm", "use_parallel_residual"}),
+    partial_rotary=0.25,
+)
+FUSED = "its projections of queries, keys and values, and of gate and up, are one matrix each"
+PHI3 = Family(
+    architecture="Phi3ForCausalLM",
+    model_type="phi3",
+    projections={
+        "qkv_proj": "self_attn.qkv_proj",
+        "o_proj": "self_attn.o_proj",
+        "gate_up_proj": "mlp.gate_up_proj",
+        "down_proj": "mlp.down_proj",
+    },
+    units=(),
+    why_not={"channels": FUSED, "kv_groups": FUSED},
+    kinds=(FULL, "sliding_attention"),
+    window="all",
+    fields={"resid_pdrop": share, "embd_pdrop": share},
+    rotary="phi3",
+    partial_rotary=1.0,
+)

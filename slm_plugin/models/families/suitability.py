@@ -1,0 +1,35 @@
+"""Which components work on a model, and why the others do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from slm_plugin.component import Component
+from slm_plugin.errors import UnsupportedModelError
+from slm_plugin.models.families.family import Family
+
+
+def complaint(
+    component: Component | type[Component], family: Family, config: Mapping[str, Any]
+) -> str:
+    """What a user reads about a component that does not suit a model; empty where it does."""
+    reason = component.unsuited(family, config)
+    if not reason:
+        return ""
+    return f"'{component.name}' cannot be used with {family.architecture}: {reason}"
+
+
+def refuse_unsuited(
+    components: Iterable[Component], family: Family, config: Mapping[str, Any]
+) -> None:
+    """Check that all components work on a model.
+
+    Raises:
+        UnsupportedModelError: One of them does not.
+    """
+    for component in components:
+        found = complaint(component, family, config)
+        if found:
+            hint = "`slm-plugin list --model` names what can be used"
+            raise UnsupportedModelError(found, hint=hint)
