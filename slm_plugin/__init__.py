@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from slm_plugin.comparison.run import compare
     from slm_plugin.component import Options
     from slm_plugin.errors import SlmError
+    from slm_plugin.models.families import register_family
+    from slm_plugin.models.families.family import Family
     from slm_plugin.pipeline import plan, run
     from slm_plugin.plans import PruningPlan
     from slm_plugin.pruners.base import Pruner
@@ -32,6 +34,7 @@ __version__ = "0.1.0"
 # Public names load on first use, so that `import slm_plugin` costs no torch.
 _HOMES = {
     "Comparison": "slm_plugin.comparison.configuration",
+    "Family": "slm_plugin.models.families.family",
     "Options": "slm_plugin.component",
     "Pruner": "slm_plugin.pruners.base",
     "PruningPlan": "slm_plugin.plans",
@@ -49,6 +52,7 @@ _HOMES = {
     "prune": "slm_plugin.api",
     "register_evaluator": "slm_plugin.registry",
     "register_exporter": "slm_plugin.registry",
+    "register_family": "slm_plugin.models.families",
     "register_pruner": "slm_plugin.registry",
     "register_recovery": "slm_plugin.registry",
     "run": "slm_plugin.pipeline",
@@ -56,6 +60,7 @@ _HOMES = {
 
 __all__ = [
     "Comparison",
+    "Family",
     "Options",
     "Pruner",
     "PruningPlan",
@@ -74,6 +79,7 @@ __all__ = [
     "prune",
     "register_evaluator",
     "register_exporter",
+    "register_family",
     "register_pruner",
     "register_recovery",
     "run",

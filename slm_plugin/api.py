@@ -14,6 +14,7 @@ from slm_plugin.errors import TargetError, UserError
 from slm_plugin.models.in_memory import check_given
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.streaming import is_streamed
+from slm_plugin.models.view import DecoderView
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.recipe import Recipe
 from slm_plugin.registry import nearest, pruners
@@ -166,8 +167,13 @@ def list_pruners(model: PreTrainedModel | None = None) -> list[str]:
         check_given(model, None)
     except UserError:
         return []
-    streamed = is_streamed(model)
-    return [name for name, cls in pruners.usable().items() if cls.streams or not streamed]
+    streamed, config = is_streamed(model), model.config.to_dict()
+    family = DecoderView.of(model).family
+    return [
+        name
+        for name, cls in pruners.usable().items()
+        if (cls.streams or not streamed) and not cls.unsuited(family, config)
+    ]
 
 
 def load_model(

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
 
 from slm_plugin.control_characters import visible
 from slm_plugin.extras import found_version, missing
-from slm_plugin.models.view import ATTENTION_PROJECTIONS, DecoderView
+from slm_plugin.models.families.family import Family
+from slm_plugin.models.view import DecoderView, layer_kinds
 from slm_plugin.registry import evaluators, exporters, pruners, recoveries
 from slm_plugin.registry.installed import broken_metadata
 from slm_plugin.versions import bounds, extra_rows, installed_versions, wanted
 
 
-def components() -> list[dict[str, Any]]:
+def components(
+    family: Family | None = None, config: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """Every pruner, recovery, evaluator and exporter, with its options and extra.
 
     A plugin that cannot be used has a row with the reason.
+
+    Args:
+        family: For a model, what is true of its class; every row then has ``unsuited``, the reason
+            why the component cannot be used with it, empty where it can.
+        config: Content of that model's ``config.json``.
     """
     found = []
     for registry in (pruners, recoveries, evaluators, exporters):
@@ -25,11 +35,29 @@ def components() -> list[dict[str, Any]]:
         unusable = {fault.name for fault in faults if not fault.usable}
         for name in registry.names():
             if name not in unusable:
-                found.append(_component(registry.kind, name, registry.get(name)))
+                cls = registry.get(name)
+                row = _component(registry.kind, name, cls)
+                if family is not None:
+                    row["unsuited"] = cls.unsuited(family, config or {})
+                found.append(row)
         for fault in faults:
             row = {"kind": fault.kind, "name": fault.name, "summary": fault.message}
             found.append({**row, "targets": [], "extra": None, "options": [], "ready": False})
     return found
+
+
+def suitability_table(name: str, found: list[dict[str, Any]]) -> Table:
+    """Which components work on a model, a line each."""
+    table = Table(title=f"What works on {visible(name)}")
+    for column in ("kind", "name", "works"):
+        table.add_column(column, overflow="fold")
+    for row in found:
+        reason = row.get("unsuited", row["summary"])
+        needs = "" if row["ready"] or not row["extra"] else f", needs slm-plugin[{row['extra']}]"
+        table.add_row(
+            row["kind"], visible(row["name"]), visible(f"no: {reason}" if reason else f"yes{needs}")
+        )
+    return table
 
 
 def _component(kind: str, name: str, cls: Any) -> dict[str, Any]:
@@ -74,11 +102,9 @@ def component_table(found: list[dict[str, Any]]) -> Table:
 
 def inspection(view: DecoderView) -> dict[str, Any]:
     """A model's dimensions, its parameters by part, and the units that can be pruned."""
-    dims = view.dimensions()
-    layer = view.projections(view.layers[0])
-    attention = sum(p.numel() for n in ATTENTION_PROJECTIONS for p in layer[n].parameters())
-    mlp = sum(
-        p.numel() for n in layer if n not in ATTENTION_PROJECTIONS for p in layer[n].parameters()
+    dims, config = view.dimensions(), view.config.to_dict()
+    attention, mlp = (
+        _matrices(view, blocks[0]) for blocks in (view.family.attention, view.family.mlp)
     )
     embeddings = view.embedding.weight.numel()
     head = 0 if dims.tied_embeddings else sum(p.numel() for p in view.head.parameters())
@@ -94,16 +120,38 @@ def inspection(view: DecoderView) -> dict[str, Any]:
         "parameters": parts,
         "units": {
             "layer": {"count": dims.layers, "parameters": dims.layer_parameters},
-            "mlp_channel in every layer": {
-                "count": dims.intermediate_size,
-                "parameters": dims.channel_parameters * dims.layers,
+            **{
+                f"{unit} in every layer": {"count": count, "parameters": size * dims.layers}
+                for unit, count, size in (
+                    ("mlp_channel", dims.intermediate_size, dims.channel_parameters),
+                    ("kv_group", dims.kv_heads, dims.kv_group_parameters),
+                )
+                if size
             },
-            "kv_group in every layer": {
-                "count": dims.kv_heads,
-                "parameters": dims.kv_group_parameters * dims.layers,
+        },
+        "family": {
+            "model_type": view.family.model_type,
+            "residual": "parallel" if view.family.is_parallel(config) else view.family.residual,
+            "kinds": dict(Counter(_named(kind) for kind in layer_kinds(view))),
+            "not_removable": {
+                unit: view.family.reason(unit)
+                for unit in ("channels", "kv_groups")
+                if unit not in view.family.removable(config)
             },
         },
     }
+
+
+def _matrices(view: DecoderView, block: str) -> int:
+    """Parameters of a module of the first layer, without its norms."""
+    named = view.layers[0].get_submodule(block).named_parameters()
+    return sum(parameter.numel() for name, parameter in named if "norm" not in name)
+
+
+def _named(kind: tuple[object, ...]) -> str:
+    attention, *others = kind
+    extra = "" if all(one in (None, 1) for one in others) else " without positions"
+    return f"{attention or 'full_attention'}{extra}"
 
 
 def inspection_table(name: str, found: dict[str, Any]) -> Table:
@@ -124,6 +172,11 @@ def inspection_table(name: str, found: dict[str, Any]) -> Table:
     for field in ("hidden_size", "attention_heads", "kv_heads", "head_dim", "vocab_size"):
         table.add_row(field, str(found["dimensions"][field]), "", "")
     table.add_row("tied embeddings", str(found["dimensions"]["tied_embeddings"]), "", "")
+    table.add_section()
+    family = found["family"]
+    table.add_row("residual connections", family["residual"], "", "")
+    for kind, count in family["kinds"].items():
+        table.add_row(f"layers with {kind}", str(count), "", "")
     return table
 
 

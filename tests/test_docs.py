@@ -14,6 +14,7 @@ import typer
 
 from slm_plugin.cli.commands import app
 from slm_plugin.comparison.configuration import Comparison
+from slm_plugin.models import families
 from slm_plugin.recipe import Recipe
 from slm_plugin.registry import pruners
 from tests.conftest import VOCABULARY, make_model, make_tokenizer
@@ -100,8 +101,9 @@ def test_python_blocks_run(
     if not block.runs:
         pytest.skip("marked in the text")
     monkeypatch.chdir(tmp_path)
-    # A strategy that a block registers is forgotten with it; the built-in ones are imported once.
+    # What a block registers is forgotten with it; the built-in strategies are imported once.
     monkeypatch.setattr(pruners, "_classes", pruners.usable())
+    monkeypatch.setattr(families, "_known", dict(families._known))
     words = [f"w{3 + (i * i + 7 * i) % (VOCABULARY - 3)}" for i in range(1200)]
     exec(code, {
         "__name__": __name__,

@@ -6,25 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
 
 from slm_plugin.export.onnx import OnnxExporter, OnnxOptions
+from slm_plugin.plans import DropLayers
 from slm_plugin.session import Session
-from tests.conftest import make_model, make_tokenizer
+from slm_plugin.surgery.layers import apply_layers
+from tests.conftest import FAMILIES, make_model, make_tokenizer
 
 
 def pruned_session(family: str = "llama", **settings: Any) -> Session:
     """A model that lost two layers of five, and whose head size is not hidden size over heads."""
-    model = make_model(
-        family, **{"hidden_size": 48, "head_dim": 8, "num_hidden_layers": 5, **settings}
-    )
-    kept = [0, 1, 4]
-    model.model.layers = nn.ModuleList(model.model.layers[index] for index in kept)
-    for index, layer in enumerate(model.model.layers):
-        layer.self_attn.layer_idx = index
-    if hasattr(model.config, "layer_types"):
-        model.config.layer_types = [model.config.layer_types[index] for index in kept]
-    model.config.num_hidden_layers = len(kept)
+    sizes = {"hidden_size": 48, "head_dim": 8, "num_hidden_layers": 5}
+    if not FAMILIES[family][0].own_head_dim:
+        sizes["head_dim"] = 12
+    model = make_model(family, **{**sizes, **settings})
+    apply_layers(model, [DropLayers(indices=(2, 3))])
     return Session(model, make_tokenizer())
 
 

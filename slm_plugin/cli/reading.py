@@ -50,15 +50,38 @@ def schema(
 
 
 @app.command("list")
-def list_components(as_json: AsJson = False) -> None:
+def list_components(
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Say which of them work on this model, and why not."),
+    ] = None,
+    families: Annotated[
+        bool, typer.Option("--families", help="Say which work on which family, as Markdown.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """List pruners, recoveries, evaluators and exporters with their options."""
-    from slm_plugin.inspection import component_table, components
+    from slm_plugin.inspection import component_table, components, suitability_table
 
-    found = components()
+    if families:
+        from slm_plugin.report.families import families_markdown
+
+        for line in families_markdown().splitlines():
+            print_line(line)
+        return
+    if model is None:
+        found = components()
+        table = component_table(found)
+    else:
+        quiet_libraries()
+        from slm_plugin.models.loading import ModelSource, facts_of
+
+        found = components(*facts_of(ModelSource(id=model, device="cpu")))
+        table = suitability_table(model, found)
     if as_json:
         print_json(json.dumps(found, indent=2))
     else:
-        print_out(component_table(found))
+        print_out(table)
 
 
 @app.command()

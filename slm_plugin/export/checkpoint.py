@@ -37,7 +37,7 @@ from slm_plugin.export.parity import (
 from slm_plugin.export.portable_json import mend_config, mend_tokenizer_config
 from slm_plugin.lazy import safetensors
 from slm_plugin.models.border import reason
-from slm_plugin.models.configuration import ATTENTIONS
+from slm_plugin.models.configuration import plain_attention
 from slm_plugin.models.generation import without_generation
 from slm_plugin.models.operators import operators
 from slm_plugin.models.streaming import is_streamed
@@ -230,8 +230,8 @@ def write_reference(session: Session, file: Path) -> float:
         "parameters": str(sum(p.numel() for p in session.model.parameters())),
         "weights": session.fingerprint().weights,
     }
-    attention = session.model.config._attn_implementation
-    if attention in ATTENTIONS:
+    attention = plain_attention(session.model)
+    if attention is not None:
         facts["attention"] = attention
     if streamed:
         facts["memory"] = "layerwise"

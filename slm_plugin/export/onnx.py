@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from pydantic import Field
 
 from slm_plugin.component import Options
-from slm_plugin.errors import SlmError
+from slm_plugin.errors import SlmError, UnsupportedModelError
 from slm_plugin.evaluation.isolation import isolated
 from slm_plugin.export.base import Check, Exporter, ExportRecord
 from slm_plugin.export.checkpoint import save_checkpoint
@@ -28,6 +28,7 @@ from slm_plugin.export.parity import (
 )
 from slm_plugin.export.rehearsal import refuse_length_dependent, rehearse, unproved_windows
 from slm_plugin.lazy import torch
+from slm_plugin.models.configuration import plain_attention
 from slm_plugin.models.operators import operators, put_operator, without_operators
 from slm_plugin.outputs.scratch import temporary_folder, whole_folder
 from slm_plugin.progress import say
@@ -82,9 +83,11 @@ class OnnxExporter(Exporter):
 
         Raises:
             MissingExtraError: Optimum or ONNX Runtime is missing, or does not fit transformers.
-            UnsupportedModelError: The graph would compute something else on long texts.
+            UnsupportedModelError: Optimum does not export the family, or the graph would compute
+                something else on long texts.
         """
         require_onnx("the onnx exporter")
+        _refuse_unknown(session.view.family.model_type)
         refuse_length_dependent(session.model.config)
         if unproved_windows(session.model.config, session.view.embedding.num_embeddings):
             with temporary_folder() as scratch:
@@ -107,7 +110,13 @@ class OnnxExporter(Exporter):
         target = output / self.name
         with whole_folder(target) as folder:
             with _checkpoint(session, output) as source:
-                write_onnx(source, folder, options, operators(session.model))
+                write_onnx(
+                    source,
+                    folder,
+                    options,
+                    operators(session.model),
+                    plain_attention(session.model),
+                )
             checks = verify_onnx(session, folder, tolerance=options.tolerance)
         return ExportRecord(
             exporter=self.name, folder=self.name, size_bytes=size_bytes(target), checks=checks
@@ -119,6 +128,7 @@ def write_onnx(
     folder: Path,
     options: OnnxOptions,
     between: Mapping[str, nn.Linear],
+    attention: str | None = None,
 ) -> None:
     """Let Optimum export a checkpoint.
 
@@ -128,6 +138,7 @@ def write_onnx(
         options: What Optimum is asked for.
         between: Operators between layers, which a checkpoint does not hold, by the path of the
             module that each one ends.
+        attention: Implementation of attention to trace; None for the class's default.
 
     Raises:
         SlmError: Optimum cannot.
@@ -139,7 +150,11 @@ def write_onnx(
         try:
             # Not main_export, which takes nothing but what it loads itself.
             model = AutoModelForCausalLM.from_pretrained(
-                checkpoint, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+                checkpoint,
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                attn_implementation=attention,
             )
             model.config.use_cache = options.task.endswith("with-past")
             for path, linear in between.items():
@@ -179,6 +194,22 @@ def verify_onnx(session: Session, folder: Path, *, tolerance: float = 1e-4) -> t
         Check(name=ONE_PASS, value=found.without_cache, tolerance=0, unit="prompts"),
     ]
     return prove("the ONNX model", checks)
+
+
+def _refuse_unknown(model_type: str) -> None:
+    """Check that the installed Optimum exports a family."""
+    with _quiet_optimum():
+        import optimum.exporters.onnx.model_configs  # noqa: F401
+        from optimum.exporters.tasks import TasksManager
+
+        try:
+            TasksManager.get_supported_tasks_for_model_type(
+                model_type, "onnx", library_name="transformers"
+            )
+        except KeyError as error:
+            raise UnsupportedModelError(
+                f"the installed Optimum exports no {model_type} to ONNX", hint="leave `onnx` out"
+            ) from error
 
 
 @contextmanager

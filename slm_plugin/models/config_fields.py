@@ -148,6 +148,11 @@ def _heads(config: Mapping[str, Any], family: Family, where: Where) -> None:
             f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}"
         )
     size = head_dim(config, family)
+    if not family.own_head_dim and size * heads != hidden:
+        raise where.contradiction(
+            f"head_dim {size}, and a {family.model_type}, which has hidden_size {hidden} / "
+            f"num_attention_heads {heads}"
+        )
     if config.get("head_dim") is None and family.default_head_dim is None and hidden % heads:
         raise where.contradiction(
             f"hidden_size {hidden} is no multiple of num_attention_heads {heads}, and no head_dim "

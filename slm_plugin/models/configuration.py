@@ -22,7 +22,7 @@ from slm_plugin.models.rope import ORIGINAL, rope_fields, rope_settings
 from slm_plugin.progress import say
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 # MLX writes `quantization`.
 QUANTISED = ("quantization_config", "quantization", "compression_config")
@@ -193,6 +193,12 @@ def _number_format(content: Mapping[str, Any], where: Where) -> str | None:
         raise where.contradiction(" and ".join(f"{name} {value}" for name, value in stated.items()))
     found = next(iter(stated.values()), None)
     return None if found == "auto" else found
+
+
+def plain_attention(model: PreTrainedModel) -> str | None:
+    """The attention of a model where every installation has it; None for other kernels."""
+    found = model.config._attn_implementation
+    return str(found) if found in ATTENTIONS else None
 
 
 def _attention(content: Mapping[str, Any], where: Where) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from unicodedata import category
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
@@ -14,6 +16,7 @@ from slm_plugin.lazy import torch
 from slm_plugin.models.bundled import BUNDLED, bundled_folder
 from slm_plugin.models.checkpoint import read_checkpoint
 from slm_plugin.models.families import family_of
+from slm_plugin.models.families.family import Family
 from slm_plugin.models.gguf import is_gguf, read_gguf
 from slm_plugin.models.gguf.reading import Accept
 from slm_plugin.models.hub import fetched
@@ -124,6 +127,28 @@ def load(
     _refuse_non_finite(model, source.id)
     model.eval()
     return model if is_streamed(model) else model.to(device), tokenizer
+
+
+class _Known(Exception):
+    """Ends loading when the config is known."""
+
+
+def facts_of(source: ModelSource) -> tuple[Family, Mapping[str, Any]]:
+    """The family of a model and the content of its config, without reading weights.
+
+    Raises:
+        ModelSourceError: The model cannot be found, fetched or read.
+        UnsupportedModelError: Its architecture is not supported.
+    """
+    found: list[tuple[Family, Mapping[str, Any]]] = []
+
+    def accept(family: Family, config: Mapping[str, Any]) -> None:
+        found.append((family, config))
+        raise _Known
+
+    with suppress(_Known):
+        load(source, accept)
+    return found[0]
 
 
 def check_name(name: str) -> None:

@@ -30,6 +30,7 @@ class Pruner(Component):
     Attributes:
         kind: Whether its plans are about layers or about units inside layers.
         targets: Kinds of targets that it takes.
+        merges: It merges layers, so it stays within layers of one kind.
         keeps_trials: It writes a journal of trials into the cache folder.
 
     Args:
@@ -39,6 +40,7 @@ class Pruner(Component):
 
     kind: ClassVar[Literal["depth", "width"]]
     targets: ClassVar[tuple[str, ...]]
+    merges: ClassVar[bool] = False
     keeps_trials: ClassVar[bool] = False
 
     def __init__(self, options: BaseModel, target: Target) -> None:

@@ -57,6 +57,7 @@ class Family:
         rotary: One rotary table for all layers, one per attention type, or Phi-3's own words.
         partial_rotary: Part of a head that positions turn if the config does not state it; None
             where always the whole head is turned.
+        own_head_dim: The class reads ``head_dim``; else it divides hidden_size by the heads.
         default_head_dim: Length of a head where the config lacks ``head_dim``; None for
             hidden_size / heads.
         default_rope_base: Base of the rotary frequencies where the config states none; None
@@ -88,6 +89,7 @@ class Family:
     even_split: bool = False
     rotary: Literal["one", "by_kind", "phi3"] = "one"
     partial_rotary: float | None = None
+    own_head_dim: bool = True
     default_head_dim: int | None = None
     default_rope_base: float | None = 10_000.0
     residual_multiplier: str | None = None

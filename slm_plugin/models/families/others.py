@@ -10,6 +10,9 @@ STABLELM = Family(
     architecture="StableLmForCausalLM",
     model_type="stablelm",
     parallel_if="use_parallel_residual",
+    units=("channels",),
+    why_not={"kv_groups": "its class computes the length of a head from the number of heads"},
+    own_head_dim=False,
     fields={
         "layer_norm_eps": positive,
         "use_qkv_bias": truth,

@@ -169,6 +169,7 @@ class LayerCollapse(base.Pruner):
     kind: ClassVar = "depth"
     targets: ClassVar = ("threshold", "layers_removed", "ratio", "parameters")
     streams: ClassVar = True
+    merges: ClassVar = True
     keeps_trials: ClassVar = True
     Options: ClassVar = LacoOptions
     options: LacoOptions

@@ -44,6 +44,7 @@ class MergeConcat(base.Pruner):
     kind: ClassVar = "depth"
     targets: ClassVar = ("layers_removed", "ratio", "parameters")
     streams: ClassVar = True
+    merges: ClassVar = True
 
     @classmethod
     def unsuited(cls, family: Family, config: Mapping[str, Any]) -> str:

@@ -110,6 +110,7 @@ class SlidingLayerMerging(base.Pruner):
     kind: ClassVar = "depth"
     targets: ClassVar = ("threshold", "layers_removed", "ratio", "parameters")
     streams: ClassVar = True
+    merges: ClassVar = True
     keeps_trials: ClassVar = True
     Options: ClassVar = SlmOptions
     options: SlmOptions

@@ -30,6 +30,7 @@ class Streamline(BetweenEnds):
     """
 
     streams: ClassVar = True
+    merges: ClassVar = True
 
     def check_target(self, original: Dimensions, current: Dimensions) -> None:
         """Check that the protected layers leave enough; one layer of the span remains."""

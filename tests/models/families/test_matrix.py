@@ -22,6 +22,7 @@ from slm_plugin.models.view import DecoderView, layer_kinds
 from slm_plugin.plans import DropLayers, MergeLayers, PruningPlan
 from slm_plugin.registry import pruners, recoveries
 from slm_plugin.session import Session
+from slm_plugin.surgery.groups import members
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target
 from tests.conftest import FAMILIES, make_model, random_tokens
@@ -40,7 +41,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "slm": {"search": "greedy", "criterion": "logit_kl"},
     "streamline": {},
     "sublayer": {},
-    "torch_pruning": {"importance": "taylor", "multiple_of": 4},
+    "torch_pruning": {"importance": "magnitude", "multiple_of": 4},
 }
 RECOVERIES: dict[str, dict[str, Any]] = {
     "fold_linear": {},
@@ -165,6 +166,34 @@ def test_a_pruned_model_survives_the_disk(
     streamed, _ = load(ModelSource(id=str(folder), memory="layerwise"))
     assert is_streamed(streamed)
     assert torch.equal(logits(streamed), expected)
+
+
+def test_width_pruning_is_silencing(every: str, tmp_path: Path) -> None:
+    """Removing units is the same as zeroing the columns that read them, and the disk holds it."""
+    model = make_model(every)
+    session = Session(model)
+    units = DecoderView.of(model).units
+    if not units:
+        return
+    cls = pruners.get("torch_pruning")
+    groups = int("kv_groups" in units)
+    options = cls.Options(importance="magnitude", multiple_of=4, kv_groups=groups)
+    made = session.plan(cls(options, Target(ratio=0.25)))
+    assert {operation.unit for operation in made.operations} == set(units)
+    silent = copy.deepcopy(model)
+    before = DecoderView.of(silent).dimensions()
+    for operation in made.operations:
+        modules = DecoderView.of(silent).projections(DecoderView.of(silent).layers[operation.layer])
+        removed = sorted(set(range(before.units[operation.unit])) - set(operation.kept))
+        reader = "down_proj" if operation.unit == "channels" else "o_proj"
+        columns = list(members(operation.unit, removed, before)[reader])
+        with torch.no_grad():
+            modules[reader].weight[:, columns] = 0
+    session.apply(made)
+    assert session.view.dimensions() == made.after
+    model.save_pretrained(tmp_path)
+    assert torch.allclose(logits(reloaded(tmp_path, model)), logits(model), atol=1e-6)
+    assert torch.allclose(logits(model.double()), logits(silent.double()), atol=1e-9)
 
 
 def test_a_merge_of_equal_kinds_keeps_the_kind(every: str) -> None:

@@ -1,0 +1,48 @@
+"""Which families work with which methods, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from slm_plugin.models.families import families
+from slm_plugin.models.families.family import Family
+from slm_plugin.pruners.base import Pruner
+from slm_plugin.registry import pruners, recoveries
+
+
+def families_markdown() -> str:
+    """A table of families and strategies, one of families and recoveries, and the reasons."""
+    reasons: dict[str, int] = {}
+    lines = []
+    for title, registry in (("Strategies", pruners), ("Recoveries", recoveries)):
+        names = registry.names()
+        lines += [
+            f"### {title}",
+            "",
+            f"| family | {' | '.join(names)} |",
+            f"|---|{'---|' * len(names)}",
+        ]
+        for label, family, config in _rows():
+            cells = [_cell(registry.get(name), family, config, reasons) for name in names]
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+        lines.append("")
+    lines += [f"{number}. No: {reason}." for reason, number in reasons.items()]
+    return "\n".join(lines)
+
+
+def _rows() -> Iterator[tuple[str, Family, Mapping[str, Any]]]:
+    for family in families():
+        yield f"`{family.model_type}`", family, {}
+        if family.parallel_if is not None:
+            label = f"`{family.model_type}` with `{family.parallel_if}`"
+            yield label, family, {family.parallel_if: True}
+
+
+def _cell(cls: Any, family: Family, config: Mapping[str, Any], reasons: dict[str, int]) -> str:
+    reason = cls.unsuited(family, config)
+    if reason:
+        return f"[{reasons.setdefault(reason, len(reasons) + 1)}]"
+    mixed = len(family.kinds) > 1 and family.window in ("by_kind", "switched")
+    merges = issubclass(cls, Pruner) and cls.merges
+    return "in a kind" if merges and (mixed or family.kind_fields) else "yes"

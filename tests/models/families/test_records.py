@@ -1,0 +1,93 @@
+"""Records of families: registered, installed, documented, and refused when they are wrong."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import OlmoConfig, OlmoForCausalLM
+
+from slm_plugin.api import list_pruners
+from slm_plugin.errors import UnsupportedModelError, UserError
+from slm_plugin.models import families
+from slm_plugin.models.families import family_of, register_family
+from slm_plugin.models.families.family import Family
+from slm_plugin.models.families.llama import LLAMA
+from slm_plugin.models.view import DecoderView
+from slm_plugin.plans import DropLayers
+from slm_plugin.report.families import families_markdown
+from slm_plugin.surgery.layers import apply_layers
+from tests.conftest import command, make_model
+
+PAGE = Path(__file__).parents[3] / "docs" / "families.md"
+OLMO = Family(architecture="OlmoForCausalLM", model_type="olmo", reads=frozenset({"clip_qkv"}))
+
+
+@pytest.fixture(autouse=True)
+def own_families(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone after it."""
+    built_in = {family.architecture: family for family in families._BUILT_IN}
+    monkeypatch.setattr(families, "_known", built_in)
+    monkeypatch.setattr(families, "_asked", set())
+
+
+def test_the_page_shows_what_the_records_say() -> None:
+    """`slm-plugin list --families` prints what stands between the marks of docs/families.md."""
+    marks = r"<!-- families: begin -->\n(.*)<!-- families: end -->"
+    found = re.search(marks, PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    assert found[1] == families_markdown() + "\n"
+    assert command("list", "--families").stdout == families_markdown() + "\n"
+
+
+def test_a_registered_family_is_pruned() -> None:
+    """A record of a third party makes its class one of those that can be viewed and cut."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "vocab_size": 32}
+    model = OlmoForCausalLM(OlmoConfig(**sizes, num_attention_heads=2)).eval()
+    with pytest.raises(UnsupportedModelError, match="OlmoForCausalLM is not supported"):
+        DecoderView.of(model)
+    assert list_pruners(model) == []
+    register_family(OLMO)
+    assert "slm" in list_pruners(model)
+    apply_layers(model, [DropLayers(indices=(1,))])
+    assert DecoderView.of(model).dimensions().layers == 3
+
+
+def test_an_installed_family_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its entry point, when a class is asked for that no built-in family has."""
+    point = EntryPoint("olmo", f"{__name__}:OLMO", families.GROUP)
+    monkeypatch.setattr(families, "points", lambda group: [point])
+    assert family_of("OlmoForCausalLM") == OLMO
+
+
+@pytest.mark.parametrize("value", ["no.such:THING", f"{__name__}:PAGE"])
+def test_a_faulty_family_is_told_and_left_out(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line that names it; the built-in ones go on."""
+    point = EntryPoint("odd", value, families.GROUP)
+    monkeypatch.setattr(families, "points", lambda group: [point])
+    assert LLAMA in families.families()
+    told = capsys.readouterr().err
+    assert told.count("the family plugin 'odd'") == 1 and told.count("\n") == 1
+
+
+def test_two_records_of_one_class_are_refused() -> None:
+    """Neither a second class of a type nor another record of a class."""
+    with pytest.raises(UserError, match="registered already"):
+        register_family(Family(architecture="OtherForCausalLM", model_type="llama"))
+    with pytest.raises(UserError, match="registered already"):
+        register_family(Family(architecture="LlamaForCausalLM", model_type="llama", norm="other"))
+
+
+def test_list_says_what_works_on_a_model(tmp_path: Path) -> None:
+    """With the reason for what does not."""
+    make_model("gemma2").save_pretrained(tmp_path)
+    told = command("list", "--model", str(tmp_path)).stdout
+    assert "no: a norm stands behind its MLP" in " ".join(told.split())
+    shown = command("inspect", str(tmp_path)).stdout
+    assert "sandwich" in shown and "sliding_attention" in shown
