@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -103,9 +103,8 @@ def component_table(found: list[dict[str, Any]]) -> Table:
 def inspection(view: DecoderView) -> dict[str, Any]:
     """A model's dimensions, its parameters by part, and the units that can be pruned."""
     dims, config = view.dimensions(), view.config.to_dict()
-    attention, mlp = (
-        _matrices(view, blocks[0]) for blocks in (view.family.attention, view.family.mlp)
-    )
+    blocks = (view.family.attention, view.family.mlp)
+    attention, mlp = (_matrices(view, block) for block in blocks)
     embeddings = view.embedding.weight.numel()
     head = 0 if dims.tied_embeddings else sum(p.numel() for p in view.head.parameters())
     parts = {
@@ -142,10 +141,14 @@ def inspection(view: DecoderView) -> dict[str, Any]:
     }
 
 
-def _matrices(view: DecoderView, block: str) -> int:
-    """Parameters of a module of the first layer, without its norms."""
-    named = view.layers[0].get_submodule(block).named_parameters()
-    return sum(parameter.numel() for name, parameter in named if "norm" not in name)
+def _matrices(view: DecoderView, block: Sequence[str]) -> int:
+    """Parameters of a block of the first layer, without norms."""
+    own = {*block} - {*view.family.stream_norms}
+    return sum(
+        parameter.numel()
+        for name, parameter in view.layers[0].named_parameters()
+        if name.partition(".")[0] in own and "norm" not in name
+    )
 
 
 def _named(kind: tuple[object, ...]) -> str:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from slm_plugin import cli, extras, interruption
 from slm_plugin.cli import writing
 from slm_plugin.export import checkpoint, parity, reload
-from slm_plugin.models.families import gemma, llama, olmo, others
+from slm_plugin.models.families import gemma, gpt, llama, olmo, others
 from slm_plugin.models.families.family import Family
 from slm_plugin.models.view import Dimensions
 
@@ -63,6 +63,10 @@ FAMILIES: dict[str, tuple[Family, dict[str, Any]]] = {
     "olmo3": (olmo.OLMO3, {"sliding_window": 8, "rope_theta": 500_000.0}),
     "stablelm": (others.STABLELM, {"use_qkv_bias": True, "partial_rotary_factor": 0.5}),
     "phi3": (others.PHI3, {}),
+    "gpt_neox": (gpt.GPT_NEOX, {"rotary_pct": 0.5, "num_key_value_heads": None}),
+    "opt": (gpt.OPT, {"word_embed_proj_dim": 32, "num_key_value_heads": None}),
+    "gpt2": (gpt.GPT2, {"n_inner": 48, "num_key_value_heads": None}),
+    "falcon": (gpt.FALCON, {"ffn_hidden_size": 48, "new_decoder_architecture": True}),
 }
 VOCABULARY = 128
 # SmolLM2-135M, by its published sizes.
@@ -103,12 +107,19 @@ def make_model(family: str = "llama", *, seed: int = 0, **overrides: Any) -> Pre
         "pad_token_id": 2,
         **own,
     }
+    settings = {
+        record.own_name(name): value
+        for name, value in {**settings, **overrides}.items()
+        if record.names.get(name, name) is not None
+        and (value is not None or name != "num_key_value_heads")
+        and (record.own_head_dim or name != "head_dim")
+    }
     torch.manual_seed(seed)
-    model = model_class(model_class.config_class(**{**settings, **overrides})).eval()
+    model = model_class(model_class.config_class(**settings)).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name:
+            if "norm" in name or ".ln_" in name:
                 parameter.uniform_(0.5, 1.5, generator=generator)
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.1, generator=generator)

@@ -279,7 +279,8 @@ def _clean_config(session: Session) -> Iterator[GenerationConfig]:
     config, generation = without_generation(model)
     # transformers refuses to save a model that it still takes for a quantised one.
     config.__dict__.pop("quantization_config", None)
-    config.head_dim = session.view.dimensions().head_dim
+    if session.view.family.own_head_dim:
+        config.head_dim = session.view.dimensions().head_dim
     config.tie_word_embeddings = session.view.tied
     model.config, model.generation_config = config, GenerationConfig()
     try:

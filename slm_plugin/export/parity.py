@@ -107,7 +107,8 @@ def prompts(session: Session) -> tuple[Tensor, ...]:
     written = encode(session.tokenizer) if session.tokenizer is not None else []
     lengths = [*RANDOM_LENGTHS, *(() if written else SENTENCE_LENGTHS)]
     beyond = probe_length(session.model.config, vocabulary)
-    if beyond is not None:
+    # A table of learned positions has an end.
+    if beyond is not None and session.view.family.rotary != "none":
         lengths.append(beyond)
     drawn = [torch.randint(vocabulary, (1, length), generator=generator) for length in lengths]
     return (*(torch.tensor([ids]) for ids in written if ids), *drawn)

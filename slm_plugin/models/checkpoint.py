@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slm_plugin.errors import ModelSourceError
-from slm_plugin.lazy import torch
+from slm_plugin.lazy import torch, transformers
 from slm_plugin.models.border import reading
 from slm_plugin.models.completeness import check_complete
 from slm_plugin.models.configuration import Configuration, read_configuration
+from slm_plugin.models.families import family_of
+from slm_plugin.models.families.family import Family
 from slm_plugin.models.stored import StoredTensor
 from slm_plugin.models.weight_files import check_companions, stored_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # Redundant stored tensors, and why each is redundant:
 # - rotary frequencies, which old releases stored in each layer, follow from the config;
 # - a head beside tied embeddings is the embedding.
 FREQUENCIES = re.compile(r"model\.(layers\.([0-9]+)\.self_attn\.)?rotary_emb\.inv_freq")
-_LAYER = re.compile(r"model\.layers\.([0-9]{1,9})\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,11 @@ class Checkpoint:
     name: str
     configuration: Configuration
     stored: dict[str, StoredTensor]
+
+    @property
+    def family(self) -> Family:
+        """What is true of the model's class."""
+        return family_of(self.configuration.architecture)
 
 
 def read_checkpoint(folder: Path, name: str | None = None) -> Checkpoint:
@@ -62,6 +67,7 @@ def read_checkpoint(folder: Path, name: str | None = None) -> Checkpoint:
         check_companions(folder)
         configuration = read_configuration(config)
         stored = stored_tensors(folder)
+    stored = _renamed(stored, configuration)
     found = Checkpoint(folder, name, configuration, stored)
     _check_names(found)
     _check_sizes(found)
@@ -75,16 +81,56 @@ def check_parameters(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
         ModelSourceError: Tensors are missing, misshapen or not accounted for.
     """
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
-    tied = bool(model.config.tie_word_embeddings)
+    head, tied = head_weight(model), bool(model.config.tie_word_embeddings)
     if tied:
-        wanted.pop(HEAD, None)
-    redundant = [name for name in checkpoint.stored if FREQUENCIES.fullmatch(name)]
-    if tied and HEAD in checkpoint.stored:
-        redundant.append(HEAD)
-    _check_missing_head(checkpoint, wanted)
+        wanted.pop(head, None)
+    derived = re.compile(checkpoint.family.redundant or "(?!)")
+    redundant = [
+        name for name in checkpoint.stored if FREQUENCIES.fullmatch(name) or derived.fullmatch(name)
+    ]
+    if tied and head in checkpoint.stored:
+        redundant.append(head)
+    _check_missing_head(checkpoint, head, wanted)
     shapes = {name: tensor.shape for name, tensor in checkpoint.stored.items()}
     check_complete(checkpoint.name, shapes, wanted, redundant)
-    _check_redundant(checkpoint, redundant)
+    if head in redundant:
+        _check_tied_head(checkpoint, head)
+
+
+def head_weight(model: PreTrainedModel) -> str:
+    """Name of the weight of a model's language-modelling head."""
+    head = model.get_output_embeddings()
+    return next(f"{name}.weight" for name, module in model.named_modules() if module is head)
+
+
+def _renamed(
+    stored: dict[str, StoredTensor], configuration: Configuration
+) -> dict[str, StoredTensor]:
+    """Stored tensors by the names that the installed transformers has for them.
+
+    A head may have had another name, and a decoder that was saved without its head, whose names
+    begin one module further in, is whole where the embedding is the head.
+    """
+    family = family_of(configuration.architecture)
+    prefix = f"{family.decoder}."
+    inside = family.embedding_weight.removeprefix(prefix) in stored
+    if inside and family.embedding_weight not in stored and family.headless:
+        if not configuration.config.tie_word_embeddings:
+            return stored
+        heads = {f"{name}.weight" for name in family.heads}
+        stored = {n if n in heads else prefix + n: tensor for n, tensor in stored.items()}
+    known = getattr(transformers, family.architecture)
+    present = _head_name(known, family)
+    others = {f"{name}.weight" for name in family.heads} - {f"{present}.weight"}
+    return {f"{present}.weight" if name in others else name: t for name, t in stored.items()}
+
+
+def _head_name(known: Any, family: Family) -> str:
+    """The name of the head in the installed transformers: one of those that it ever had."""
+    if len(family.heads) == 1:
+        return family.heads[0]
+    keys = getattr(known, "_tied_weights_keys", None) or ()
+    return next(name for name in family.heads if f"{name}.weight" in keys)
 
 
 def check_frequencies(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
@@ -129,20 +175,21 @@ def _bases(checkpoint: Checkpoint) -> list[float]:
 
 def _check_names(checkpoint: Checkpoint) -> None:
     """Report weights saved from another class, instead of missing weights."""
-    stored, name = checkpoint.stored, checkpoint.name
-    if EMBEDDING in stored:
+    stored, name, family = checkpoint.stored, checkpoint.name, checkpoint.family
+    embedding, prefix = family.embedding_weight, f"{family.decoder}."
+    if embedding in stored:
         return
-    if EMBEDDING.removeprefix("model.") in stored:
+    if embedding.removeprefix(prefix) in stored:
         raise ModelSourceError(
-            f"{name} holds the weights of a decoder without its head: their names lack 'model.'",
+            f"{name} holds the weights of a decoder without its head: their names lack '{prefix}'",
             hint="load it as the class with a head and save that: without one, releases of "
             "transformers make up the head or refuse it",
         )
-    inner = next((full for full in sorted(stored) if full.endswith("." + EMBEDDING)), None)
+    inner = next((full for full in sorted(stored) if full.endswith("." + embedding)), None)
     if inner:
-        prefix = inner.removesuffix(EMBEDDING)
+        outer = inner.removesuffix(embedding)
         raise ModelSourceError(
-            f"{name} holds weights whose names begin with '{prefix}': they were saved from "
+            f"{name} holds weights whose names begin with '{outer}': they were saved from "
             "inside of another module",
             hint="unwrap the model, then `save_pretrained`",
         )
@@ -150,12 +197,13 @@ def _check_names(checkpoint: Checkpoint) -> None:
 
 def _check_sizes(checkpoint: Checkpoint) -> None:
     """Check the config's sizes against the files before any module is built."""
-    config, name = checkpoint.configuration.config, checkpoint.name
+    config, name, family = checkpoint.configuration.config, checkpoint.name, checkpoint.family
     _check_layers(checkpoint)
-    for full, fields in (
-        (EMBEDDING, ("vocab_size", "hidden_size")),
-        ("model.layers.0.mlp.down_proj.weight", ("hidden_size", "intermediate_size")),
-    ):
+    sized = {family.embedding_weight: ("vocab_size", "hidden_size")}
+    if "down_proj" in family.projections and "intermediate_size" not in family.names:
+        down = family.in_layer(0, family.projections["down_proj"])
+        sized[down] = ("hidden_size", "intermediate_size")
+    for full, fields in sized.items():
         if full not in checkpoint.stored:
             check_complete(name, {}, {full: ()})
         for found, field in zip(checkpoint.stored[full].shape, fields, strict=False):
@@ -171,7 +219,9 @@ def _check_sizes(checkpoint: Checkpoint) -> None:
 def _check_layers(checkpoint: Checkpoint) -> None:
     """Check the number of layers before any is built."""
     name, count = checkpoint.name, int(checkpoint.configuration.config.num_hidden_layers)
-    layers = {int(place[1]) for full in checkpoint.stored if (place := _LAYER.match(full))}
+    family = checkpoint.family
+    layer = re.compile(re.escape(f"{family.decoder}.{family.layers}.") + r"([0-9]{1,9})\.")
+    layers = {int(place[1]) for full in checkpoint.stored if (place := layer.match(full))}
     there = max(layers, default=-1) + 1
     # Stray tensors of one layer far above are left to the completeness rule, which names them.
     whole = len(layers) == there
@@ -194,8 +244,9 @@ def _check_heads(checkpoint: Checkpoint) -> None:
     config: Any = checkpoint.configuration.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     for projection, field in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
-        full = f"model.layers.0.self_attn.{projection}.weight"
-        if full not in checkpoint.stored:
+        path = checkpoint.family.projections.get(projection)
+        full = "" if path is None else checkpoint.family.in_layer(0, path)
+        if full not in checkpoint.stored or not hasattr(config, field):
             continue
         rows, heads = checkpoint.stored[full].shape[:1], getattr(config, field)
         if rows != (heads * size,):
@@ -206,20 +257,19 @@ def _check_heads(checkpoint: Checkpoint) -> None:
             )
 
 
-def _check_missing_head(checkpoint: Checkpoint, wanted: Mapping[str, object]) -> None:
-    if HEAD in wanted and HEAD not in checkpoint.stored:
+def _check_missing_head(checkpoint: Checkpoint, head: str, wanted: Mapping[str, object]) -> None:
+    if head in wanted and head not in checkpoint.stored:
         raise ModelSourceError(
-            f"{checkpoint.name} lacks {HEAD}, and its config does not tie it to the embedding",
+            f"{checkpoint.name} lacks {head}, and its config does not tie it to the embedding",
             hint="set tie_word_embeddings to true in config.json if the embedding is the head",
         )
 
 
-def _check_redundant(checkpoint: Checkpoint, redundant: Collection[str]) -> None:
-    if HEAD not in redundant:
-        return
-    if not checkpoint.stored[HEAD].equals(checkpoint.stored[EMBEDDING]):
+def _check_tied_head(checkpoint: Checkpoint, head: str) -> None:
+    embedding = checkpoint.family.embedding_weight
+    if not checkpoint.stored[head].equals(checkpoint.stored[embedding]):
         raise ModelSourceError(
-            f"{checkpoint.name} holds a head of its own ({HEAD} differs from {EMBEDDING}), but its "
+            f"{checkpoint.name} holds a head of its own ({head} differs from {embedding}), but its "
             "config says tie_word_embeddings true",
             hint="set tie_word_embeddings to false in config.json",
         )

@@ -102,13 +102,16 @@ def check_fields(config: Mapping[str, Any], family: Family, where: Where) -> Non
         ModelSourceError: A field is missing, of the wrong type or out of range, or two fields
             contradict each other.
     """
+    config = family.canonical(config)
     for name, check in REQUIRED.items():
-        if name not in config:
-            raise ModelSourceError(f"{where.file} lacks {name}", hint="it describes no whole model")
-        check(where.at(name), config[name])
+        own = family.own_name(name)
+        if name in config:
+            check(where.at(own), config[name])
+        elif family.names.get(name, name) is not None:
+            raise ModelSourceError(f"{where.file} lacks {own}", hint="it describes no whole model")
     for name, check in {**OPTIONAL, **family.fields}.items():
         if name in config:
-            check(where.at(name), config[name])
+            check(where.at(family.own_name(name)), config[name])
     for name in FOREIGN:
         if config.get(name):
             raise problem(where.at(name), config[name], f"absent: no {family.model_type} has it")
@@ -129,6 +132,7 @@ def check_fields(config: Mapping[str, Any], family: Family, where: Where) -> Non
 
 def head_dim(config: Mapping[str, Any], family: Family) -> int:
     """Length of a head: stated, or the family's own default."""
+    config = family.canonical(config)
     stated = config.get("head_dim")
     if stated is None and "head_dim" not in config and family.default_head_dim is not None:
         return family.default_head_dim
@@ -145,7 +149,8 @@ def _heads(config: Mapping[str, Any], family: Family, where: Where) -> None:
     groups = config.get("num_key_value_heads") or heads
     if heads % groups:
         raise where.contradiction(
-            f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}"
+            f"{family.own_name('num_attention_heads')} {heads} is no multiple of "
+            f"{family.own_name('num_key_value_heads')} {groups}"
         )
     size = head_dim(config, family)
     if not family.own_head_dim and size * heads != hidden:
@@ -158,7 +163,7 @@ def _heads(config: Mapping[str, Any], family: Family, where: Where) -> None:
             f"hidden_size {hidden} is no multiple of num_attention_heads {heads}, and no head_dim "
             "is given"
         )
-    if size % 2:
+    if size % 2 and family.rotary != "none":
         raise problem(where.at("head_dim"), size, "even: positions turn pairs of channels")
 
 

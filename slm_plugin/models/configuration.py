@@ -89,6 +89,8 @@ RUNTIME = frozenset(
         "rope_scaling",
         "rope_parameters",
         "rope_local_base_freq",
+        "rotary_pct",
+        "rotary_emb_base",
         "partial_rotary_factor",
     }
 )

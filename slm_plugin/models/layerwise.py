@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from slm_plugin.lazy import nn, torch
 from slm_plugin.models.border import reading
 from slm_plugin.models.checkpoint import (
-    HEAD,
     Checkpoint,
     check_frequencies,
     check_parameters,
+    head_weight,
 )
 from slm_plugin.models.empty import empty_model
 from slm_plugin.models.generation import read_generation
@@ -92,7 +92,7 @@ def _fill(
     model: PreTrainedModel, checkpoint: Checkpoint, streamed: set[int], device: torch.device
 ) -> None:
     """Set the values of every parameter, or its position in the files."""
-    tied = HEAD if model.config.tie_word_embeddings else None
+    tied = head_weight(model) if model.config.tie_word_embeddings else None
     for prefix, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             full = f"{prefix}.{name}".lstrip(".")

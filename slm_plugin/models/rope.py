@@ -17,6 +17,7 @@ from slm_plugin.models.border import is_transformers_four
 from slm_plugin.models.config_values import Field, Where, count, positive, problem
 from slm_plugin.models.families.family import FULL, SLIDING, Family
 
+PART, NEOX_BASE = "rotary_pct", "rotary_emb_base"
 LOCAL, LOCAL_BASE = "rope_local_base_freq", 10_000.0
 ORIGINAL = "original_max_position_embeddings"
 # Kinds for which some release reads the length of training beside the scaling.
@@ -76,6 +77,8 @@ def rope_settings(config: Mapping[str, Any], head_dim: int, family: Family, wher
     local = None
     if family.rotary == "by_kind":
         config, local = _by_kind(config, where)
+    if family.rotary == "neox":
+        config = _neox(config)
     parameters = _dict(config, "rope_parameters", where)
     legacy = _dict(config, "rope_scaling", where)
     base = _stated(config, parameters, legacy, "rope_theta", where)
@@ -112,6 +115,8 @@ def rope_fields(rope: Rope, family: Family) -> dict[str, Any]:
     """The settings in the words of the installed transformers."""
     base, scaling = rope.base, rope.scaling
     beside: dict[str, Any] = {}
+    if family.rotary == "none":
+        return beside
     if scaling is not None and scaling["rope_type"] == "longrope" and ORIGINAL in scaling:
         beside = {ORIGINAL: scaling[ORIGINAL]}
     if family.partial_rotary is not None:
@@ -119,6 +124,8 @@ def rope_fields(rope: Rope, family: Family) -> dict[str, Any]:
     if is_transformers_four():
         if LOCAL in family.fields:
             beside[LOCAL] = rope.local_base
+        if family.rotary == "neox":
+            return {PART: rope.part, NEOX_BASE: base, "rope_scaling": scaling}
         if family.rotary == "phi3" and scaling is not None:
             # Its class wants these three and no other.
             factors = {name: scaling[name] for name in ("short_factor", "long_factor")}
@@ -131,6 +138,13 @@ def rope_fields(rope: Rope, family: Family) -> dict[str, Any]:
         sliding = {"rope_type": "default", "rope_theta": rope.local_base}
         parameters = {FULL: parameters, SLIDING: sliding}
     return {**beside, "rope_parameters": parameters}
+
+
+def _neox(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a GPT-NeoX in the words of other classes."""
+    words = {"rope_theta": NEOX_BASE, "partial_rotary_factor": PART}
+    said = {other: config[own] for other, own in words.items() if config.get(own) is not None}
+    return {**config, **said}
 
 
 def _by_kind(config: Mapping[str, Any], where: Where) -> tuple[Mapping[str, Any], float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from slm_plugin.lazy import nn, torch
@@ -60,10 +61,16 @@ class Listener(nn.Module):
         """What the layer has."""
         return getattr(self.__dict__["layer"], name)
 
-    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor | tuple[Tensor]:
-        """Note the input and the arguments."""
+    def forward(
+        self, hidden_states: Tensor, *positional: Any, **arguments: Any
+    ) -> Tensor | tuple[Tensor]:
+        """Note the input and the arguments, all by name."""
         self.hidden = hidden_states
-        self.arguments = {**arguments, "past_key_values": None, "use_cache": False}
+        names = [*inspect.signature(self.__dict__["layer"].forward).parameters][1:]
+        said = {**dict(zip(names, positional, strict=False)), **arguments}
+        # Without a cache, whatever the class calls it.
+        off = {"past_key_values": None, "layer_past": None, "use_cache": False}
+        self.arguments = said | {name: value for name, value in off.items() if name in said}
         return (hidden_states,) if self.boxed else hidden_states
 
 

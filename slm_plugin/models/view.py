@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from slm_plugin.errors import UnsupportedModelError
 from slm_plugin.lazy import nn
@@ -164,17 +164,14 @@ class DecoderView:
                 )
         family = self.family
         modules = projections(first, family)
-        head_dim = cast(int, first.get_submodule(family.attention[0]).head_dim)
-        heads = modules["o_proj"].in_features // head_dim
-        if "k_proj" in modules:
-            kv_heads = modules["k_proj"].out_features // head_dim
-        else:
-            kv_heads = (modules["qkv_proj"].out_features // head_dim - heads) // 2
+        attention: Any = first.get_submodule(family.attention[0])
+        head_dim = int(getattr(attention, "head_dim", None) or attention.head_size)
+        heads, kv_heads = _heads(modules, head_dim, self.config)
         return Dimensions(
             architecture=type(self.model).__name__,
             layers=len(self.layers),
             hidden_size=self.embedding.embedding_dim,
-            intermediate_size=modules["down_proj"].in_features,
+            intermediate_size=_intermediate(modules, self.config),
             attention_heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
@@ -232,6 +229,26 @@ def layer_lists(config: PretrainedConfig) -> Iterator[tuple[str, list[object]]]:
     for name, value in config.to_dict().items():
         if isinstance(value, list) and len(value) == count and "layer" in name:
             yield name, list(value)
+
+
+def _heads(
+    modules: dict[str, nn.Linear], head_dim: int, config: PretrainedConfig
+) -> tuple[int, int]:
+    """Query heads and key/value heads."""
+    if not modules:
+        heads = int(config.num_attention_heads)
+        return heads, int(getattr(config, "num_key_value_heads", None) or heads)
+    heads = modules["o_proj"].in_features // head_dim
+    if "k_proj" in modules:
+        return heads, modules["k_proj"].out_features // head_dim
+    return heads, (modules["qkv_proj"].out_features // head_dim - heads) // 2
+
+
+def _intermediate(modules: dict[str, nn.Linear], config: PretrainedConfig) -> int:
+    if "down_proj" in modules:
+        return modules["down_proj"].in_features
+    # GPT-2: four times the hidden size unless it is stated.
+    return int(getattr(config, "n_inner", None) or 4 * config.hidden_size)
 
 
 def _shapes(layer: nn.Module) -> list[tuple[str, tuple[int, ...]]]:

@@ -34,9 +34,10 @@ def families_markdown() -> str:
 def _rows() -> Iterator[tuple[str, Family, Mapping[str, Any]]]:
     for family in families():
         yield f"`{family.model_type}`", family, {}
-        if family.parallel_if is not None:
-            label = f"`{family.model_type}` with `{family.parallel_if}`"
-            yield label, family, {family.parallel_if: True}
+        for name in family.parallel_if[:1]:
+            other = not family.parallel_default
+            label = f"`{family.model_type}` with `{name}: {str(other).lower()}`"
+            yield label, family, {name: other}
 
 
 def _cell(cls: Any, family: Family, config: Mapping[str, Any], reasons: dict[str, int]) -> str:

@@ -131,9 +131,10 @@ def merged_layer(
 
 def _merged_names(layer: nn.Module, family: Family, weights_only: bool) -> Iterator[str]:
     weights = {id(linear.weight) for linear in projections(layer, family).values()}
-    blocks = (f"{family.attention[0]}.", f"{family.mlp[0]}.")
     for name, parameter in layer.named_parameters():
-        if name.startswith(blocks) and (not weights_only or id(parameter) in weights):
+        if name.partition(".")[0] not in family.stream_norms and (
+            not weights_only or id(parameter) in weights
+        ):
             yield name
 
 

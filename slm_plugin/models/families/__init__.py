@@ -6,6 +6,7 @@ from slm_plugin.errors import SlmError, UnsupportedModelError, UserError
 from slm_plugin.foreign import contained
 from slm_plugin.models.families.family import Family
 from slm_plugin.models.families.gemma import GEMMA2, GEMMA3
+from slm_plugin.models.families.gpt import FALCON, GPT2, GPT_NEOX, OPT
 from slm_plugin.models.families.llama import GRANITE, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
 from slm_plugin.models.families.olmo import OLMO2, OLMO3
 from slm_plugin.models.families.others import PHI3, STABLELM
@@ -26,6 +27,10 @@ _BUILT_IN = (
     OLMO3,
     STABLELM,
     PHI3,
+    GPT_NEOX,
+    OPT,
+    GPT2,
+    FALCON,
 )
 _known: dict[str, Family] = {family.architecture: family for family in _BUILT_IN}
 _asked: set[str] = set()

@@ -17,6 +17,7 @@ SEPARATE: Mapping[str, str] = {
     "up_proj": "mlp.up_proj",
     "down_proj": "mlp.down_proj",
 }
+NO_LINEAR_MAPS = "its projections are no linear maps of PyTorch"
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -37,14 +38,21 @@ class Family:
         model_type: Its name in ``config.json``.
         config_class: Name of its config class.
         decoder: Path of the module without the head.
+        embedding: Path of the token embedding in the decoder.
+        heads: Names that the head has, or had in some release.
+        headless: Checkpoints of the decoder alone are usual, and whole where the embedding is the
+            head.
+        names: Names of config fields where they are not Llama's; None for a field that may lack.
         layers: Name of the list of layers in the decoder.
         norm: Path of the norm behind the last layer, in the decoder.
         attention: Modules of a layer that make up its attention block: the attention, the norm
             before it, the norm behind it.
         mlp: Modules that make up its MLP block, in the same order.
+        norms: Modules of a layer that are norms of the residual stream.
         projections: Linear maps of a layer: short name to path.
         residual: How the blocks are added to the residual stream.
-        parallel_if: Config field that makes the residual parallel, where a class has both.
+        parallel_if: Config fields any of which makes the residual parallel, where a class has both.
+        parallel_default: Whether it is parallel where the config states none of them.
         units: Units that width pruning can remove, by their names in `Dimensions.units`.
         why_not: Unit to the reason why it cannot be removed.
         kinds: Attention types that ``layer_types`` may name.
@@ -54,7 +62,9 @@ class Family:
         fields: Checks of config fields that only some classes read.
         reads: Config fields that the class computes with and most classes ignore.
         even_split: transformers 5 wants hidden_size to be a multiple of the head count.
-        rotary: One rotary table for all layers, one per attention type, or Phi-3's own words.
+        redundant: Pattern of stored tensors that follow from the config.
+        rotary: One rotary table for all layers, one per attention type, the words of Phi-3 or
+            GPT-NeoX, or none.
         partial_rotary: Part of a head that positions turn if the config does not state it; None
             where always the whole head is turned.
         own_head_dim: The class reads ``head_dim``; else it divides hidden_size by the heads.
@@ -72,13 +82,19 @@ class Family:
     model_type: str
     config_class: str = ""
     decoder: str = "model"
+    embedding: str = "embed_tokens"
+    heads: tuple[str, ...] = ("lm_head",)
+    headless: bool = False
+    names: Mapping[str, str | None] = field(default_factory=dict)
     layers: str = "layers"
     norm: str = "norm"
     attention: tuple[str, ...] = ("self_attn", "input_layernorm")
     mlp: tuple[str, ...] = ("mlp", "post_attention_layernorm")
+    norms: tuple[str, ...] = ()
     projections: Mapping[str, str] = field(default_factory=lambda: SEPARATE)
     residual: Literal["pre", "post", "sandwich", "parallel"] = "pre"
-    parallel_if: str | None = None
+    parallel_if: tuple[str, ...] = ()
+    parallel_default: bool = False
     units: tuple[str, ...] = ("channels", "kv_groups")
     why_not: Mapping[str, str] = field(default_factory=dict)
     kinds: tuple[str, ...] = (FULL,)
@@ -87,7 +103,8 @@ class Family:
     fields: Mapping[str, Field] = field(default_factory=dict)
     reads: frozenset[str] = frozenset()
     even_split: bool = False
-    rotary: Literal["one", "by_kind", "phi3"] = "one"
+    redundant: str = ""
+    rotary: Literal["one", "by_kind", "phi3", "neox", "none"] = "one"
     partial_rotary: float | None = None
     own_head_dim: bool = True
     default_head_dim: int | None = None
@@ -99,8 +116,34 @@ class Family:
 
     def is_parallel(self, config: Mapping[str, Any]) -> bool:
         """Whether attention and MLP of a layer read the same input."""
-        stated = self.parallel_if is not None and config.get(self.parallel_if)
-        return self.residual == "parallel" or bool(stated)
+        stated = [config[name] for name in self.parallel_if if config.get(name) is not None]
+        return self.residual == "parallel" or (any(stated) if stated else self.parallel_default)
+
+    @property
+    def stream_norms(self) -> tuple[str, ...]:
+        """Modules of a layer that are norms of the residual stream."""
+        return self.norms or (*self.attention[1:], *self.mlp[1:])
+
+    def canonical(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A config with Llama's names of its fields."""
+        found = dict(config)
+        for name, own in self.names.items():
+            if own is not None and own in found:
+                found[name] = found[own]
+        return found
+
+    def own_name(self, field: str) -> str:
+        """The name of a field in this family's configs."""
+        return self.names.get(field) or field
+
+    @property
+    def embedding_weight(self) -> str:
+        """Name of the embedding's weight."""
+        return f"{self.decoder}.{self.embedding}.weight"
+
+    def in_layer(self, index: int, path: str) -> str:
+        """Name of a weight of a layer's module."""
+        return f"{self.decoder}.{self.layers}.{index}.{path}.weight"
 
     def removable(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         """Units that width pruning can remove from a model with this config."""

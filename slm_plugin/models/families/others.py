@@ -9,7 +9,7 @@ from slm_plugin.models.families.family import FULL, Family
 STABLELM = Family(
     architecture="StableLmForCausalLM",
     model_type="stablelm",
-    parallel_if="use_parallel_residual",
+    parallel_if=("use_parallel_residual",),
     units=("channels",),
     why_not={"kv_groups": "its class computes the length of a head from the number of heads"},
     own_head_dim=False,

@@ -103,7 +103,9 @@ class LayerWalk:
         target, start = target_of(self._session, self.position), 0
         try:
             for batch, output in zip(self._reference, self._outputs(), strict=True):
-                yield LayerBatch(start, seen.pop(), output, batch.inputs[target])
+                # OPT hands the tokens of all samples to its MLP as one list.
+                features = seen.pop().reshape(*output.shape[:-1], -1)
+                yield LayerBatch(start, features, output, batch.inputs[target])
                 start += len(output)
         finally:
             hook.remove()

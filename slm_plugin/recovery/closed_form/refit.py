@@ -7,7 +7,7 @@ states as target.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -15,6 +15,7 @@ from pydantic import Field
 
 from slm_plugin.component import Options
 from slm_plugin.lazy import F, no_grad, torch
+from slm_plugin.models.families.family import NO_LINEAR_MAPS
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.closed_form.boundaries import boundaries, missing_below
 from slm_plugin.recovery.closed_form.layer_walk import LayerWalk, repair_layers
@@ -25,6 +26,7 @@ from slm_plugin.registry import register_recovery
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from slm_plugin.models.families.family import Family
     from slm_plugin.session import Session
 
 
@@ -61,6 +63,11 @@ class Refit(Recovery):
     reference: ClassVar[bool] = True
     fewest_samples: ClassVar[int] = 2
     Options: ClassVar[type[RefitOptions]] = RefitOptions
+
+    @classmethod
+    def unsuited(cls, family: Family, config: Mapping[str, Any]) -> str:
+        """The projections to fit must be linear maps."""
+        return "" if family.projections else NO_LINEAR_MAPS
 
     def __init__(self, options: RefitOptions) -> None:
         super().__init__(options)

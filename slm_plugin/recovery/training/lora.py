@@ -24,9 +24,15 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from slm_plugin.models.families.family import Family
     from slm_plugin.session import Session
 
 CLIP_NORM = 1.0
+
+
+def _targets(family: Family) -> list[str] | str:
+    """Names of the modules that get adapters."""
+    return [path.rpartition(".")[2] for path in family.projections.values()] or "all-linear"
 
 
 class LoraOptions(Options):
@@ -75,7 +81,7 @@ class LoraRecovery(Recovery):
             r=self.options.rank,
             lora_alpha=self.options.alpha,
             lora_dropout=self.options.dropout,
-            target_modules=[*session.view.family.projections],
+            target_modules=_targets(session.view.family),
             task_type="CAUSAL_LM",
         )
         needed = [parameter.requires_grad for parameter in session.model.parameters()]

@@ -20,12 +20,12 @@ from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.streaming import is_streamed
 from slm_plugin.models.view import DecoderView, layer_kinds
 from slm_plugin.plans import DropLayers, MergeLayers, PruningPlan
-from slm_plugin.registry import pruners, recoveries
+from slm_plugin.registry import evaluators, pruners, recoveries
 from slm_plugin.session import Session
 from slm_plugin.surgery.groups import members
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target
-from tests.conftest import FAMILIES, make_model, random_tokens
+from tests.conftest import FAMILIES, make_model, make_tokenizer, random_tokens
 
 TOKENS = random_tokens(3, 24)
 # A strategy with options that keep a search on a tiny model short.
@@ -86,24 +86,24 @@ def generated(model: PreTrainedModel, use_cache: bool) -> list[int]:
 
 def deleted(model: PreTrainedModel, removed: tuple[int, ...]) -> PreTrainedModel:
     """The model without some layers, built by transformers alone from a smaller config."""
-    config = model.config.to_dict()
-    count = config["num_hidden_layers"]
-    kept = [index for index in range(count) if index not in removed]
+    family, config = DecoderView.of(model).family, model.config.to_dict()
+    number = family.own_name("num_hidden_layers")
+    kept = [index for index in range(config[number]) if index not in removed]
     for name, values in config.items():
         if name in ("layer_types", "no_rope_layers") and values is not None:
             config[name] = [values[index] for index in kept]
-    config["num_hidden_layers"] = len(kept)
+    config[number] = len(kept)
     smaller = type(model.config).from_dict(config)
     smaller._attn_implementation = model.config._attn_implementation
     made: PreTrainedModel = type(model)(smaller).eval()
     state = {}
     for name, value in model.state_dict().items():
-        before, _, rest = name.partition(".layers.")
-        index, _, leaf = rest.partition(".")
-        if not rest:
+        layers = f"{family.decoder}.{family.layers}."
+        index, _, leaf = name.removeprefix(layers).partition(".")
+        if not name.startswith(layers):
             state[name] = value
         elif int(index) in kept:
-            state[f"{before}.layers.{kept.index(int(index))}.{leaf}"] = value
+            state[f"{layers}{kept.index(int(index))}.{leaf}"] = value
     made.load_state_dict(state)
     return made
 
@@ -206,12 +206,12 @@ def test_a_merge_of_equal_kinds_keeps_the_kind(every: str) -> None:
         assert every == "gemma2"
         return
     low = alike[0]
+    norms = view.family.stream_norms
     lower, upper = (dict(view.layers[i].named_parameters()) for i in (low, low + 1))
-    blocks = (f"{view.family.attention[0]}.", f"{view.family.mlp[0]}.")
     apply_layers(model, [MergeLayers(first=low, last=low + 1, rule="mean")])
     for name, value in view.layers[low].named_parameters():
         mean = (lower[name] + upper[name]) / 2
-        wanted = mean if name.startswith(blocks) else lower[name]
+        wanted = lower[name] if name.partition(".")[0] in norms else mean
         assert torch.allclose(value, wanted, atol=1e-6), name
     assert layer_kinds(view) == [*kinds[: low + 1], *kinds[low + 2 :]]
     assert generated(model, use_cache=True) == generated(model, use_cache=False)
@@ -279,6 +279,26 @@ def test_every_repair_runs_and_a_fit_lowers_the_error(every: str, name: str) -> 
     after = error()
     assert after < before or (name in ("linear_patch", "rescale") and math.isfinite(after))
     assert generated(model, use_cache=True) == generated(model, use_cache=False)
+
+
+def test_every_evaluator_measures(every: str, tmp_path: Path) -> None:
+    """Perplexity is that of the class's own loss; latency and memory are measured."""
+    model = make_model(every)
+    session = Session(model, make_tokenizer())
+    file = tmp_path / "text.txt"
+    ids = random_tokens(4, 16)
+    file.write_text(" ".join(f"w{number}" for number in ids.flatten().tolist()))
+    cls = evaluators.get("perplexity")
+    found = session.measure(cls(cls.Options(source=str(file), length=16)))
+    with torch.no_grad():
+        loss = float(model(ids, labels=ids).loss)
+    assert math.exp(loss) in [pytest.approx(one.value, rel=1e-4) for one in found]
+    for name, options in (
+        ("latency", {"prompt_tokens": 8, "new_tokens": 4, "repeats": 1}),
+        ("footprint", {"tokens": 16}),
+    ):
+        cls = evaluators.get(name)
+        assert session.measure(cls(cls.Options(**options)))
 
 
 def test_refusals_are_made_when_a_recipe_is_read(every: str, tmp_path: Path) -> None:
