@@ -177,9 +177,9 @@ def inspection_table(name: str, found: dict[str, Any]) -> Table:
     table.add_row("tied embeddings", str(found["dimensions"]["tied_embeddings"]), "", "")
     table.add_section()
     family = found["family"]
-    table.add_row("residual connections", family["residual"], "", "")
+    table.add_row("residual connections", visible(family["residual"]), "", "")
     for kind, count in family["kinds"].items():
-        table.add_row(f"layers with {kind}", str(count), "", "")
+        table.add_row(f"layers with {visible(kind)}", str(count), "", "")
     return table
 
 

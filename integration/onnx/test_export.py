@@ -33,7 +33,9 @@ def test_every_family_computes_the_same_in_onnx_runtime(
     tmp_path: Path, family: str, tied: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Fewer layers, an uneven head size: logits and cached greedy tokens are the model's."""
-    session = pruned_session(family, tie_word_embeddings=tied)
+    # Falcon's new architecture is refused: Optimum has no groups of key/value heads for it.
+    own = {"new_decoder_architecture": False} if family == "falcon" else {}
+    session = pruned_session(family, tie_word_embeddings=tied, **own)
     record = OnnxExporter(OnnxOptions()).export(session, tmp_path)
     logits, generation, one_pass = (check.value for check in record.checks)
     assert 0 < logits < 1e-4

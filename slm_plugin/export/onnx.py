@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import Field
 
@@ -37,6 +37,7 @@ from slm_plugin.registry import register_exporter
 if TYPE_CHECKING:
     from torch import nn
 
+    from slm_plugin.models.families.family import Family
     from slm_plugin.session import Session
 
 # What the exporter that Optimum calls can write (TorchScript's, in PyTorch).
@@ -77,6 +78,13 @@ class OnnxExporter(Exporter):
     extra = "onnx"
     operators = True
     Options = OnnxOptions
+
+    @classmethod
+    def unsuited(cls, family: Family, config: Mapping[str, Any]) -> str:
+        """Optimum's export of Falcon has no place for groups of key/value heads."""
+        if family.model_type == "falcon" and config.get("new_decoder_architecture"):
+            return "Optimum exports no Falcon of the new architecture"
+        return ""
 
     def check_model(self, session: Session) -> None:
         """Refuse positions that no graph can hold, and windows that Optimum does not honour.
