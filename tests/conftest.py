@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from slm_plugin import cli, extras, interruption
 from slm_plugin.cli import writing
 from slm_plugin.export import checkpoint, parity, reload
-from slm_plugin.models.families import gemma, gpt, llama, olmo, others
+from slm_plugin.models.families import gemma, gpt, llama, moe, olmo, others
 from slm_plugin.models.families.family import Family
 from slm_plugin.models.view import Dimensions
 
@@ -62,10 +62,46 @@ FAMILIES: dict[str, tuple[Family, dict[str, Any]]] = {
     "olmo2": (olmo.OLMO2, {}),
     "olmo3": (olmo.OLMO3, {"sliding_window": 8, "rope_theta": 500_000.0}),
     "stablelm": (others.STABLELM, {"use_qkv_bias": True, "partial_rotary_factor": 0.5}),
+    "stablelm_parallel": (
+        others.STABLELM,
+        {"use_parallel_residual": True, "partial_rotary_factor": 0.5},
+    ),
     "phi3": (others.PHI3, {}),
     "gpt_neox": (gpt.GPT_NEOX, {"rotary_pct": 0.5, "num_key_value_heads": None}),
+    "gpt_neox_sequential": (
+        gpt.GPT_NEOX,
+        {"use_parallel_residual": False, "num_key_value_heads": None},
+    ),
     "opt": (gpt.OPT, {"word_embed_proj_dim": 32, "num_key_value_heads": None}),
     "gpt2": (gpt.GPT2, {"n_inner": 48, "num_key_value_heads": None}),
+    "mixtral": (moe.MIXTRAL, {"num_local_experts": 4}),
+    "qwen2_moe": (
+        moe.QWEN2_MOE,
+        {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 16},
+    ),
+    "qwen3_moe": (
+        moe.QWEN3_MOE,
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    ),
+    "gpt_oss": (
+        moe.GPT_OSS,
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 8,
+            "rope_scaling": None,
+            "rope_theta": 150_000.0,
+        },
+    ),
+    "falcon_sequential": (
+        gpt.FALCON,
+        {
+            "ffn_hidden_size": 48,
+            "new_decoder_architecture": False,
+            "parallel_attn": False,
+            "alibi": True,
+        },
+    ),
     "falcon": (gpt.FALCON, {"ffn_hidden_size": 48, "new_decoder_architecture": True}),
 }
 VOCABULARY = 128

@@ -81,9 +81,10 @@ class OnnxExporter(Exporter):
 
     @classmethod
     def unsuited(cls, family: Family, config: Mapping[str, Any]) -> str:
-        """Optimum's export of Falcon has no place for groups of key/value heads."""
-        if family.model_type == "falcon" and config.get("new_decoder_architecture"):
-            return "Optimum exports no Falcon of the new architecture"
+        """Optimum's export of Falcon has no place for groups of key/value heads, nor for ALiBi."""
+        for switch in ("new_decoder_architecture", "alibi"):
+            if family.model_type == "falcon" and config.get(switch):
+                return f"Optimum exports no Falcon with {switch}"
         return ""
 
     def check_model(self, session: Session) -> None:

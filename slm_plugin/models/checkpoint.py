@@ -13,9 +13,10 @@ from slm_plugin.lazy import torch, transformers
 from slm_plugin.models.border import reading
 from slm_plugin.models.completeness import check_complete
 from slm_plugin.models.configuration import Configuration, read_configuration
+from slm_plugin.models.experts import stacked
 from slm_plugin.models.families import family_of
 from slm_plugin.models.families.family import Family
-from slm_plugin.models.stored import StoredTensor
+from slm_plugin.models.stored import Stored, StoredTensor, are_equal
 from slm_plugin.models.weight_files import check_companions, stored_tensors
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Checkpoint:
     folder: Path
     name: str
     configuration: Configuration
-    stored: dict[str, StoredTensor]
+    stored: dict[str, Stored]
 
     @property
     def family(self) -> Family:
@@ -67,8 +68,8 @@ def read_checkpoint(folder: Path, name: str | None = None) -> Checkpoint:
         check_companions(folder)
         configuration = read_configuration(config)
         stored = stored_tensors(folder)
-    stored = _renamed(stored, configuration)
-    found = Checkpoint(folder, name, configuration, stored)
+        weights = _renamed(stored, configuration)
+    found = Checkpoint(folder, name, configuration, weights)
     _check_names(found)
     _check_sizes(found)
     return found
@@ -103,9 +104,7 @@ def head_weight(model: PreTrainedModel) -> str:
     return next(f"{name}.weight" for name, module in model.named_modules() if module is head)
 
 
-def _renamed(
-    stored: dict[str, StoredTensor], configuration: Configuration
-) -> dict[str, StoredTensor]:
+def _renamed(stored: dict[str, StoredTensor], configuration: Configuration) -> dict[str, Stored]:
     """Stored tensors by the names that the installed transformers has for them.
 
     A head may have had another name, and a decoder that was saved without its head, whose names
@@ -114,15 +113,14 @@ def _renamed(
     family = family_of(configuration.architecture)
     prefix = f"{family.decoder}."
     inside = family.embedding_weight.removeprefix(prefix) in stored
-    if inside and family.embedding_weight not in stored and family.headless:
-        if not configuration.config.tie_word_embeddings:
-            return stored
+    tied = bool(configuration.config.tie_word_embeddings)
+    if family.headless and tied and inside and family.embedding_weight not in stored:
         heads = {f"{name}.weight" for name in family.heads}
         stored = {n if n in heads else prefix + n: tensor for n, tensor in stored.items()}
-    known = getattr(transformers, family.architecture)
-    present = _head_name(known, family)
+    present = _head_name(getattr(transformers, family.architecture), family)
     others = {f"{name}.weight" for name in family.heads} - {f"{present}.weight"}
-    return {f"{present}.weight" if name in others else name: t for name, t in stored.items()}
+    named = {f"{present}.weight" if n in others else n: tensor for n, tensor in stored.items()}
+    return stacked(named, family)
 
 
 def _head_name(known: Any, family: Family) -> str:
@@ -267,7 +265,7 @@ def _check_missing_head(checkpoint: Checkpoint, head: str, wanted: Mapping[str, 
 
 def _check_tied_head(checkpoint: Checkpoint, head: str) -> None:
     embedding = checkpoint.family.embedding_weight
-    if not checkpoint.stored[head].equals(checkpoint.stored[embedding]):
+    if not are_equal(checkpoint.stored[head], checkpoint.stored[embedding]):
         raise ModelSourceError(
             f"{checkpoint.name} holds a head of its own ({head} differs from {embedding}), but its "
             "config says tie_word_embeddings true",

@@ -111,6 +111,26 @@ def tokens(place: str, value: Any) -> None:
         token(place, one)
 
 
+def yes(place: str, value: Any) -> None:
+    """True, as in all but a few checkpoints of the class.
+
+    Raises:
+        ModelSourceError: It is something else.
+    """
+    if value is not True:
+        raise problem(place, value, "true: its other form is not supported")
+
+
+def no(place: str, value: Any) -> None:
+    """False, as in all but a few checkpoints of the class.
+
+    Raises:
+        ModelSourceError: It is something else.
+    """
+    if value is not False:
+        raise problem(place, value, "false: its other form is not supported")
+
+
 def flags(place: str, value: Any) -> None:
     """Null, or a list of 0 and 1.
 

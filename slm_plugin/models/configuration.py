@@ -133,6 +133,11 @@ def read_configuration(file: Path) -> Configuration:
     config_class = getattr(transformers, stock)
     _refuse_clobbering(kept, config_class, where)
     kept |= {name: float(kept[name]) for name in FRACTIONS if name in kept}
+    for names in family.synonyms:
+        stated = {name: kept[name] for name in names if kept.get(name) is not None}
+        if len({*stated.values()}) > 1:
+            raise where.contradiction(" and ".join(f"{n} {v}" for n, v in stated.items()))
+        kept |= {name: value for value in stated.values() for name in names}
     kept |= {"architectures": [family.architecture], "dtype": _number_format(content, where)}
     if rope.scaling is not None:
         # The value is now in the scaling, and beside it where needed.
@@ -140,7 +145,7 @@ def read_configuration(file: Path) -> Configuration:
     kept |= rope_fields(rope, family)
     with reading(f"transformers {transformers.__version__} does not take {file}"):
         config = config_class.from_dict(kept)
-        config._attn_implementation = _attention(content, where)
+        config._attn_implementation = _attention(content, family, where)
     return Configuration(family.architecture, config, generation)
 
 
@@ -203,10 +208,10 @@ def plain_attention(model: PreTrainedModel) -> str | None:
     return str(found) if found in ATTENTIONS else None
 
 
-def _attention(content: Mapping[str, Any], where: Where) -> str:
+def _attention(content: Mapping[str, Any], family: Family, where: Where) -> str:
     """One of two implementations; other names, as those of Hub kernels, would fetch code."""
     # PyTorch's has no place for a bound of the scores; transformers 4.57 leaves it out silently.
-    usable = ("eager",) if content.get("attn_logit_softcapping") else ATTENTIONS
+    usable = ("eager",) if content.get("attn_logit_softcapping") else family.attentions
     stated = next((content[name] for name in ATTENTION if content.get(name) is not None), None)
     if stated not in (None, *usable):
         say(f"{where.file} asks for the attention {stated!r}: {usable[0]} is used instead")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from slm_plugin.errors import ModelSourceError
 from slm_plugin.lazy import nn, torch
 from slm_plugin.models.border import reading
 from slm_plugin.models.checkpoint import (
@@ -45,6 +46,12 @@ def build(
         ModelSourceError: Weights are missing, misshapen, not accounted for, or cannot be read.
         UnsupportedModelError: The architecture is not supported.
     """
+    if streamed and checkpoint.family.experts:
+        raise ModelSourceError(
+            f"{checkpoint.name} is a mixture of experts, whose layers cannot be read one at a time "
+            "with this release of transformers",
+            hint="set `memory: whole` and a `device` that holds it, or use transformers 4.57",
+        )
     model = _on_meta(checkpoint, dtype)
     check_parameters(checkpoint, model)
     view = DecoderView.of(model)

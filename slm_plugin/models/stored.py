@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from slm_plugin.errors import ModelSourceError
 from slm_plugin.lazy import torch
@@ -68,17 +68,6 @@ class StoredTensor:
             raise ModelSourceError(f"{self.file} ends in the middle of a tensor", hint=_DAMAGED)
         return data.reshape(self.shape)
 
-    def equals(self, other: StoredTensor) -> bool:
-        """Whether two tensors hold the same values.
-
-        Raises:
-            ModelSourceError: A file is missing or truncated.
-        """
-        if self.shape != other.shape:
-            return False
-        common = torch.promote_types(self.dtype, other.dtype)
-        return torch.equal(self.read().to(common), other.read().to(common))
-
 
 def write_tensors(
     file: Path,
@@ -111,7 +100,38 @@ def write_tensors(
             out.write(_bytes(read(tensors[name]).detach().cpu().contiguous()))
 
 
-def total_bytes(tensors: Iterable[StoredTensor]) -> int:
+class Stored(Protocol):
+    """A tensor in files, in one piece or in several."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format in the files."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in the files."""
+
+    def read(self) -> Tensor:
+        """Read the tensor into fresh memory."""
+
+
+def are_equal(one: Stored, other: Stored) -> bool:
+    """Whether two tensors hold the same values.
+
+    Raises:
+        ModelSourceError: A file is missing or truncated.
+    """
+    if one.shape != other.shape:
+        return False
+    common = torch.promote_types(one.dtype, other.dtype)
+    return torch.equal(one.read().to(common), other.read().to(common))
+
+
+def total_bytes(tensors: Iterable[Stored]) -> int:
     """Bytes of tensors as they are stored."""
     return sum(tensor.size for tensor in tensors)
 

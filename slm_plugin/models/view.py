@@ -247,8 +247,16 @@ def _heads(
 def _intermediate(modules: dict[str, nn.Linear], config: PretrainedConfig) -> int:
     if "down_proj" in modules:
         return modules["down_proj"].in_features
+    stated = next(
+        (
+            size
+            for name in ("moe_intermediate_size", "intermediate_size", "n_inner")
+            if (size := getattr(config, name, None))
+        ),
+        None,
+    )
     # GPT-2: four times the hidden size unless it is stated.
-    return int(getattr(config, "n_inner", None) or 4 * config.hidden_size)
+    return int(stated or 4 * config.hidden_size)
 
 
 def _shapes(layer: nn.Module) -> list[tuple[str, tuple[int, ...]]]:

@@ -8,6 +8,7 @@ from slm_plugin.models.families.family import Family
 from slm_plugin.models.families.gemma import GEMMA2, GEMMA3
 from slm_plugin.models.families.gpt import FALCON, GPT2, GPT_NEOX, OPT
 from slm_plugin.models.families.llama import GRANITE, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
+from slm_plugin.models.families.moe import GPT_OSS, MIXTRAL, QWEN2_MOE, QWEN3_MOE
 from slm_plugin.models.families.olmo import OLMO2, OLMO3
 from slm_plugin.models.families.others import PHI3, STABLELM
 from slm_plugin.progress import say
@@ -31,6 +32,10 @@ _BUILT_IN = (
     OPT,
     GPT2,
     FALCON,
+    MIXTRAL,
+    QWEN2_MOE,
+    QWEN3_MOE,
+    GPT_OSS,
 )
 _known: dict[str, Family] = {family.architecture: family for family in _BUILT_IN}
 _asked: set[str] = set()

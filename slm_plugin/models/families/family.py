@@ -17,7 +17,6 @@ SEPARATE: Mapping[str, str] = {
     "up_proj": "mlp.up_proj",
     "down_proj": "mlp.down_proj",
 }
-NO_LINEAR_MAPS = "its projections are no linear maps of PyTorch"
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -54,6 +53,7 @@ class Family:
         parallel_if: Config fields any of which makes the residual parallel, where a class has both.
         parallel_default: Whether it is parallel where the config states none of them.
         units: Units that width pruning can remove, by their names in `Dimensions.units`.
+        no_fit: Why what its MLP puts out cannot be fitted; empty where it can.
         why_not: Unit to the reason why it cannot be removed.
         kinds: Attention types that ``layer_types`` may name.
         window: Which layers have the sliding window: none; all if there is a width; by kind; or by
@@ -62,6 +62,11 @@ class Family:
         fields: Checks of config fields that only some classes read.
         reads: Config fields that the class computes with and most classes ignore.
         even_split: transformers 5 wants hidden_size to be a multiple of the head count.
+        synonyms: Pairs of config fields that two releases call by different names.
+        attentions: Implementations of attention that compute the class, the default first.
+        experts: Names of the gate, up and down projection of one expert in checkpoints, where the
+            installed transformers holds all experts of a layer in one tensor; else empty.
+        stored_mlp: Name of the MLP in checkpoints.
         redundant: Pattern of stored tensors that follow from the config.
         rotary: One rotary table for all layers, one per attention type, the words of Phi-3 or
             GPT-NeoX, or none.
@@ -96,6 +101,7 @@ class Family:
     parallel_if: tuple[str, ...] = ()
     parallel_default: bool = False
     units: tuple[str, ...] = ("channels", "kv_groups")
+    no_fit: str = ""
     why_not: Mapping[str, str] = field(default_factory=dict)
     kinds: tuple[str, ...] = (FULL,)
     window: Literal["none", "all", "by_kind", "switched"] = "none"
@@ -103,6 +109,10 @@ class Family:
     fields: Mapping[str, Field] = field(default_factory=dict)
     reads: frozenset[str] = frozenset()
     even_split: bool = False
+    synonyms: tuple[tuple[str, str], ...] = ()
+    attentions: tuple[str, ...] = ("sdpa", "eager")
+    experts: tuple[str, ...] = ()
+    stored_mlp: str = ""
     redundant: str = ""
     rotary: Literal["one", "by_kind", "phi3", "neox", "none"] = "one"
     partial_rotary: float | None = None

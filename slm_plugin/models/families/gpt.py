@@ -5,33 +5,11 @@ GPT-NeoX and Falcon hold queries, keys and values in one matrix, head by head.
 
 from __future__ import annotations
 
-from typing import Any
-
-from slm_plugin.models.config_values import count, optional, positive, problem, share, truth
+from slm_plugin.models.config_values import count, no, optional, positive, share, truth, yes
 from slm_plugin.models.families.family import Family
 
 NO_GATE = "removing units is not implemented for its MLP, which has no gate"
 FUSED = "removing heads is not implemented for queries, keys and values in one matrix"
-
-
-def yes(place: str, value: Any) -> None:
-    """True, as in all but a few checkpoints of the class.
-
-    Raises:
-        ModelSourceError: It is something else.
-    """
-    if value is not True:
-        raise problem(place, value, "true: its other form is not supported")
-
-
-def no(place: str, value: Any) -> None:
-    """False, as in all but a few checkpoints of the class.
-
-    Raises:
-        ModelSourceError: It is something else.
-    """
-    if value is not False:
-        raise problem(place, value, "false: its other form is not supported")
 
 
 GPT_NEOX = Family(
@@ -118,6 +96,7 @@ GPT2 = Family(
     mlp=("mlp", "ln_2"),
     projections={},
     units=(),
+    no_fit="its projections are no linear maps of PyTorch",
     why_not={"channels": NO_GATE, "kv_groups": FUSED},
     fields={
         "n_inner": optional(count),

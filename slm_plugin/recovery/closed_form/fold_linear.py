@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from slm_plugin.lazy import F, no_grad
-from slm_plugin.models.families.family import NO_LINEAR_MAPS
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.closed_form.boundaries import boundaries
 from slm_plugin.recovery.closed_form.layer_walk import LayerWalk, repair_layers
@@ -40,8 +39,8 @@ class FoldLinear(Recovery):
     @classmethod
     def unsuited(cls, family: Family, config: Mapping[str, Any]) -> str:
         """A norm behind the MLP is no linear map."""
-        if not family.projections:
-            return NO_LINEAR_MAPS
+        if family.no_fit:
+            return family.no_fit
         if family.norm_behind:
             return "a norm stands behind its MLP, so no linear map can be folded into it"
         return ""

@@ -15,7 +15,6 @@ from pydantic import Field
 
 from slm_plugin.component import Options
 from slm_plugin.lazy import F, no_grad, torch
-from slm_plugin.models.families.family import NO_LINEAR_MAPS
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.closed_form.boundaries import boundaries, missing_below
 from slm_plugin.recovery.closed_form.layer_walk import LayerWalk, repair_layers
@@ -67,7 +66,7 @@ class Refit(Recovery):
     @classmethod
     def unsuited(cls, family: Family, config: Mapping[str, Any]) -> str:
         """The projections to fit must be linear maps."""
-        return "" if family.projections else NO_LINEAR_MAPS
+        return family.no_fit
 
     def __init__(self, options: RefitOptions) -> None:
         super().__init__(options)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import no_grad, torch
-from slm_plugin.models.families.family import NO_LINEAR_MAPS
 from slm_plugin.models.view import DecoderView
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.closed_form.boundaries import (
@@ -47,8 +46,8 @@ class Rescale(Recovery):
     @classmethod
     def unsuited(cls, family: Family, config: Mapping[str, Any]) -> str:
         """A norm behind a block cancels the factor of the weights before it."""
-        if not family.projections:
-            return NO_LINEAR_MAPS
+        if family.no_fit:
+            return family.no_fit
         if family.norm_behind:
             return "a norm stands behind each block and cancels the factor of its weights"
         return ""

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from slm_plugin.calibration.captures import capture, run_layers
-from slm_plugin.errors import TargetError, UnsupportedModelError
+from slm_plugin.errors import ModelSourceError, TargetError, UnsupportedModelError
 from slm_plugin.export.checkpoint import CheckpointExporter
 from slm_plugin.models.families.suitability import complaint, refuse_unsuited
 from slm_plugin.models.loading import ModelSource, load
@@ -163,6 +163,10 @@ def test_a_pruned_model_survives_the_disk(
     ours, _ = load(ModelSource(id=str(folder)))
     assert torch.equal(logits(ours), expected)
     assert ours.config.to_dict().get("layer_types") == stock.config.to_dict().get("layer_types")
+    if DecoderView.of(model).family.experts:
+        with pytest.raises(ModelSourceError, match="cannot be read one at a time"):
+            load(ModelSource(id=str(folder), memory="layerwise"))
+        return
     streamed, _ = load(ModelSource(id=str(folder), memory="layerwise"))
     assert is_streamed(streamed)
     assert torch.equal(logits(streamed), expected)
@@ -203,7 +207,7 @@ def test_a_merge_of_equal_kinds_keeps_the_kind(every: str) -> None:
     kinds = layer_kinds(view)
     alike = [i for i in range(5) if kinds[i] == kinds[i + 1]]
     if not alike:
-        assert every == "gemma2"
+        assert every in ("gemma2", "gpt_oss")
         return
     low = alike[0]
     norms = view.family.stream_norms
