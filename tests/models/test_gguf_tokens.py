@@ -264,6 +264,51 @@ def test_a_vocabulary_without_prefix_adds_no_space(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer("er the")["input_ids"]) == "er the"
 
 
+def gemma_fields() -> dict[str, Any]:
+    """A vocabulary as Gemma's: other special tokens, runs of blanks whole, a turn, no prefix."""
+    fields = sentencepiece_fields()
+    tokens, types = (list(fields[f"tokenizer.ggml.{key}"]) for key in ("tokens", "token_type"))
+    tokens[:3], types[:3] = ["<pad>", "<eos>", "<bos>"], [3, 3, 3]
+    extra = {"<unk>": 3, "<turn>": 3, "\n": 4, "\n\n": 4, "  ": 4, "   ": 4}
+    for index, (token, kind) in enumerate(extra.items(), VOCABULARY - len(extra)):
+        tokens[index], types[index] = token, kind
+    return {
+        **fields,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.unknown_token_id": tokens.index("<unk>"),
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.ggml.add_sep_token": False,
+        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.chat_template": "<turn>{{ messages[0]['content'] }}",
+    }
+
+
+def test_a_vocabulary_as_gemmas_is_read(tmp_path: Path) -> None:
+    """BOS first, no space before the text, runs of blanks and turns found whole, also saved."""
+    path = write_gguf(
+        tmp_path / "m.gguf", make_gguf_model("gemma3"), "gemma3", tokenizer=gemma_fields()
+    )
+    tokenizer = tokenizer_of(path)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    text = "er the<turn>\n\n   river é"
+    for known in (tokenizer, AutoTokenizer.from_pretrained(tmp_path / "saved")):
+        found = known(text)["input_ids"]
+        assert known.convert_ids_to_tokens(found) == [
+            *("<bos>", "er", "▁the", "<turn>", "\n\n", "   ", "r", "i", "v", "er"),
+            *("▁", "<0xC3>", "<0xA9>"),
+        ]
+        assert known.decode(found) == f"<bos>{text}"
+        assert known.decode(found, skip_special_tokens=True) == text.replace("<turn>", "")
+        assert known.apply_chat_template([{"content": "x"}], tokenize=False) == "<turn>x"
+        named = (known.bos_token, known.eos_token, known.pad_token, known.unk_token)
+        assert named == ("<bos>", "<eos>", "<pad>", "<unk>")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

@@ -35,7 +35,7 @@ class Family:
     Attributes:
         architecture: Name of the model class.
         model_type: Its name in ``config.json``.
-        config_class: Name of its config class.
+        config_class: Name of its config class, where the model class does not give it.
         decoder: Path of the module without the head.
         embedding: Path of the token embedding in the decoder.
         heads: Names that the head has, or had in some release.
@@ -123,6 +123,11 @@ class Family:
     logits_divisor: str | None = None
     logits_softcap: str | None = None
     gain_offset: float = 0.0
+
+    @property
+    def config_name(self) -> str:
+        """Name of the config class, which most families have from the model class."""
+        return self.config_class or self.architecture.replace("ForCausalLM", "Config")
 
     def is_parallel(self, config: Mapping[str, Any]) -> bool:
         """Whether attention and MLP of a layer read the same input."""

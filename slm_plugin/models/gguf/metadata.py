@@ -13,13 +13,17 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from slm_plugin.errors import ModelSourceError, UnsupportedModelError
+from slm_plugin.models.families.family import FULL, SLIDING
+from slm_plugin.models.gguf.architectures import ARCHITECTURES, Architecture
 from slm_plugin.models.gguf.header import shown
 from slm_plugin.models.gguf.parts import GgufModel
 
-ARCHITECTURES = {"llama": "LlamaConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config"}
 OTHER_MODEL = "give a checkpoint folder of the original model"
 DEFAULT_BASE = 10_000.0
 _MOST = 1 << 31
+# Gemma 3 in its largest size, of this many layers, scales attention by the mean width of a head.
+_GEMMA3_27B = 62
+_USUAL_PATTERN = 6
 
 _SIZES = (
     "context_length",
@@ -76,11 +80,26 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Sliding:
+    """Attention of two types, where an architecture has them.
+
+    Attributes:
+        window: Positions that a layer with sliding attention sees.
+        kinds: Attention type of each layer.
+        base: Base of the rotary frequencies of layers with sliding attention.
+    """
+
+    window: int
+    kinds: tuple[str, ...]
+    base: float
+
+
+@dataclass(frozen=True, slots=True)
 class Network:
     """The sizes and constants of a decoder, as its file states them.
 
     Attributes:
-        architecture: ``llama``, ``qwen2`` or ``qwen3``.
+        architecture: What is true of files of this architecture.
         context: Positions that the model was made for.
         hidden: Residual stream.
         layers: Decoder layers.
@@ -92,9 +111,12 @@ class Network:
         epsilon: Epsilon of the norms.
         rope_base: Base of the rotary frequencies.
         rope: Keys that begin with ``rope.``, without that prefix.
+        query_width: Attention scores are divided by its root.
+        sliding: Attention of two types; None where all layers attend to all positions.
+        logits_cap: Bound of the logits; None for none.
     """
 
-    architecture: str
+    architecture: Architecture
     context: int
     hidden: int
     layers: int
@@ -106,13 +128,16 @@ class Network:
     epsilon: float
     rope_base: float
     rope: dict[str, Any]
+    query_width: int
+    sliding: Sliding | None = None
+    logits_cap: float | None = None
 
 
 def read_network(model: GgufModel) -> Network:
     """Judge every key that may change the logits, and read those that the stock class can honour.
 
     Raises:
-        UnsupportedModelError: The architecture is not Llama, Qwen2 or Qwen3.
+        UnsupportedModelError: The architecture is not Llama, Qwen2, Qwen3 or Gemma 3.
         ModelSourceError: A key is missing, malformed, contradicts the tensors, or asks for what
             the stock class does not compute; the message names key and value.
     """
@@ -121,7 +146,7 @@ def read_network(model: GgufModel) -> Network:
     return _Reader(model, architecture, values).network()
 
 
-def _architecture(model: GgufModel) -> str:
+def _architecture(model: GgufModel) -> Architecture:
     fields = model.fields
     architecture = fields.get("general.architecture")
     if not isinstance(architecture, str):
@@ -143,23 +168,25 @@ def _architecture(model: GgufModel) -> str:
             f"{shown(fields['general.quantization_version'])} of ggml's formats, not 2",
             hint="convert the model again with a current llama.cpp",
         )
-    return architecture
+    return ARCHITECTURES[architecture]
 
 
-def _judged(model: GgufModel, architecture: str) -> dict[str, Any]:
+def _judged(model: GgufModel, architecture: Architecture) -> dict[str, Any]:
     """Values under the architecture's name that are read, once no other asks for anything."""
     from gguf import MODEL_ARCH_NAMES
 
-    foreign = {*MODEL_ARCH_NAMES.values(), "adapter", "clip"} - {architecture}
+    name = architecture.name
+    foreign = {*MODEL_ARCH_NAMES.values(), "adapter", "clip"} - {name}
     values = {}
     for full, value in model.fields.items():
         space, _, key = full.partition(".")
         if space in foreign:
-            raise refusal(model, full, value, f"the model is of the architecture {architecture}")
-        if space != architecture or key in _HARMLESS or value in _NEUTRAL.get(key, ()):
+            raise refusal(model, full, value, f"the model is of the architecture {name}")
+        neutral = () if key in architecture.changed else _NEUTRAL.get(key, ())
+        if space != name or key in _HARMLESS or value in neutral:
             continue
-        if key not in _READ:
-            raise refusal(model, full, value, f"{ARCHITECTURES[architecture]} has no such thing")
+        if key not in _READ | architecture.reads:
+            raise refusal(model, full, value, f"no such thing is read for {name}")
         values[key] = value
     return values
 
@@ -174,7 +201,9 @@ def refusal(model: GgufModel, key: str, value: Any, reason: str) -> ModelSourceE
 class _Reader:
     """Typed access to the values of one file."""
 
-    def __init__(self, model: GgufModel, architecture: str, values: dict[str, Any]) -> None:
+    def __init__(
+        self, model: GgufModel, architecture: Architecture, values: dict[str, Any]
+    ) -> None:
         self.model = model
         self.architecture = architecture
         self.values = values
@@ -189,8 +218,9 @@ class _Reader:
         head_dim = self.head_dim(hidden, heads)
         if heads % kv_heads:
             self.fail("attention.head_count_kv", f"{heads} query heads cannot share them evenly")
-        self.check_window(context)
-        self.check_scale(head_dim)
+        sliding = self.sliding(context, layers)
+        query_width = self.query_width(hidden, layers, heads, head_dim)
+        self.check_scale(query_width)
         vocabulary = self.vocabulary()
         for key, width in (
             ("embedding_length", hidden),
@@ -211,8 +241,12 @@ class _Reader:
             head_dim=head_dim,
             vocabulary=vocabulary,
             epsilon=self.real("attention.layer_norm_rms_epsilon"),
-            rope_base=self.real("rope.freq_base", DEFAULT_BASE),
+            # Two bases cannot both be guessed: that of full attention has to be stated.
+            rope_base=self.real("rope.freq_base", None if sliding else DEFAULT_BASE),
             rope={k.removeprefix("rope."): v for k, v in self.values.items() if k[:5] == "rope."},
+            query_width=query_width,
+            sliding=sliding,
+            logits_cap=self.cap("final_logit_softcapping"),
         )
 
     def size(self, key: str, default: int | None = None) -> int:
@@ -221,7 +255,7 @@ class _Reader:
     def whole(self, key: str, value: Any) -> int:
         if value is None:
             raise ModelSourceError(
-                f"{self.model.name} states no {self.architecture}.{key}", hint=OTHER_MODEL
+                f"{self.model.name} states no {self.architecture.name}.{key}", hint=OTHER_MODEL
             )
         if type(value) is not int or not 0 < value < _MOST:
             self.fail(key, "a whole number above 0 is wanted")
@@ -239,7 +273,7 @@ class _Reader:
         value = self.values.get(key, default)
         if value is None:
             raise ModelSourceError(
-                f"{self.model.name} states no {self.architecture}.{key}", hint=OTHER_MODEL
+                f"{self.model.name} states no {self.architecture.name}.{key}", hint=OTHER_MODEL
             )
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.fail(key, "a number is wanted")
@@ -279,20 +313,49 @@ class _Reader:
         if max(numbers, default=-1) + 1 != layers:
             self.fail("block_count", f"its tensors are of {max(numbers, default=-1) + 1} layers")
 
-    def check_window(self, context: int) -> None:
+    def sliding(self, context: int, layers: int) -> Sliding | None:
+        """The two types of attention; a window that ends nowhere is none where there is one."""
         key = "attention.sliding_window"
+        usual = self.architecture.local_base
+        if usual is not None:
+            base = self.real("rope.freq_base_swa", usual)
+            return Sliding(self.size(key), self.kinds(layers), base)
         window = self.values.get(key, 0)
         if type(window) is not int or 0 != window < context:
-            self.fail(key, f"{ARCHITECTURES[self.architecture]} attends to all {context} positions")
+            name = self.architecture.family.config_name
+            self.fail(key, f"{name} attends to all {context} positions")
+        return None
 
-    def check_scale(self, head_dim: int) -> None:
+    def kinds(self, layers: int) -> tuple[str, ...]:
+        """Attention types: a truth value for each layer, or every how many have full attention."""
+        key = "attention.sliding_window_pattern"
+        stated = self.values.get(key, _USUAL_PATTERN)
+        if not isinstance(stated, list):
+            period = self.whole(key, stated)
+            stated = [number % period != 0 for number in range(1, layers + 1)]
+        if len(stated) != layers or any(type(slides) is not bool for slides in stated):
+            self.fail(key, f"a whole number or {layers} truth values are wanted")
+        return tuple(SLIDING if slides else FULL for slides in stated)
+
+    def query_width(self, hidden: int, layers: int, heads: int, head_dim: int) -> int:
+        """What scales attention: no file of Gemma 3 states it, so llama.cpp goes by the size.
+
+        Source: https://github.com/google/gemma_pytorch, gemma/config.py.
+        """
+        largest = self.architecture.name == "gemma3" and layers == _GEMMA3_27B
+        return hidden // heads if largest else head_dim
+
+    def cap(self, key: str) -> float | None:
+        return self.real(key) if key in self.values else None
+
+    def check_scale(self, width: int) -> None:
         key = "attention.scale"
         scale = self.values.get(key, 0.0)
-        usual = head_dim**-0.5
+        usual = width**-0.5
         if type(scale) is not float or (
             scale != 0 and not math.isclose(scale, usual, rel_tol=1e-6)
         ):
             self.fail(key, f"the stock attention scales by {usual:.6g}")
 
     def fail(self, key: str, reason: str) -> NoReturn:
-        raise refusal(self.model, f"{self.architecture}.{key}", self.values.get(key), reason)
+        raise refusal(self.model, f"{self.architecture.name}.{key}", self.values.get(key), reason)

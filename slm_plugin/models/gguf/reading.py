@@ -12,15 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from slm_plugin.extras import require
 from slm_plugin.lazy import nn, torch, transformers
+from slm_plugin.models.border import reading
 from slm_plugin.models.completeness import check_complete
 from slm_plugin.models.empty import empty_model
-from slm_plugin.models.families import family_of
 from slm_plugin.models.families.family import Family
-from slm_plugin.models.gguf.metadata import ARCHITECTURES, Network, read_network
+from slm_plugin.models.gguf.metadata import Network, read_network
 from slm_plugin.models.gguf.parts import GgufModel, read_parts
 from slm_plugin.models.gguf.rope import FREQUENCIES, read_rope
 from slm_plugin.models.gguf.tokenizer import make_tokenizer
-from slm_plugin.models.gguf.verification import verify_rotation, verify_tokens, verify_weights
+from slm_plugin.models.gguf.verification import (
+    verify_attention,
+    verify_rotation,
+    verify_tokens,
+    verify_weights,
+)
 from slm_plugin.models.gguf.vocabulary import Vocabulary, read_vocabulary
 from slm_plugin.models.gguf.weights import bias_flags, parameter_values, tensor_of
 from slm_plugin.models.rope import Rope, rope_fields
@@ -54,10 +59,11 @@ def read_gguf(
     scaling = read_rope(source, network)
     vocabulary = read_vocabulary(source, network.vocabulary)
     config = _config(source, network, scaling, vocabulary)
-    accept(family_of(config.architectures[0]), config.to_dict())
+    accept(network.architecture.family, config.to_dict())
     wanted = torch.float32 if dtype == "auto" else getattr(torch, dtype)
     model = _filled(source, network, config, wanted)
     verify_weights(source, network, model)
+    verify_attention(source, network, model)
     verify_rotation(source, network, scaling, model)
     if vocabulary is None:
         return model, None
@@ -73,26 +79,43 @@ def _config(
     vocabulary: Vocabulary | None,
 ) -> PretrainedConfig:
     """The config of the stock class, spelled for the transformers that is installed."""
-    kind: Any = getattr(transformers, ARCHITECTURES[network.architecture])
-    family = family_of(kind.__name__.replace("Config", "ForCausalLM"))
+    family = network.architecture.family
+    kind: Any = getattr(transformers, family.config_name)
     roles = {} if vocabulary is None else vocabulary.roles
-    config: PretrainedConfig = kind(
-        max_position_embeddings=network.context,
-        hidden_size=network.hidden,
-        num_hidden_layers=network.layers,
-        intermediate_size=network.intermediate,
-        num_attention_heads=network.heads,
-        num_key_value_heads=network.kv_heads,
-        head_dim=network.head_dim,
-        vocab_size=network.vocabulary,
-        rms_norm_eps=network.epsilon,
-        tie_word_embeddings="output.weight" not in source.tensors,
-        **{f"{role}_token_id": roles.get(role) for role in ("bos", "eos", "pad")},
-        **rope_fields(Rope(network.rope_base, scaling), family),
-        **bias_flags(source.tensors, network.architecture),
-    )
+    local = None if network.sliding is None else network.sliding.base
+    with reading(f"transformers {transformers.__version__} does not take {source.name}"):
+        config: PretrainedConfig = kind(
+            max_position_embeddings=network.context,
+            hidden_size=network.hidden,
+            num_hidden_layers=network.layers,
+            intermediate_size=network.intermediate,
+            num_attention_heads=network.heads,
+            num_key_value_heads=network.kv_heads,
+            head_dim=network.head_dim,
+            vocab_size=network.vocabulary,
+            rms_norm_eps=network.epsilon,
+            tie_word_embeddings="output.weight" not in source.tensors,
+            **{f"{role}_token_id": roles.get(role) for role in ("bos", "eos", "pad")},
+            **rope_fields(Rope(network.rope_base, scaling, local_base=local), family),
+            **bias_flags(source.tensors, network.architecture),
+            **_sliding_fields(network),
+        )
     config.architectures = [family.architecture]
     return config
+
+
+def _sliding_fields(network: Network) -> dict[str, Any]:
+    """What the config of a class with two types of attention has besides."""
+    if network.sliding is None:
+        return {}
+    return {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": network.query_width,
+        "sliding_window": network.sliding.window,
+        "layer_types": list(network.sliding.kinds),
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": network.logits_cap,
+    }
 
 
 def _filled(
@@ -104,7 +127,7 @@ def _filled(
     decoder: Any = model.model
     tied = "lm_head.weight" if config.tie_word_embeddings else None
     places = {
-        tensor_of(f"{prefix}.{name}"): (module, name, parameter)
+        tensor_of(f"{prefix}.{name}", network.architecture): (module, name, parameter)
         for prefix, module in model.named_modules()
         for name, parameter in module.named_parameters(recurse=False)
         if f"{prefix}.{name}" != tied
@@ -113,7 +136,8 @@ def _filled(
         source.name,
         stored={tensor: place.shape for tensor, place in source.tensors.items()},
         wanted={tensor: tuple(parameter.shape) for tensor, (_, _, parameter) in places.items()},
-        redundant=(FREQUENCIES,),
+        # With two tables of frequencies, it would not say which one to scale.
+        redundant=() if network.sliding else (FREQUENCIES,),
     )
     for tensor, (module, name, _) in places.items():
         values = parameter_values(tensor, source.tensors[tensor], network).to(dtype)

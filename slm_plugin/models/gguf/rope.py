@@ -49,10 +49,10 @@ def read_rope(model: GgufModel, network: Network) -> dict[str, Any] | None:
     return found
 
 
-def frequencies(network: Network) -> NDArray[np.float64]:
+def frequencies(network: Network, base: float | None = None) -> NDArray[np.float64]:
     """Angle per position of each pair of channels before scaling, ``(head_dim / 2,)``."""
     exponents = np.arange(0, network.head_dim, 2) / network.head_dim
-    return np.asarray(network.rope_base**-exponents)
+    return np.asarray((base or network.rope_base) ** -exponents)
 
 
 def llama3_factors(
@@ -127,7 +127,7 @@ def _stated(model: GgufModel, network: Network) -> dict[str, Any] | None:
     """The scaling that the metadata ask for."""
 
     def key(name: str) -> str:
-        return f"{network.architecture}.rope.{name}"
+        return f"{network.architecture.name}.rope.{name}"
 
     def number(name: str, default: float | None = None) -> float:
         value = network.rope.get(name, default)
@@ -137,10 +137,14 @@ def _stated(model: GgufModel, network: Network) -> dict[str, Any] | None:
             raise refusal(model, key(name), value, "a finite number above 0 is wanted")
         return float(value)
 
-    rope = {k: v for k, v in network.rope.items() if k not in ("dimension_count", "freq_base")}
+    read = ("dimension_count", "freq_base", "freq_base_swa")
+    rope = {k: v for k, v in network.rope.items() if k not in read}
     kind = rope.get("scaling.type", "linear")
-    if kind not in ("none", "linear", "yarn"):
-        raise refusal(model, key("scaling.type"), kind, "only linear and yarn can be read")
+    # Of two tables, llama.cpp scales with YaRN both, and transformers one.
+    kinds = ("linear",) if network.sliding else ("linear", "yarn")
+    if kind not in ("none", *kinds):
+        wanted = " and ".join(kinds)
+        raise refusal(model, key("scaling.type"), kind, f"only {wanted} can be read")
     if "scaling.factor" in rope and "scale_linear" in rope:
         raise refusal(
             model, key("scale_linear"), rope["scale_linear"], "scaling.factor is stated, too"

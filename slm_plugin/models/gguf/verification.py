@@ -2,7 +2,8 @@
 
 Weights come from the `gguf` package's own reader and are compared with what is in memory; row and
 channel are counted out again instead of reshaping. Rotary frequencies are computed from the
-metadata. Tokens come from a plain search for the best merge over the file's own lists.
+metadata, and the window of each layer is counted out from its number. Tokens come from a plain
+search for the best merge over the file's own lists.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from slm_plugin.errors import ModelSourceError
 from slm_plugin.lazy import np
+from slm_plugin.models.families.family import FULL, SLIDING
 from slm_plugin.models.gguf.metadata import Network
 from slm_plugin.models.gguf.parts import GgufModel
 from slm_plugin.models.gguf.pretokenizers import pre_tokenizer
@@ -59,7 +61,7 @@ def verify_weights(source: GgufModel, network: Network, model: PreTrainedModel) 
             if place is None or tuple(tensor.shape[::-1].tolist()) != place.shape:
                 raise _difference(source, tensor.name)
             if tensor.name in checked:
-                parameter = parameters[str(parameter_of(tensor.name))]
+                parameter = parameters[str(parameter_of(tensor.name, network.architecture))]
                 _compare_rows(source, tensor, parameter, network)
     if listed != len(source.tensors):
         raise _difference(source, f"the number of tensors, {listed}")
@@ -72,6 +74,8 @@ def _compare_rows(source: GgufModel, tensor: Any, parameter: Tensor, network: Ne
     data = tensor.data if len(tensor.shape) > 1 else tensor.data.reshape(1, -1)
     for row in sorted({0, 1, len(data) // 2, len(data) - 2, len(data) - 1} & set(range(len(data)))):
         values = dequantize(data[row : row + 1], tensor.tensor_type)[0]
+        if "norm" in tensor.name:
+            values = values - np.float32(network.architecture.norm_offset)
         read = torch.from_numpy(np.array(values)).to(parameter.dtype)
         if len(tensor.shape) > 1:
             same = parameter[_row(tensor.name, row, len(data), network)]
@@ -84,11 +88,35 @@ def _compare_rows(source: GgufModel, tensor: Any, parameter: Tensor, network: Ne
 
 def _row(name: str, row: int, rows: int, network: Network) -> int:
     """Where the stock class has a row of the file."""
-    if network.architecture != "llama" or not re.search(r"\.attn_[qk]\.(weight|bias)$", name):
+    if not network.architecture.paired or not re.search(r"\.attn_[qk]\.(weight|bias)$", name):
         return row
     head, channel = divmod(row, network.head_dim)
     pair, half = divmod(channel, 2)
     return head * network.head_dim + half * (network.head_dim // 2) + pair
+
+
+def verify_attention(source: GgufModel, network: Network, model: PreTrainedModel) -> None:
+    """Compare window and scale of each layer's attention with what the metadata give.
+
+    Raises:
+        ModelSourceError: They differ.
+    """
+    decoder: Any = model.model
+    for index, layer in enumerate(decoder.layers):
+        attention = layer.self_attn
+        window = None if network.sliding is None else _window(source, network, index)
+        if getattr(attention, "sliding_window", None) != window:
+            raise _difference(source, f"the sliding window of layer {index}")
+        if abs(attention.scaling * network.query_width**0.5 - 1) > TOLERANCE:
+            raise _difference(source, f"the scale of attention of layer {index}")
+
+
+def _window(source: GgufModel, network: Network, index: int) -> int | None:
+    """The window of a layer as the metadata have it; None when it has full attention."""
+    name = f"{network.architecture.name}.attention.sliding_window"
+    pattern = source.fields.get(f"{name}_pattern", 6)
+    slides = pattern[index] if isinstance(pattern, list) else index % pattern != pattern - 1
+    return int(source.fields[name]) if slides else None
 
 
 def verify_rotation(
@@ -109,12 +137,33 @@ def verify_rotation(
         amplitude = 1.0 + 0.1 * math.log(scaling["factor"])
     if FREQUENCIES in source.tensors:
         wanted = wanted / dequantised(source.tensors[FREQUENCIES])
-    rotary: Any = model.model.rotary_emb
-    found = rotary.inv_freq.double().numpy()
+    if network.sliding is None:
+        _compare_rotation(source, model, "", kind, wanted, amplitude)
+        return
+    if FULL in network.sliding.kinds:
+        _compare_rotation(source, model, FULL, kind, wanted, amplitude)
+    if SLIDING in network.sliding.kinds:
+        # Its table is never scaled.
+        local = frequencies(network, network.sliding.base)
+        _compare_rotation(source, model, SLIDING, "default", local, 1.0)
+
+
+def _compare_rotation(
+    source: GgufModel, model: PreTrainedModel, layers: str, kind: str, wanted: Any, amplitude: float
+) -> None:
+    """Compare one table, of layers with the attention type ``layers`` or, if empty, of all."""
+    decoder: Any = model.model
+    if layers == SLIDING and hasattr(decoder, "rotary_emb_local"):
+        table, prefix = decoder.rotary_emb_local, ""
+    else:
+        table = decoder.rotary_emb
+        prefix = f"{layers}_" if layers and hasattr(table, f"{layers}_inv_freq") else ""
+    found = getattr(table, f"{prefix}inv_freq").double().numpy()
+    named = f"{kind}, {layers}" if layers else kind
     if found.shape != wanted.shape or np.abs(found / wanted - 1).max() > TOLERANCE:
-        raise _difference(source, f"the rotary frequencies ({kind})")
-    if abs(rotary.attention_scaling - amplitude) > TOLERANCE:
-        raise _difference(source, f"the rotary amplitude ({kind})")
+        raise _difference(source, f"the rotary frequencies ({named})")
+    if abs(getattr(table, f"{prefix}attention_scaling") - amplitude) > TOLERANCE:
+        raise _difference(source, f"the rotary amplitude ({named})")
 
 
 def _yarn(plain: Any, network: Network, scaling: dict[str, Any]) -> Any:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from slm_plugin.models.gguf.architectures import Architecture
     from slm_plugin.models.gguf.metadata import Network
 
 _TOP = {
@@ -20,41 +21,28 @@ _TOP = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-_IN_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 _LAYER_TENSOR = re.compile(r"blk\.(0|[1-9][0-9]*)\.([a-z_]+)\.(weight|bias)")
 _PARAMETER = {parameter: tensor for tensor, parameter in _TOP.items()}
-_MODULE = {module: tensor for tensor, module in _IN_LAYER.items()}
 
 
-def parameter_of(tensor: str) -> str | None:
+def parameter_of(tensor: str, architecture: Architecture) -> str | None:
     """The parameter that a tensor holds, or None when its name means nothing here."""
     if tensor in _TOP:
         return _TOP[tensor]
     found = _LAYER_TENSOR.fullmatch(tensor)
-    if found is None or found[2] not in _IN_LAYER:
+    if found is None or found[2] not in architecture.modules:
         return None
-    return f"model.layers.{found[1]}.{_IN_LAYER[found[2]]}.{found[3]}"
+    return f"model.layers.{found[1]}.{architecture.modules[found[2]]}.{found[3]}"
 
 
-def tensor_of(parameter: str) -> str:
+def tensor_of(parameter: str, architecture: Architecture) -> str:
     """The tensor that holds a parameter of a supported class."""
     if parameter in _PARAMETER:
         return _PARAMETER[parameter]
     _, _, layer, rest = parameter.split(".", 3)
     module, _, kind = rest.rpartition(".")
-    return f"blk.{layer}.{_MODULE[module]}.{kind}"
+    tensors = {module: tensor for tensor, module in architecture.modules.items()}
+    return f"blk.{layer}.{tensors[module]}.{kind}"
 
 
 def dequantised(place: TensorPlace) -> NDArray[np.float32]:
@@ -77,9 +65,11 @@ def dequantised(place: TensorPlace) -> NDArray[np.float32]:
 
 
 def parameter_values(tensor: str, place: TensorPlace, network: Network) -> Tensor:
-    """The values of a tensor in the order that the stock class wants."""
+    """The values of a tensor as the stock class wants them: in its order, norms without offset."""
     values = torch.from_numpy(dequantised(place))
-    if network.architecture != "llama":
+    if tensor.endswith("norm.weight"):
+        return values - network.architecture.norm_offset
+    if not network.architecture.paired:
         return values
     name = tensor.split(".")[2] if tensor.startswith("blk.") else tensor
     heads = {"attn_q": network.heads, "attn_k": network.kv_heads}.get(name)
@@ -96,14 +86,9 @@ def halves(rows: Tensor, heads: int) -> Tensor:
     return pairs.transpose(1, 2).reshape(rows.shape)
 
 
-def bias_flags(tensors: Any, architecture: str) -> dict[str, bool]:
+def bias_flags(tensors: Any, architecture: Architecture) -> dict[str, bool]:
     """Which biases the config must ask for, from the tensors that are there."""
     names = {
         found[2] for found in map(_LAYER_TENSOR.fullmatch, tensors) if found and found[3] == "bias"
     }
-    flags = {}
-    if architecture != "qwen2":
-        flags["attention_bias"] = bool(names & {"attn_q", "attn_k", "attn_v", "attn_output"})
-    if architecture == "llama":
-        flags["mlp_bias"] = bool(names & {"ffn_gate", "ffn_up", "ffn_down"})
-    return flags
+    return {flag: bool(names & holders) for flag, holders in architecture.biases.items()}
