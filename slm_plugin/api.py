@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from slm_plugin import pipeline
 from slm_plugin.calibration.samples import CalibrationSource
 from slm_plugin.errors import TargetError, UserError
+from slm_plugin.models.families.suitability import why_not
 from slm_plugin.models.in_memory import check_given
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.streaming import is_streamed
@@ -172,7 +173,7 @@ def list_pruners(model: PreTrainedModel | None = None) -> list[str]:
     return [
         name
         for name, cls in pruners.usable().items()
-        if (cls.streams or not streamed) and not cls.unsuited(family, config)
+        if (cls.streams or not streamed) and not why_not(cls, family, config)
     ]
 
 

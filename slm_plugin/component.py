@@ -30,6 +30,7 @@ class Component(ABC):
     Attributes:
         name: Its name in recipes, set when it is registered.
         extra: The optional dependencies that it needs, by the name of the extra.
+        unlisted: It works on models of which only the stack of layers is known.
         streams: It works on a model whose layers are read from disk one at a time: it runs them
             through `run_batches` and reads no weights itself.
         Options: Its options, which become the keys of its entry in a recipe.
@@ -40,6 +41,7 @@ class Component(ABC):
 
     name: ClassVar[str]
     extra: ClassVar[str | None] = None
+    unlisted: ClassVar[bool] = False
     streams: ClassVar[bool] = False
     Options: ClassVar[type[BaseModel]] = Options
 

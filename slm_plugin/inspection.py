@@ -11,6 +11,7 @@ from rich.table import Table
 from slm_plugin.control_characters import visible
 from slm_plugin.extras import found_version, missing
 from slm_plugin.models.families.family import Family
+from slm_plugin.models.families.suitability import why_not
 from slm_plugin.models.view import DecoderView, layer_kinds
 from slm_plugin.registry import evaluators, exporters, pruners, recoveries
 from slm_plugin.registry.installed import broken_metadata
@@ -38,7 +39,7 @@ def components(
                 cls = registry.get(name)
                 row = _component(registry.kind, name, cls)
                 if family is not None:
-                    row["unsuited"] = cls.unsuited(family, config or {})
+                    row["unsuited"] = why_not(cls, family, config or {})
                 found.append(row)
         for fault in faults:
             row = {"kind": fault.kind, "name": fault.name, "summary": fault.message}

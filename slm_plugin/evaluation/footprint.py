@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
@@ -45,6 +45,7 @@ class Footprint(Evaluator):
     calibration set, other stages' leavings) has no part in it. Elsewhere it is left out.
     """
 
+    unlisted: ClassVar[bool] = True
     streams = True
     Options = FootprintOptions
     options: FootprintOptions

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import median, stdev
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 
 from pydantic import Field
 
@@ -46,6 +46,7 @@ class Latency(Evaluator):
     so that the figures tell models apart and nothing else.
     """
 
+    unlisted: ClassVar[bool] = True
     Options = LatencyOptions
     options: LatencyOptions
 

@@ -7,7 +7,7 @@ import logging
 import random
 from contextlib import nullcontext
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -69,6 +69,7 @@ class LmEval(Evaluator):
         Gao et al., "A framework for few-shot language model evaluation" (lm-evaluation-harness).
     """
 
+    unlisted: ClassVar[bool] = True
     extra = "eval"
     Options = LmEvalOptions
     options: LmEvalOptions

@@ -7,7 +7,7 @@ import math
 import sys
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -76,6 +76,7 @@ class Perplexity(Evaluator):
         (arXiv 2502.19159), with pieces of 128 tokens; SLEB (arXiv 2402.09025) and others use 2048.
     """
 
+    unlisted: ClassVar[bool] = True
     streams = True
     Options = PerplexityOptions
     options: PerplexityOptions

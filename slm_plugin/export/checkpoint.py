@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from pydantic import AfterValidator, Field
 
@@ -106,6 +106,7 @@ class CheckpointExporter(Exporter):
     layer by layer as well: the same figures, but no tokens are generated, and the record says so.
     """
 
+    unlisted: ClassVar[bool] = True
     streams = True
     Options = CheckpointOptions
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slm_plugin.errors import ModelSourceError
+from slm_plugin.errors import ModelSourceError, UnsupportedModelError
 from slm_plugin.lazy import transformers
 from slm_plugin.models.border import reading
 from slm_plugin.models.config_fields import check_fields, head_dim
@@ -124,6 +124,11 @@ def read_configuration(file: Path) -> Configuration:
     content = read_object(file)
     where = Where(str(file))
     family = _family(content, where)
+    if not family.listed:
+        raise UnsupportedModelError(
+            f"{file}: {family.architecture} is no listed family, so its config cannot be checked",
+            hint="load the model with transformers and pass it to slm_plugin.prune",
+        )
     _refuse_quantised(content, where)
     check_fields(content, family, where)
     rope = rope_settings(content, head_dim(content, family), family, where)

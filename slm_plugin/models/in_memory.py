@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from slm_plugin.errors import UnsupportedModelError, UserError
 from slm_plugin.lazy import nn, transformers
+from slm_plugin.models.families import is_known
+from slm_plugin.models.families.unlisted import describe
 from slm_plugin.models.streaming import is_streamed
 from slm_plugin.models.view import DecoderView
 from slm_plugin.progress import say
@@ -51,18 +53,20 @@ def _check_plain(model: PreTrainedModel) -> None:
         UnsupportedModelError: The class is not supported, or a linear map or the embedding was
             replaced, as adapters, quantisation and parametrisations do.
     """
+    # The weights of a streamed model are read when they are used.
+    if not is_streamed(model) and any(weight.is_meta for weight in model.parameters()):
+        raise UserError(
+            "weights of the model are on the meta device, without values",
+            hint="load the model with its weights",
+        )
+    if not is_known(type(model).__name__):
+        describe(model)
     view = DecoderView.of(model)
     config = model.config
     if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
         say(
             "warning: the model computes attention by sdpa, which leaves out its "
             "attn_logit_softcapping; load it with attn_implementation='eager'"
-        )
-    # The weights of a streamed model are read when they are used.
-    if not is_streamed(model) and any(weight.is_meta for weight in model.parameters()):
-        raise UserError(
-            "weights of the model are on the meta device, without values",
-            hint="load the model with its weights",
         )
     for place, found, stock in _modules(view):
         kind = type(found)

@@ -164,8 +164,7 @@ class DecoderView:
                 )
         family = self.family
         modules = projections(first, family)
-        attention: Any = first.get_submodule(family.attention[0])
-        head_dim = int(getattr(attention, "head_dim", None) or attention.head_size)
+        head_dim = _head_dim(first, family, self.config)
         heads, kv_heads = _heads(modules, head_dim, self.config)
         return Dimensions(
             architecture=type(self.model).__name__,
@@ -229,6 +228,14 @@ def layer_lists(config: PretrainedConfig) -> Iterator[tuple[str, list[object]]]:
     for name, value in config.to_dict().items():
         if isinstance(value, list) and len(value) == count and "layer" in name:
             yield name, list(value)
+
+
+def _head_dim(layer: nn.Module, family: Family, config: PretrainedConfig) -> int:
+    if not family.listed:
+        stated = getattr(config, "head_dim", None)
+        return int(stated or config.hidden_size // config.num_attention_heads)
+    attention: Any = layer.get_submodule(family.attention[0])
+    return int(getattr(attention, "head_dim", None) or attention.head_size)
 
 
 def _heads(

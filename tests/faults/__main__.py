@@ -11,9 +11,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.faults import Fault, others, pruners
+from tests.faults import Fault, families, others, pruners
 
-FAULTS = (*pruners.FAULTS, *others.FAULTS)
+FAULTS = (*pruners.FAULTS, *others.FAULTS, *families.FAULTS)
 ROOT = Path(__file__).parents[2]
 COPIED = ("slm_plugin", "tests", "benchmarks", "pyproject.toml")
 # Exit code of pytest when tests ran and some failed.

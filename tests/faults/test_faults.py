@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 import slm_plugin
-from tests.faults import Fault, others, pruners
+from tests.faults import Fault, families, others, pruners
 
 PACKAGE, TESTS = Path(slm_plugin.__file__).parent, Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
-    "fault", (*pruners.FAULTS, *others.FAULTS), ids=lambda fault: f"{fault.file}: {fault.name}"
+    "fault",
+    (*pruners.FAULTS, *others.FAULTS, *families.FAULTS),
+    ids=lambda fault: f"{fault.file}: {fault.name}",
 )
 def test_a_fault_has_its_place(fault: Fault) -> None:
     """The text that a fault replaces stands in its file once; otherwise adapt the fault."""

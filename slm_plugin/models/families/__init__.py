@@ -77,7 +77,12 @@ def families() -> tuple[Family, ...]:
             register_family(found)
         except SlmError as error:
             say(f"warning: {error.message}")
-    return tuple(_known.values())
+    return tuple(family for family in _known.values() if family.listed)
+
+
+def is_known(architecture: str) -> bool:
+    """Whether there is a record for a model class."""
+    return architecture in _known or architecture in {f.architecture for f in families()}
 
 
 def family_of(architecture: str) -> Family:
@@ -111,4 +116,4 @@ def family_of_type(model_type: str | None, file: str) -> Family:
 
 
 def _names() -> str:
-    return ", ".join(sorted(_known))
+    return ", ".join(sorted(family.architecture for family in families()))

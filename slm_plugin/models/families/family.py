@@ -36,6 +36,8 @@ class Family:
         architecture: Name of the model class.
         model_type: Its name in ``config.json``.
         config_class: Name of its config class, where the model class does not give it.
+        listed: A person has written the record; else it was made from a model by
+            `slm_plugin.models.families.unlisted`.
         decoder: Path of the module without the head.
         embedding: Path of the token embedding in the decoder.
         heads: Names that the head has, or had in some release.
@@ -86,6 +88,7 @@ class Family:
     architecture: str
     model_type: str
     config_class: str = ""
+    listed: bool = True
     decoder: str = "model"
     embedding: str = "embed_tokens"
     heads: tuple[str, ...] = ("lm_head",)

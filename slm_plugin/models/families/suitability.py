@@ -14,10 +14,19 @@ def complaint(
     component: Component | type[Component], family: Family, config: Mapping[str, Any]
 ) -> str:
     """What a user reads about a component that does not suit a model; empty where it does."""
-    reason = component.unsuited(family, config)
+    reason = why_not(component, family, config)
     if not reason:
         return ""
     return f"'{component.name}' cannot be used with {family.architecture}: {reason}"
+
+
+def why_not(
+    component: Component | type[Component], family: Family, config: Mapping[str, Any]
+) -> str:
+    """Why a component cannot be used with a model, as half a sentence; empty where it can."""
+    if not family.listed and not component.unlisted:
+        return "its family is not listed, and only dropping layers is known to be right"
+    return component.unsuited(family, config)
 
 
 def refuse_unsuited(

@@ -30,6 +30,7 @@ class AngularDistance(BetweenEnds):
     state is that of the last token of every sample, which attends to all others.
     """
 
+    unlisted: ClassVar[bool] = True
     streams: ClassVar = True
 
     def plan(self, session: Session) -> PruningPlan:

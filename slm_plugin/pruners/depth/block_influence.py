@@ -27,6 +27,7 @@ class BlockInfluence(BetweenEnds):
     both are taken before the norm; use ``protect_last`` to protect it.
     """
 
+    unlisted: ClassVar[bool] = True
     streams: ClassVar = True
 
     def plan(self, session: Session) -> PruningPlan:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class Deepest(LayerDropping):
     """Drop the deepest layers except the last one; reads neither data nor weights."""
 
+    unlisted: ClassVar[bool] = True
     streams: ClassVar = True
     protection: ClassVar = "the last layer kept"
 

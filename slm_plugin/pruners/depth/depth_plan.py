@@ -48,6 +48,9 @@ def depth_plan(
         share = removed * before.layer_parameters / session.original.parameters
         count = "1 layer is" if removed == 1 else f"{removed} layers are"
         notes = (f"{count} {share:.2%} of the original parameters", *notes)
+    if not session.view.family.listed:
+        name = session.view.family.architecture
+        notes = (*notes, f"{name} is no listed family: its stack of layers passed a check")
     idle: tuple[str, ...] = ()
     if not removed:
         idle = (f"the target ({pruner.target.describe()}) removes nothing: no trial passed it",)

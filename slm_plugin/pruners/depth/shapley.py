@@ -66,6 +66,7 @@ class Shapley(BetweenEnds):
     perplexity divided by its own. docs/methods.md lists the differences from the paper.
     """
 
+    unlisted: ClassVar[bool] = True
     streams: ClassVar = True
     keeps_trials: ClassVar = True
     Options: ClassVar = ShapleyOptions

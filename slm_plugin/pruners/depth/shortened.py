@@ -55,6 +55,7 @@ class Shortened(LayerDropping):
     default.
     """
 
+    unlisted: ClassVar[bool] = True
     keeps_trials: ClassVar = True
     Options: ClassVar = ShortenedOptions
     options: ShortenedOptions

@@ -42,6 +42,7 @@ class SlebOptions(EndsOptions):
 class Sleb(BetweenEnds):
     """Drop one layer at a time: the one whose removal gives the lowest calibration loss."""
 
+    unlisted: ClassVar[bool] = True
     streams: ClassVar = True
     keeps_trials: ClassVar = True
     Options: ClassVar = SlebOptions

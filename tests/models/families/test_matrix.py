@@ -121,6 +121,21 @@ def test_layers_run_one_by_one_are_the_model(every: str) -> None:
         assert torch.allclose(view.logits(batch.final), logits(model), atol=1e-5)
 
 
+def test_dimensions_are_those_of_the_config(every: str) -> None:
+    """Measured on modules, whatever a family's projections are called or fused."""
+    model = make_model(every)
+    found, config = DecoderView.of(model).dimensions(), model.config
+    assert found.layers == config.num_hidden_layers == 6
+    assert found.attention_heads == config.num_attention_heads == 4
+    assert found.head_dim == 8
+    kv_heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", 4)
+    old_falcon = every == "falcon_sequential"
+    assert found.kv_heads == (1 if old_falcon else kv_heads)
+    assert found.intermediate_size == (24 if every in ("qwen2_moe", "qwen3_moe") else 48)
+    outside = sum(p.numel() for p in model.parameters()) - found.layers * found.layer_parameters
+    assert 0 < outside < found.parameters
+
+
 def test_layers_of_one_kind_differ_in_weights_alone(every: str) -> None:
     """With another's weights a layer is that other one, exactly where the two are of one kind."""
     view = DecoderView.of(make_model(every))

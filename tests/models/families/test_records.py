@@ -5,22 +5,24 @@ from __future__ import annotations
 import re
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import OlmoConfig, OlmoForCausalLM
 
-from slm_plugin.api import list_pruners
+from slm_plugin.api import list_pruners, prune
 from slm_plugin.errors import UnsupportedModelError, UserError
 from slm_plugin.models import families
 from slm_plugin.models.families import family_of, register_family
 from slm_plugin.models.families.family import Family
 from slm_plugin.models.families.llama import LLAMA
+from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import DropLayers
 from slm_plugin.report.families import families_markdown
 from slm_plugin.surgery.layers import apply_layers
-from tests.conftest import command, make_model
+from tests.conftest import command, make_model, random_tokens
 
 PAGE = Path(__file__).parents[3] / "docs" / "families.md"
 OLMO = Family(architecture="OlmoForCausalLM", model_type="olmo", reads=frozenset({"clip_qkv"}))
@@ -50,11 +52,78 @@ def test_a_registered_family_is_pruned() -> None:
     model = OlmoForCausalLM(OlmoConfig(**sizes, num_attention_heads=2)).eval()
     with pytest.raises(UnsupportedModelError, match="OlmoForCausalLM is not supported"):
         DecoderView.of(model)
-    assert list_pruners(model) == []
     register_family(OLMO)
     assert "slm" in list_pruners(model)
     apply_layers(model, [DropLayers(indices=(1,))])
     assert DecoderView.of(model).dimensions().layers == 3
+
+
+def unlisted(model_class: type = OlmoForCausalLM) -> OlmoForCausalLM:
+    """A tiny model of a class without a record."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 5, "vocab_size": 128}
+    config = OlmoConfig(**sizes, num_attention_heads=2, pad_token_id=2)
+    made: OlmoForCausalLM = model_class(config).eval()
+    return made
+
+
+def test_an_unlisted_class_with_a_plain_stack_loses_layers(
+    tmp_path: Path, reload_here: None
+) -> None:
+    """Only by dropping; the plan says so, and what is saved is read by the stock class."""
+    model = unlisted()
+    assert list_pruners(model) == [
+        "angular",
+        "block_influence",
+        "deepest",
+        "shapley",
+        "shortened",
+        "sleb",
+    ]
+    with pytest.raises(UnsupportedModelError, match="its family is not listed"):
+        prune(model, None, "slm", layers_removed=1, calibration=random_tokens())
+    result = prune(model, None, "block_influence", layers_removed=2, calibration=random_tokens())
+    assert any("no listed family" in note for note in result.plan.notes)
+    result.save(str(tmp_path / "less"))
+    assert OlmoForCausalLM.from_pretrained(tmp_path / "less").config.num_hidden_layers == 3
+    with pytest.raises(UnsupportedModelError, match="no listed family"):
+        load(ModelSource(id=str(tmp_path / "less")))
+    assert family_of("OlmoForCausalLM") not in families.families()
+
+
+class Crossing(OlmoForCausalLM):
+    """Adds the first layer's input to the last one's output."""
+
+    def forward(self, input_ids: torch.Tensor, **settings: Any) -> Any:
+        """The logits of both."""
+        found = super().forward(input_ids, **settings)
+        found.logits = found.logits + self.lm_head(self.model.embed_tokens(input_ids))
+        return found
+
+
+class Counting(OlmoForCausalLM):
+    """Scales what it gives by the number of its layers."""
+
+    def __init__(self, config: OlmoConfig) -> None:
+        super().__init__(config)
+        self.model.norm.register_forward_pre_hook(
+            lambda norm, given: (given[0] + len(self.model.layers),)
+        )
+
+
+@pytest.mark.parametrize("model_class", [Crossing, Counting])
+def test_an_unlisted_class_that_computes_more_is_refused(model_class: type) -> None:
+    """With the families that are known."""
+    with pytest.raises(UnsupportedModelError, match="is not supported") as caught:
+        prune(
+            unlisted(model_class),
+            None,
+            "block_influence",
+            layers_removed=1,
+            calibration=random_tokens(),
+        )
+    assert "LlamaForCausalLM" in str(caught.value.hint)
+    assert list_pruners(unlisted(model_class)) == []
 
 
 def test_an_installed_family_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

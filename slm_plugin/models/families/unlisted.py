@@ -1,0 +1,157 @@
+"""A record of a class that nobody has described, where a check shows that layers can go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from slm_plugin.errors import SlmError, UnsupportedModelError
+from slm_plugin.lazy import nn, no_grad, torch
+from slm_plugin.models.families import families, register_family
+from slm_plugin.models.families.family import Family
+from slm_plugin.models.torch_subclasses import Listener
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+# What running modules of an unknown class alone may raise.
+FAILURES = (
+    SlmError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+WHY = "its family is not listed"
+
+
+@no_grad
+def describe(model: PreTrainedModel) -> Family:
+    """Make and register the record of a model whose class is unknown.
+
+    It must have one list of layers of one class, which take and give hidden states; leaving a layer
+    out of the list must be the same, to the last bit, as passing its input through; and the final
+    norm and the head, applied to what the last layer gives, must be the model's logits.
+
+    Args:
+        model: The model, in memory; it is left as it was.
+
+    Raises:
+        UnsupportedModelError: It is not such a model.
+    """
+    training = model.training
+    model.eval()
+    try:
+        return register_family(_checked(model))
+    except FAILURES as error:
+        reason = error.message if isinstance(error, SlmError) else "its layers cannot be run alone"
+        raise UnsupportedModelError(
+            f"architecture {type(model).__name__} is not supported: {reason}",
+            hint="supported: " + ", ".join(sorted(f.architecture for f in families())),
+        ) from error
+    finally:
+        model.train(training)
+
+
+def _checked(model: PreTrainedModel) -> Family:
+    prefix = model.base_model_prefix
+    decoder: Any = getattr(model, prefix, None)
+    if decoder is None or decoder is model:
+        raise UnsupportedModelError("it has no decoder beside its head")
+    layers = _layers(model, decoder)
+    stack = decoder.get_submodule(layers)
+    tokens = torch.arange(3, 11, device=model.device).view(2, 4) % model.config.vocab_size
+    logits = model(input_ids=tokens, use_cache=False).logits
+    family = Family(
+        architecture=type(model).__name__,
+        model_type=model.config.model_type,
+        listed=False,
+        decoder=prefix,
+        layers=layers,
+        norm=_norm(model, decoder, stack, tokens, logits),
+        projections={},
+        units=(),
+        no_fit=WHY,
+        why_not={"channels": WHY, "kv_groups": WHY},
+    )
+    for index in sorted({0, len(stack) // 2, len(stack) - 1}):
+        if not _is_skipping(model, decoder, layers, index, tokens):
+            raise UnsupportedModelError(f"leaving out layer {index} is not skipping it")
+    return family
+
+
+def _layers(model: PreTrainedModel, decoder: nn.Module) -> str:
+    """Name of the one list of layers."""
+    found = [
+        name
+        for name, module in decoder.named_children()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == model.config.num_hidden_layers
+        and len({type(layer) for layer in module}) == 1
+    ]
+    if len(found) != 1 or model.config.num_hidden_layers < 2:
+        raise UnsupportedModelError("it has no single list of layers of one class")
+    return found[0]
+
+
+def _norm(
+    model: PreTrainedModel, decoder: nn.Module, stack: nn.ModuleList, tokens: Tensor, logits: Tensor
+) -> str:
+    """Name of the norm between the last layer and the head."""
+    seen: list[Any] = []
+    hook = stack[-1].register_forward_hook(lambda layer, given, output: seen.append(output))
+    try:
+        model(input_ids=tokens, use_cache=False)
+    finally:
+        hook.remove()
+    last = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    if last.shape != (*tokens.shape, model.config.hidden_size):
+        raise UnsupportedModelError("its layers give no hidden states")
+    head: Any = model.get_output_embeddings()
+    for name, module in decoder.named_children():
+        if isinstance(module, nn.ModuleList | nn.Embedding | nn.Dropout):
+            continue
+        try:
+            found = head(module(last))
+        except (TypeError, ValueError, RuntimeError, AttributeError):
+            continue
+        if torch.equal(found, logits):
+            return name
+    raise UnsupportedModelError("its logits are not the head of a norm of the last layer's output")
+
+
+def _is_skipping(
+    model: PreTrainedModel, decoder: nn.Module, layers: str, index: int, tokens: Tensor
+) -> bool:
+    """Whether the list without a layer gives what the list with the layer's input gives."""
+    stack = getattr(decoder, layers)
+    count = model.config.num_hidden_layers
+    seen: list[object] = []
+    hook = stack[index].register_forward_hook(lambda layer, given, output: seen.append(output))
+    try:
+        model(input_ids=tokens, use_cache=False)
+    finally:
+        hook.remove()
+    passing = Listener(stack[index], boxed=isinstance(seen[0], tuple))
+    outputs = []
+    try:
+        for shorter in (False, True):
+            kept = list(_without(stack, index, None if shorter else passing))
+            setattr(decoder, layers, nn.ModuleList(kept))
+            model.config.num_hidden_layers = len(kept)
+            outputs.append(model(input_ids=tokens, use_cache=False).logits)
+    finally:
+        setattr(decoder, layers, stack)
+        model.config.num_hidden_layers = count
+    return torch.equal(*outputs)
+
+
+def _without(stack: nn.ModuleList, index: int, instead: nn.Module | None) -> Iterator[nn.Module]:
+    for place, layer in enumerate(stack):
+        if place != index:
+            yield layer
+        elif instead is not None:
+            yield instead
