@@ -71,7 +71,8 @@ def _watched(layer: nn.Module, blocks: Iterable[str]) -> Iterator[dict[str, Tens
     seen: dict[str, Tensor] = {}
 
     def keep(block: str, _module: nn.Module, _args: Any, output: Any) -> None:
-        seen[block] = output[0] if isinstance(output, tuple) else output
+        # A copy: Falcon adds to what its MLP puts out in place.
+        seen[block] = (output[0] if isinstance(output, tuple) else output).clone()
 
     hooks = [
         layer.get_submodule(block).register_forward_hook(partial(keep, block)) for block in blocks

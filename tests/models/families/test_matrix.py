@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from slm_plugin.analysis.observation import observe, token_norms
 from slm_plugin.calibration.captures import capture, run_layers
 from slm_plugin.errors import ModelSourceError, TargetError, UnsupportedModelError
 from slm_plugin.export.checkpoint import CheckpointExporter
@@ -148,6 +150,54 @@ def test_layers_of_one_kind_differ_in_weights_alone(every: str) -> None:
             found = run_layers([copied], hidden, batch.arguments[low])
             wanted = run_layers([view.layers[high]], hidden, batch.arguments[high])
         assert torch.equal(found, wanted) == (kinds[low] == kinds[high]), (low, high)
+
+
+def outputs(
+    layer: torch.nn.Module, paths: list[str], hidden: torch.Tensor, arguments: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    """What modules of a layer put out, and the layer itself by the name ""."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def keep(path: str) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, given: Any, output: Any) -> None:
+            found = output[0] if isinstance(output, tuple) else output
+            # A copy: Falcon adds to what its MLP puts out in place.
+            seen[path] = found.reshape(hidden.shape).clone()
+
+        return hook
+
+    hooks = [layer.get_submodule(path).register_forward_hook(keep(path)) for path in paths]
+    with torch.no_grad():
+        seen[""] = run_layers([layer], hidden, arguments)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def test_the_stream_gains_what_the_blocks_put_out(every: str) -> None:
+    """Behind the norms where the record has some, times its factor; from one input or in turn."""
+    view = DecoderView.of(make_model(every))
+    family, layer = view.family, view.layers[2]
+    (batch,) = capture(view, [TOKENS])
+    hidden, arguments = batch.inputs[2], batch.arguments[2]
+    linear = [family.projections.get(name) for name in ("o_proj", "down_proj")]
+    paths = [*family.writers, *(path for path in linear if path)]
+    seen = outputs(layer, paths, hidden, arguments)
+    attention, mlp = (seen[path] for path in family.writers)
+    gained = view.residual_multiplier * (attention + mlp)
+    assert torch.allclose(hidden + gained, seen[""], atol=1e-5)
+    for path, writer in zip(linear, family.writers, strict=True):
+        if path is not None:
+            assert torch.equal(seen[path], seen[writer]) != family.norm_behind
+    # An MLP that reads what the attention reads does not see what that puts out.
+    silent = layer.get_submodule(family.writers[0]).register_forward_hook(
+        lambda module, given, output: (
+            (0 * output[0], *output[1:]) if isinstance(output, tuple) else 0 * output
+        )
+    )
+    alone = outputs(layer, paths, hidden, arguments)[family.writers[1]]
+    silent.remove()
+    assert torch.equal(alone, mlp) == family.is_parallel(view.config.to_dict())
 
 
 @pytest.mark.parametrize("removed", [(1,), (0, 2, 5), (1, 2, 3, 4)])
@@ -298,6 +348,16 @@ def test_every_repair_runs_and_a_fit_lowers_the_error(every: str, name: str) -> 
     after = error()
     assert after < before or (name in ("linear_patch", "rescale") and math.isfinite(after))
     assert generated(model, use_cache=True) == generated(model, use_cache=False)
+
+
+def test_every_family_is_analysed(every: str) -> None:
+    """What the blocks add, layer by layer, adds up to what the layer changes."""
+    view = DecoderView.of(make_model(every))
+    (batch,) = capture(view, [TOKENS])
+    seen = observe(view, batch)
+    changes = [token_norms(b - a) for a, b in itertools.pairwise(seen.states)]
+    assert torch.stack(changes).le(seen.attention + seen.mlp + 1e-4).all()
+    assert seen.attention.min() > 0 and seen.mlp.min() > 0
 
 
 def test_every_evaluator_measures(every: str, tmp_path: Path) -> None:
