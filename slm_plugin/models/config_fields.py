@@ -146,22 +146,23 @@ def _is_every_layer(name: str, found: Any) -> bool:
 
 def _heads(config: Mapping[str, Any], family: Family, where: Where) -> None:
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    of_heads, of_hidden = map(family.own_name, ("num_attention_heads", "hidden_size"))
     groups = config.get("num_key_value_heads") or heads
     if heads % groups:
         raise where.contradiction(
-            f"{family.own_name('num_attention_heads')} {heads} is no multiple of "
-            f"{family.own_name('num_key_value_heads')} {groups}"
+            f"{of_heads} {heads} is no multiple of {family.own_name('num_key_value_heads')} "
+            f"{groups}"
         )
     size = head_dim(config, family)
+    stated = config.get("head_dim") is not None or family.default_head_dim is not None
+    if not stated and hidden % heads:
+        raise where.contradiction(
+            f"{of_hidden} {hidden} is no multiple of {of_heads} {heads}, and no head_dim is given"
+        )
     if not family.own_head_dim and size * heads != hidden:
         raise where.contradiction(
-            f"head_dim {size}, and a {family.model_type}, which has hidden_size {hidden} / "
-            f"num_attention_heads {heads}"
-        )
-    if config.get("head_dim") is None and family.default_head_dim is None and hidden % heads:
-        raise where.contradiction(
-            f"hidden_size {hidden} is no multiple of num_attention_heads {heads}, and no head_dim "
-            "is given"
+            f"head_dim {size}, and a {family.model_type}, which has {of_hidden} {hidden} / "
+            f"{of_heads} {heads}"
         )
     if size % 2 and family.rotary != "none":
         raise problem(where.at("head_dim"), size, "even: positions turn pairs of channels")
