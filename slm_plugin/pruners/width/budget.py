@@ -71,11 +71,16 @@ def experts_to_remove(target: Target, original: Dimensions, current: Dimensions)
     Args:
         target: A ratio or a number of parameters.
         original: Dimensions of the original model.
-        current: Dimensions of the model before this stage; a mixture of experts.
+        current: Dimensions of the model before this stage.
 
     Raises:
         TargetError: The target is out of reach; the hint names the reachable range.
     """
+    if not current.expert_parameters:
+        raise TargetError(
+            f"no expert can be removed: {current.architecture} is no mixture of experts",
+            hint="`slm-plugin list --model` names what can be used",
+        )
     wanted = _wanted(target, original, current)
     most = current.experts - current.experts_per_token
     number = round(wanted / (current.layers * current.expert_parameters))
