@@ -23,7 +23,7 @@ from slm_plugin.report import pictures
 from slm_plugin.report.explain import explain
 from slm_plugin.session import Session
 from slm_plugin.target import Target
-from tests.conftest import random_tokens
+from tests.conftest import make_model, random_tokens
 from tests.surgery.test_experts import EXPERTS, LAYERS, MIXTURES, make, routers
 
 TOKENS = random_tokens(4, 16)
@@ -294,6 +294,32 @@ def test_a_router_that_chooses_all_leaves_none_to_remove() -> None:
     sizes = DecoderView.of(make("mixtral", num_experts_per_tok=EXPERTS)).dimensions()
     with pytest.raises(TargetError, match="no expert can be removed: the router chooses 6"):
         experts_to_remove(Target(ratio=0.3), sizes, sizes)
+
+
+def test_a_model_without_experts_is_told() -> None:
+    """Where nothing has asked before whether the strategy suits it."""
+    session = Session(make_model(num_hidden_layers=2), calibration=TOKENS)
+    with pytest.raises(TargetError, match="LlamaForCausalLM is no mixture of experts"):
+        session.plan(ExpertPruning(ExpertsOptions(), Target(ratio=0.2)))
+
+
+def test_gradients_and_flags_stay_with_their_weights(mixture: str) -> None:
+    """Modules of a list move to other names; what is cut has no gradient of the former shape."""
+    model = make(mixture)
+    model(input_ids=TOKENS, labels=TOKENS, use_cache=False).loss.backward()
+    for index, parameter in enumerate(model.parameters()):
+        parameter.requires_grad_(index % 3 > 0)
+    facts = {id(p): (p, p.grad, p.requires_grad) for p in model.parameters()}
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    session, plan = planned(model, one_less(model, 2))
+    session.apply(plan)
+    kept = 0
+    for name, parameter in model.named_parameters():
+        same, grad, flag = facts.get(id(parameter), (None, None, flags[name]))
+        kept += same is parameter
+        assert parameter.grad is grad, name
+        assert parameter.requires_grad == flag, name
+    assert kept > LAYERS
 
 
 def test_two_stages_add_up() -> None:
