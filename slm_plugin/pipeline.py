@@ -302,6 +302,8 @@ def _summary(made: PruningPlan) -> str:
     sizes = f"{made.before.parameters:,} to {made.after.parameters:,} parameters (-{share:.2%})"
     if made.kind == "depth":
         return f"{made.before.layers} to {made.after.layers} layers, {sizes}"
+    if made.before.experts != made.after.experts:
+        return f"{made.before.experts} to {made.after.experts} experts in every layer, {sizes}"
     return (
         f"MLP width {made.before.intermediate_size} to {made.after.intermediate_size}, "
         f"KV groups {made.before.kv_heads} to {made.after.kv_heads}, {sizes}"

@@ -132,7 +132,8 @@ class Session:
         Raises:
             PlanError: The plan was made for another model, or its operations contradict one
                 another.
-            MissingExtraError: The plan prunes width and torch-pruning is not installed.
+            MissingExtraError: The plan removes channels or heads and torch-pruning is not
+                installed.
             VerificationError: The result does not have the dimensions in the plan.
             ContractError: The session is unusable.
             UserError: Layers changed outside the session.

@@ -77,7 +77,12 @@ FAMILIES: dict[str, tuple[Family, dict[str, Any]]] = {
     "mixtral": (moe.MIXTRAL, {"num_local_experts": 4}),
     "qwen2_moe": (
         moe.QWEN2_MOE,
-        {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 16},
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 16,
+        },
     ),
     "qwen3_moe": (
         moe.QWEN3_MOE,

@@ -19,7 +19,9 @@ from transformers import PreTrainedModel
 
 from slm_plugin.export.checkpoint import save_checkpoint, verify_checkpoint
 from slm_plugin.models.loading import ModelSource, load
+from slm_plugin.registry import pruners
 from slm_plugin.session import Session
+from slm_plugin.target import Target
 from tests.conftest import make_model, make_tokenizer, random_tokens
 
 OTHER = os.environ.get("SLM_PLUGIN_OTHER_PYTHON", "")
@@ -81,6 +83,37 @@ def test_the_other_release_computes_the_same(tmp_path: Path, case: str) -> None:
     save_checkpoint(session, tmp_path)
     checks = verify_checkpoint(session, tmp_path, python=OTHER)
     assert checks[0].value <= 1e-5
+
+
+READ = """
+import sys, torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+from tests.conftest import random_tokens
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+with torch.inference_mode():
+    save_file({"logits": model(random_tokens(2, 20)).logits}, sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_the_other_release_reads_a_mixture_without_some_experts(
+    tmp_path: Path, family: str
+) -> None:
+    """The releases call the number of experts by other names, and lay them out otherwise."""
+    session = Session(make_model(family, num_hidden_layers=3), calibration=random_tokens(4, 16))
+    pruner = pruners.get("experts")
+    session.apply(session.plan(pruner(pruner.Options(), Target(ratio=0.2))))
+    folder, file = tmp_path / "m", tmp_path / "logits.safetensors"
+    folder.mkdir()
+    save_checkpoint(session, folder)
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    command = [OTHER, "-c", READ, str(folder), str(file)]
+    subprocess.run(command, check=True, cwd=root, env=environment, capture_output=True)
+    with torch.inference_mode():
+        wanted = session.model(random_tokens(2, 20)).logits
+    assert float((load_file(file)["logits"] - wanted).abs().max()) <= 1e-5
 
 
 WRITE = """

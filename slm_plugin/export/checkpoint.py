@@ -158,7 +158,7 @@ def save_checkpoint(session: Session, folder: Path, *, max_shard_size: str = "5G
             f"cannot write the checkpoint {folder}: {error}",
             hint="check the free disk space and the permissions",
         ) from error
-    mend_config(folder)
+    mend_config(folder, session.view.family.synonyms)
     mend_tokenizer_config(folder)
 
 

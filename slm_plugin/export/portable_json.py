@@ -8,6 +8,7 @@ old names are written beside or instead of the new ones; transformers 5 reads th
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,27 @@ from slm_plugin.models.configuration import CODE
 GGUF_LEFTOVERS = ("_model_name_or_path", "_name_or_path")
 
 
-def mend_config(folder: Path) -> None:
+def mend_config(folder: Path, synonyms: Iterable[tuple[str, str]] = ()) -> None:
     """Make ``config.json`` readable by both.
 
-    Keeps ``rope_theta`` and ``rope_scaling`` beside ``rope_parameters``, from which transformers 5
-    replaced them, and drops what only described the file that the model was read from, and what
-    names code: a stock class needs none, and the files that it names are not written.
+    Writes what stands under one of two synonyms under the other as well, because a release that
+    knows the other name alone takes its default. Keeps ``rope_theta`` and ``rope_scaling`` beside
+    ``rope_parameters``, from which transformers 5 replaced them, and drops what only described the
+    file that the model was read from, and what names code: a stock class needs none, and the files
+    that it names are not written.
+
+    Args:
+        folder: The checkpoint.
+        synonyms: Pairs of fields that two releases call by different names.
     """
     file = folder / "config.json"
     config = _read(file)
     for name in (*GGUF_LEFTOVERS, *CODE):
         config.pop(name, None)
+    for one, other in synonyms:
+        stated = config.get(one, config.get(other))
+        if stated is not None:
+            config |= {one: stated, other: stated}
     rope = config.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:
         config["rope_theta"] = rope["rope_theta"]

@@ -6,6 +6,7 @@ computed instead: one pass over the memory, on the device, in about half the tim
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -200,7 +201,7 @@ def kept_trainability(model: Callable[[], nn.Module]) -> Iterator[list[str]]:
     """Set evaluation mode, and restore gradients and their flags afterwards.
 
     Afterwards the model is in evaluation mode, and every remaining parameter has its former
-    gradient and flag.
+    gradient and flag: the same one under whatever name, or one that took its name and shape.
 
     Args:
         model: Returns the model; afterwards it may return another one with the same parameters.
@@ -209,7 +210,9 @@ def kept_trainability(model: Callable[[], nn.Module]) -> Iterator[list[str]]:
         A list that afterwards names what had to be restored.
     """
     model().eval()
-    former = {name: (p.requires_grad, p.grad) for name, p in model().named_parameters()}
+    former = {name: (p.requires_grad, p.grad, p.shape) for name, p in model().named_parameters()}
+    # Weakly, so that surgery frees what it replaces.
+    names = {id(p): (weakref.ref(p), name) for name, p in model().named_parameters()}
     put_back: list[str] = []
     try:
         yield put_back
@@ -220,9 +223,11 @@ def kept_trainability(model: Callable[[], nn.Module]) -> Iterator[list[str]]:
             now.eval()
         found = set()
         for name, parameter in now.named_parameters():
-            if name not in former:
+            same, former_name = names.get(id(parameter), (None, ""))
+            place = former_name if same is not None and same() is parameter else name
+            if place not in former or former[place][2] != parameter.shape:
                 continue
-            needed, gradient = former[name]
+            needed, gradient, _ = former[place]
             if parameter.grad is not gradient:
                 found.add("gradients")
                 parameter.grad = gradient

@@ -26,7 +26,8 @@ class Dimensions(Record):
     """Sizes of a decoder with uniform layers, and the parameters per unit of each kind.
 
     All ``*_parameters`` count scalars; tied embeddings count once. A unit that cannot be removed
-    from models of this family has 0.
+    from models of this family has 0. Experts are those that a router chooses from, each with its
+    row of the router; plans of versions that did not know them say 0.
     """
 
     architecture: str
@@ -42,6 +43,9 @@ class Dimensions(Record):
     layer_parameters: int
     channel_parameters: int
     kv_group_parameters: int
+    experts: int = 0
+    experts_per_token: int = 0
+    expert_parameters: int = 0
 
     @property
     def queries_per_group(self) -> int:
@@ -51,9 +55,12 @@ class Dimensions(Record):
     @property
     def units(self) -> dict[str, int]:
         """Units of a layer that width pruning removes, by what `without_units` calls them."""
-        counts = {"channels": self.intermediate_size, "kv_groups": self.kv_heads}
-        sizes = {"channels": self.channel_parameters, "kv_groups": self.kv_group_parameters}
-        return {unit: count for unit, count in counts.items() if sizes[unit]}
+        found = {
+            "channels": (self.intermediate_size, self.channel_parameters),
+            "kv_groups": (self.kv_heads, self.kv_group_parameters),
+            "experts": (self.experts, self.expert_parameters),
+        }
+        return {unit: count for unit, (count, size) in found.items() if size}
 
     def without_layers(self, removed: int) -> Dimensions:
         """The same decoder with fewer layers."""
@@ -64,14 +71,19 @@ class Dimensions(Record):
             }
         )
 
-    def without_units(self, channels: int = 0, kv_groups: int = 0) -> Dimensions:
-        """The same decoder with fewer MLP channels and KV groups in every layer."""
-        per_layer = channels * self.channel_parameters + kv_groups * self.kv_group_parameters
+    def without_units(self, channels: int = 0, kv_groups: int = 0, experts: int = 0) -> Dimensions:
+        """The same decoder with fewer MLP channels, KV groups and experts in every layer."""
+        per_layer = (
+            channels * self.channel_parameters
+            + kv_groups * self.kv_group_parameters
+            + experts * self.expert_parameters
+        )
         return self.model_copy(
             update={
                 "intermediate_size": self.intermediate_size - channels,
                 "kv_heads": self.kv_heads - kv_groups,
                 "attention_heads": self.attention_heads - kv_groups * self.queries_per_group,
+                "experts": self.experts - experts,
                 "layer_parameters": self.layer_parameters - per_layer,
                 "parameters": self.parameters - self.layers * per_layer,
             }
@@ -166,6 +178,7 @@ class DecoderView:
         modules = projections(first, family)
         head_dim = _head_dim(first, family, self.config)
         heads, kv_heads = _heads(modules, head_dim, self.config)
+        experts = experts_of(first, family)
         return Dimensions(
             architecture=type(self.model).__name__,
             layers=len(self.layers),
@@ -182,6 +195,9 @@ class DecoderView:
             kv_group_parameters=(
                 _kv_group(modules, head_dim, heads // kv_heads) if "kv_groups" in self.units else 0
             ),
+            experts=0 if experts is None else experts.count,
+            experts_per_token=0 if experts is None else int(self.config.num_experts_per_tok),
+            expert_parameters=0 if experts is None else experts.parameters,
         )
 
     def projections(self, layer: nn.Module) -> dict[str, nn.Linear]:
@@ -197,6 +213,41 @@ class DecoderView:
     def units(self) -> tuple[str, ...]:
         """Units that width pruning can remove from this model."""
         return self.family.removable(self.config.to_dict())
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """The routed experts of a layer and what chooses from them.
+
+    Attributes:
+        block: The MLP.
+        router: Holds a weight, and a bias in some classes, whose axis 0 is the experts.
+        experts: A list of one module per expert, or a module whose parameters have the experts on
+            axis 0.
+    """
+
+    block: nn.Module
+    router: nn.Module
+    experts: nn.Module
+
+    @property
+    def count(self) -> int:
+        """Number of experts."""
+        return len(cast("Tensor", self.router.weight))
+
+    @property
+    def parameters(self) -> int:
+        """Scalars of one expert with its row of the router."""
+        parts = (self.router, self.experts)
+        return sum(p.numel() for part in parts for p in part.parameters()) // self.count
+
+
+def experts_of(layer: nn.Module, family: Family) -> Experts | None:
+    """The experts of a layer; None in families that have none."""
+    if not family.router:
+        return None
+    block = layer.get_submodule(family.mlp[0])
+    return Experts(block, block.get_submodule(family.router), block.get_submodule("experts"))
 
 
 def projections(layer: nn.Module, family: Family) -> dict[str, nn.Linear]:

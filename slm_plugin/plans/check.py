@@ -17,6 +17,14 @@ from slm_plugin.texts import first_problem, shown
 # Limits on sizes, because explaining a plan builds lists of layers and of heads.
 MOST = {"layers": 100_000, "attention_heads": 1 << 16, "kv_heads": 1 << 16}
 _MOST_OTHERWISE = 1 << 62
+# What a family may lack.
+MAY_BE_ZERO = frozenset({
+    "channel_parameters",
+    "kv_group_parameters",
+    "experts",
+    "experts_per_token",
+    "expert_parameters",
+})  # fmt: skip
 _HINT = "write plans with `slm-plugin plan` and edit only `operations`"
 
 
@@ -78,9 +86,9 @@ def check_plan(plan: PruningPlan) -> None:
 def _check_sizes(place: str, sizes: Dimensions) -> None:
     for name in type(sizes).model_fields:
         size = getattr(sizes, name)
-        most = MOST.get(name, _MOST_OTHERWISE)
-        if type(size) is int and not 1 <= size <= most:
-            raise PlanError(f"{place}.{name}: no model has {shown(size, 24)}; 1 to {most:,}")
+        least, most = int(name not in MAY_BE_ZERO), MOST.get(name, _MOST_OTHERWISE)
+        if type(size) is int and not least <= size <= most:
+            raise PlanError(f"{place}.{name}: no model has {shown(size, 24)}; {least} to {most:,}")
 
 
 def _check_operation(place: str, operation: Operation, plan: PruningPlan) -> None:

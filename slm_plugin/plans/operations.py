@@ -29,7 +29,7 @@ Index = Annotated[int, Field(ge=0, le=MOST)]
 Share = Annotated[float, Field(ge=0, le=1)]
 # Report only the first invalid entry of a long list.
 Indices = Annotated[tuple[Index, ...], Field(min_length=1), FailFast()]
-Unit = Literal["channels", "kv_groups"]
+Unit = Literal["channels", "kv_groups", "experts"]
 
 
 class Block(NamedTuple):
@@ -306,6 +306,8 @@ class _KeepUnits(_Operation):
     def check(self, before: Dimensions) -> None:
         """Check that the layer and the units exist."""
         _check_indices("layer", "layer", [self.layer], before.layers)
+        if self.unit not in before.units:
+            raise PlanError(f"no {self.noun} of {before.architecture} can be removed alone")
         _check_indices(self.listed, self.noun, self.kept, before.units[self.unit])
 
     def describe(self) -> str:
@@ -335,8 +337,30 @@ class KeepHeads(_KeepUnits):
     kv_groups: Indices
 
 
+class KeepExperts(_KeepUnits):
+    """Experts to keep in one layer, each with its row of the router."""
+
+    unit: ClassVar[Unit] = "experts"
+    noun: ClassVar[str] = "expert"
+    block: ClassVar[Literal["attention", "MLP"]] = "MLP"
+    listed: ClassVar[str] = "experts"
+    op: Literal["keep_experts"] = "keep_experts"
+    experts: Indices
+
+    def check(self, before: Dimensions) -> None:
+        """Check that the layer and the experts exist, and that the router has enough to choose."""
+        super().check(before)
+        if len(self.experts) < before.experts_per_token:
+            raise PlanError(
+                f"keeps {len(self.experts)} experts; the router chooses "
+                f"{before.experts_per_token} for each token",
+                hint=f"keep {before.experts_per_token} or more",
+                option="experts",
+            )
+
+
 DepthOperation = MergeLayers | DropLayers | ConcatLayers | DropSublayers
-WidthOperation = KeepChannels | KeepHeads
+WidthOperation = KeepChannels | KeepHeads | KeepExperts
 Operation = Annotated[DepthOperation | WidthOperation, Field(discriminator="op")]
 
 

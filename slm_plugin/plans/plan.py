@@ -47,7 +47,7 @@ class UnitScores(Record):
     """Importance of every prunable unit of one layer; the lowest are removed first."""
 
     layer: Index
-    unit: Literal["mlp_channel", "kv_group"]
+    unit: Literal["mlp_channel", "kv_group", "expert"]
     scores: Annotated[tuple[float, ...], FailFast()]
 
 

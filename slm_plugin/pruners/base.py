@@ -110,8 +110,8 @@ def layers_to_remove(target: Target, original: Dimensions, current: Dimensions) 
 def missed(target: Target, plan: PruningPlan, original: Dimensions) -> str:
     """Message about a plan that missed its target; empty where it met the target.
 
-    A size is met to half a step: one layer, or, in every layer, one KV group or as many channels
-    as the built-in width strategy rounds to by default.
+    A size is met to half a step: one layer, or, in every layer, one KV group, one expert, or as
+    many channels as the built-in width strategy rounds to by default.
 
     Args:
         target: The target.
@@ -130,7 +130,9 @@ def missed(target: Target, plan: PruningPlan, original: Dimensions) -> str:
     step = before.layer_parameters
     if plan.kind == "width":
         step = before.layers * max(
-            _CHANNELS_AT_A_TIME * before.channel_parameters, before.kv_group_parameters
+            _CHANNELS_AT_A_TIME * before.channel_parameters,
+            before.kv_group_parameters,
+            before.expert_parameters,
         )
     wanted = target.parameters_to_remove(original.parameters, before.parameters)
     if 2 * abs(plan.parameters_removed - wanted) <= step + 1:

@@ -250,6 +250,7 @@ pruners: Registry[Pruner] = Registry(
         "angular": "slm_plugin.pruners.depth.angular",
         "block_influence": "slm_plugin.pruners.depth.block_influence",
         "deepest": "slm_plugin.pruners.depth.deepest",
+        "experts": "slm_plugin.pruners.width.experts",
         "laco": "slm_plugin.pruners.depth.laco",
         "merge_concat": "slm_plugin.pruners.depth.merge_concat",
         "shapley": "slm_plugin.pruners.depth.shapley",

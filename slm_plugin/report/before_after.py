@@ -131,6 +131,7 @@ _SIZES: tuple[tuple[str, Callable[[Dimensions], int]], ...] = (
     ("MLP channels of one layer", lambda d: d.intermediate_size),
     ("query heads", lambda d: d.attention_heads),
     ("key/value heads", lambda d: d.kv_heads),
+    ("experts of one layer", lambda d: d.experts),
     ("KV cache values per token", lambda d: 2 * d.layers * d.kv_heads * d.head_dim),
 )
 

@@ -14,6 +14,7 @@ from slm_plugin.report import before_after, numbers
 from slm_plugin.report.plan_effects import (
     final_trials,
     kept_channels,
+    kept_experts,
     kept_groups,
     layer_mapping,
 )
@@ -46,7 +47,8 @@ def explain(plan: PruningPlan) -> Explanation:
     for heading, lines in (("Notes", plan.notes), ("Warnings", plan.warnings)):
         if lines:
             parts.append("\n".join([f"{heading}:", *(f"  - {visible(line)}" for line in lines)]))
-    tables = [table for table in (_layer_table(plan), _unit_table(plan)) if table.rows]
+    made = (_layer_table(plan), _unit_table(plan), _expert_table(plan))
+    tables = [table for table in made if table.rows]
     return Explanation("\n\n".join(parts) + "\n", tuple(tables))
 
 
@@ -76,6 +78,8 @@ def _effect(plan: PruningPlan) -> str:
             f"Heads:          {before.attention_heads} -> {after.attention_heads} query, "
             f"{before.kv_heads} -> {after.kv_heads} key/value"
         )
+    if before.experts != after.experts:
+        lines.append(f"Experts:        {before.experts} -> {after.experts}")
     return "\n".join(lines)
 
 
@@ -122,6 +126,14 @@ def _layer_table(plan: PruningPlan) -> Table:
     headings = ("layers", "becomes", "layers removed", "similarity")
     columns = (Column("operation", words=True), *map(Column, headings))
     return Table(columns, tuple(rows), title="Layers")
+
+
+def _expert_table(plan: PruningPlan) -> Table:
+    rows = [
+        _row(str(layer), f"{numbers.spans(kept)} of {plan.before.experts}")
+        for layer, kept in sorted(kept_experts(plan).items())
+    ]
+    return Table(tuple(map(Column, ("layer", "experts"))), tuple(rows), title="Remaining units")
 
 
 def _unit_table(plan: PruningPlan) -> Table:

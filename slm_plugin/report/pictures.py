@@ -153,33 +153,38 @@ def _scores(axes: Axes, plan: PruningPlan, scores: LayerScores) -> None:
     _legend(axes.figure, looks)
 
 
-_UNITS: Looks = {"MLP channels": {"color": canvas.BLUE}, "KV groups": {"color": canvas.SKY}}
+_UNITS: Looks = {
+    "MLP channels": {"color": canvas.BLUE},
+    "KV groups": {"color": canvas.SKY},
+    "experts": {"color": canvas.BLUE},
+}
 _DOT: dict[str, Any] = {"color": canvas.INK, "marker": "o", "ms": 4, "ls": ""}
 
 
 def widths(plan: PruningPlan, name: str = "widths") -> str:
-    """Share of MLP channels and KV groups that every layer keeps, and of their scores.
+    """Share of MLP channels and KV groups, or of experts, that layers keep, and of their scores.
 
     Bars are ``<name>-<unit>-<layer>``, dots ``<name>-<unit>-score-<layer>``.
     """
     before = plan.before
-    units: tuple[tuple[str, int, Mapping[int, Sequence[int]]], ...] = (
-        ("mlp_channel", before.intermediate_size, plan_effects.kept_channels(plan)),
-        ("kv_group", before.kv_heads, plan_effects.kept_groups(plan)),
+    units: tuple[tuple[str, str, int, Mapping[int, Sequence[int]]], ...] = (
+        ("mlp_channel", "MLP channels", before.intermediate_size, plan_effects.kept_channels(plan)),
+        ("kv_group", "KV groups", before.kv_heads, plan_effects.kept_groups(plan)),
     )
+    experts = plan_effects.kept_experts(plan)
+    if experts:
+        units = (("expert", "experts", before.experts, experts),)
     scores: dict[tuple[str, int], Sequence[float]]
     scores = {(entry.unit, entry.layer): entry.scores for entry in plan.scores}
-    if not any(kept for _, _, kept in units):
+    if not any(kept for *_, kept in units):
         return ""
     with canvas.sheet(name, 2.8, f"Units that {before.layers} layers keep") as sheet:
         axes = sheet.figure.subplots()
-        for (unit, total, kept), look, shift in zip(
-            units, _UNITS.values(), (-0.2, 0.2), strict=True
-        ):
+        for (unit, label, total, kept), shift in zip(units, (-0.2, 0.2), strict=False):
             for layer in range(before.layers):
                 stay = kept.get(layer, range(total))
                 gid, x = f"{unit}-{layer}", layer + shift
-                axes.bar(x, len(stay) / total, 0.38, **look)[0].set_gid(gid)
+                axes.bar(x, len(stay) / total, 0.38, **_UNITS[label])[0].set_gid(gid)
                 share = _share(scores.get((unit, layer), ()), stay)
                 if share is not None:
                     axes.plot(x, share, gid=f"{unit}-score-{layer}", **_DOT)
@@ -188,7 +193,8 @@ def widths(plan: PruningPlan, name: str = "widths") -> str:
         axes.yaxis.set_major_formatter("{x:.0%}")
         axes.set_ylabel("share kept")
         axes.grid(axis="y")
-        _legend(sheet.figure, _UNITS, {"share of the scores": _DOT})
+        looks = {label: _UNITS[label] for _, label, _, _ in units}
+        _legend(sheet.figure, looks, {"share of the scores": _DOT})
     return sheet.svg
 
 

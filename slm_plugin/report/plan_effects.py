@@ -21,6 +21,11 @@ def kept_groups(plan: PruningPlan) -> dict[int, tuple[int, ...]]:
     return _kept(plan, "kv_groups")
 
 
+def kept_experts(plan: PruningPlan) -> dict[int, tuple[int, ...]]:
+    """Remaining experts of every layer that loses some."""
+    return _kept(plan, "experts")
+
+
 def _kept(plan: PruningPlan, unit: str) -> dict[int, tuple[int, ...]]:
     return {op.layer: op.kept for op in by_kind(plan.operations)[1] if op.unit == unit}
 

@@ -1,4 +1,7 @@
-"""Width surgery: slice projections in place and update the config and modules to match."""
+"""Width surgery: slice projections in place and update the config and modules to match.
+
+Experts are removed by `slm_plugin.surgery.experts`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from slm_plugin.extras import require
 from slm_plugin.lazy import torch
 from slm_plugin.models.view import DecoderView, Dimensions
 from slm_plugin.plans import WidthOperation
+from slm_plugin.surgery.experts import remove_experts
 from slm_plugin.surgery.groups import Members, axis, members
 from slm_plugin.surgery.portability import refuse_unloadable
 
@@ -29,22 +33,30 @@ def apply_channels(model: PreTrainedModel, operations: Sequence[WidthOperation])
 
     Args:
         model: The model, changed in place.
-        operations: `KeepChannels`, `KeepHeads` or both, each kind for every layer or for none.
+        operations: `KeepChannels`, `KeepHeads`, `KeepExperts`, each kind for every layer or for
+            none.
 
     Raises:
         PlanError: An operation does not fit the model, or layers would differ in shape.
         TargetError: The installed transformers could not load the result.
-        MissingExtraError: torch-pruning is not installed.
+        MissingExtraError: Channels or heads are removed and torch-pruning is not installed.
     """
-    require("width", "width surgery")
+    projected = any(operation.unit != "experts" for operation in operations)
+    if projected:
+        require("width", "width surgery")
     view = DecoderView.of(model)
     before = view.dimensions()
-    removed = {unit: _removed_units(unit, operations, before) for unit in before.units}
+    # Asked for, or had: an operation on units that the model lacks is an error.
+    units = dict.fromkeys((*before.units, *(operation.unit for operation in operations)))
+    removed = {unit: _removed_units(unit, operations, before) for unit in units}
     after = before.without_units(**{unit: len(units[0]) for unit, units in removed.items()})
     refuse_unloadable(before, after)
+    remove_experts(view, removed.pop("experts", ()), before, after)
+    if not projected:
+        return
     for index, layer in enumerate(view.layers):
-        for unit, units in removed.items():
-            _remove(view.projections(layer), members(unit, units[index], before))
+        for unit, indices in removed.items():
+            _remove(view.projections(layer), members(unit, indices[index], before))
         _sync_modules(layer, view.family, after)
     _sync_config(view.config, after)
 
@@ -71,8 +83,10 @@ def _removed_units(
             operation.check(before)
         except PlanError as error:
             raise PlanError(
-                f"{name} of layer {operation.layer}: {error.option}: {error.message}",
-                hint="correct the indices",
+                f"{name} of layer {operation.layer}: "
+                + (f"{error.option}: " if error.option else "")
+                + error.message,
+                hint=error.hint or "correct the indices",
             ) from error
     counts = sorted({len(operation.kept) for operation in given})
     if len(counts) > 1:

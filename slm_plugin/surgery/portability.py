@@ -57,10 +57,10 @@ def refuse_unloadable(before: Dimensions, after: Dimensions) -> None:
 
 
 def refuse_empty(after: Dimensions) -> None:
-    """A decoder keeps at least one layer, channel and KV group.
+    """A decoder keeps at least one layer, channel and KV group, and the experts that one token has.
 
     Raises:
-        PlanError: One of them is removed completely.
+        PlanError: One of them is removed completely, or too few experts are left to choose from.
     """
     left = {
         "layer": after.layers,
@@ -71,6 +71,12 @@ def refuse_empty(after: Dimensions) -> None:
     for unit, count in left.items():
         if count < 1:
             raise PlanError(f"the plan leaves no {unit}", hint="remove less")
+    if after.experts < after.experts_per_token:
+        raise PlanError(
+            f"the plan leaves {after.experts} experts; the router chooses "
+            f"{after.experts_per_token} for each token",
+            hint="remove less",
+        )
 
 
 def refuse_partial_groups(before: Dimensions, after: Dimensions) -> None:

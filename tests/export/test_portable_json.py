@@ -54,6 +54,15 @@ def test_scaled_rope_stands_beside_rope_parameters(tmp_path: Path) -> None:
     assert found["rope_theta"] == 500000.0
 
 
+def test_the_number_of_experts_stands_under_both_names(tmp_path: Path) -> None:
+    """Transformers 4.57 reads num_experts alone, 5 writes num_local_experts alone."""
+    session = Session(make_model("qwen3_moe", num_hidden_layers=2, num_experts=3))
+    save_checkpoint(session, tmp_path)
+    found = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert found["num_experts"] == found["num_local_experts"] == 3
+    assert AutoConfig.from_pretrained(tmp_path).num_experts == 3
+
+
 def test_a_config_of_transformers_4_stays_as_it_is(tmp_path: Path) -> None:
     """Nothing is added to what 4.57 wrote."""
     config = {"rope_theta": 10000.0, "rope_scaling": None, "vocab_size": 3}

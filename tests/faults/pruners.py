@@ -188,6 +188,27 @@ FAULTS = (
         "pruners/width/test_importance.py",
     ),
     Fault(
+        "choices of an expert are counted, not weighed",
+        "pruners/width/expert_scores.py",
+        "weights.flatten().double()",
+        "torch.ones_like(weights).flatten().double()",
+        "pruners/width/test_experts.py",
+    ),
+    Fault(
+        "the chosen probabilities are never divided by their sum",
+        "pruners/width/expert_scores.py",
+        "if normalised:",
+        "if not normalised:",
+        "pruners/width/test_experts.py",
+    ),
+    Fault(
+        "the router keeps the first rows",
+        "surgery/experts.py",
+        "_keep_rows(found.router, kept)",
+        "_keep_rows(found.router, range(len(kept)))",
+        "surgery/test_experts.py",
+    ),
+    Fault(
         "small batches count as much as large ones",
         "pruners/gradients.py",
         "(loss * len(tokens)).backward()",

@@ -2,7 +2,8 @@
 
 The files are what the commits of 22 November 2026 wrote that first had each operation: ``slm``
 (1c63f34, and e0fbbe7 for ``weights_only``), ``torch_pruning`` (1c63f34), ``block_influence`` and
-``merge_concat`` (7aa3061), ``sublayer`` (085f4bb). A field that a plan got later is optional.
+``merge_concat`` (7aa3061), ``sublayer`` (085f4bb), and one of 27 November: ``experts`` (0eecc18). A
+field that a plan got later is optional.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import torch
 from transformers import PreTrainedModel
 
 from slm_plugin.plans import PruningPlan
+from slm_plugin.registry import pruners
 from slm_plugin.session import Session
+from slm_plugin.target import Target
 from tests.conftest import make_model, random_tokens
 
 FOLDER = Path(__file__).parents[1] / "data" / "plans"
@@ -24,15 +27,17 @@ SOURCES = {
     "drop_layers": ((0, 0), (1, 1)),
     "drop_sublayers": ((1, 1), (2, 2), (3, 3)),
     "keep_channels_and_heads": ((0, 0), (1, 1), (2, 2), (3, 3)),
+    "keep_experts": ((0, 0), (1, 1), (2, 2), (3, 3)),
     "merge_layers": ((0, 2), (3, 3)),
     "merge_layers_weights_only": ((0, 2), (3, 3)),
 }
 
 
-def model() -> PreTrainedModel:
+def model(family: str = "qwen2") -> PreTrainedModel:
     """A model of the size that the plans are for, with biases."""
     return make_model(
-        "qwen2",
+        family,
+        **({"moe_intermediate_size": 12} if family == "qwen3_moe" else {}),
         hidden_size=16,
         intermediate_size=12,
         num_hidden_layers=4,
@@ -44,7 +49,7 @@ def model() -> PreTrainedModel:
 
 def applied(name: str) -> Session:
     """A session after the plan of a file, which is rewritten only to name the session's model."""
-    session = Session(model())
+    session = Session(model("qwen3_moe" if name == "keep_experts" else "qwen2"))
     tree = json.loads((FOLDER / f"{name}.json").read_text())
     tree["fingerprint"] = session.fingerprint().model_dump()
     plan = PruningPlan.parse(json.dumps(tree))
@@ -78,6 +83,20 @@ def test_every_operation_has_an_earlier_plan() -> None:
     schema = PruningPlan.model_json_schema()["properties"]["operations"]["items"]
     found = {operation.op for plan in files for operation in plan.operations}
     assert found == set(schema["discriminator"]["mapping"])
+
+
+def test_a_plan_that_knows_no_experts_is_applied_to_a_mixture() -> None:
+    """As the first version with mixtures wrote it (8ba436b)."""
+    session = Session(model("qwen3_moe"))
+    pruner = pruners.get("deepest")
+    tree = json.loads(session.plan(pruner(pruner.Options(), Target(layers_removed=1))).to_json())
+    for sizes in (tree["before"], tree["after"]):
+        for name in ("experts", "experts_per_token", "expert_parameters"):
+            assert sizes.pop(name)
+    plan = PruningPlan.parse(json.dumps(tree))
+    assert (plan.before.experts, plan.before.units) == (0, {})
+    session.apply(plan)
+    assert session.view.dimensions().layers == plan.after.layers == 3
 
 
 def test_weights_only_keeps_the_lowest_layers_biases() -> None:

@@ -68,6 +68,7 @@ class Family:
         attentions: Implementations of attention that compute the class, the default first.
         experts: Names of the gate, up and down projection of one expert in checkpoints, where the
             installed transformers holds all experts of a layer in one tensor; else empty.
+        router: Name, in the MLP, of the module that chooses experts; empty where there are none.
         stored_mlp: Name of the MLP in checkpoints.
         redundant: Pattern of stored tensors that follow from the config.
         rotary: One rotary table for all layers, one per attention type, the words of Phi-3 or
@@ -115,6 +116,7 @@ class Family:
     synonyms: tuple[tuple[str, str], ...] = ()
     attentions: tuple[str, ...] = ("sdpa", "eager")
     experts: tuple[str, ...] = ()
+    router: str = ""
     stored_mlp: str = ""
     redundant: str = ""
     rotary: Literal["one", "by_kind", "phi3", "neox", "none"] = "one"
@@ -170,6 +172,8 @@ class Family:
 
     def reason(self, unit: str) -> str:
         """Why a unit cannot be removed."""
+        if unit == "experts":
+            return "its MLP is no mixture of experts"
         return self.why_not.get(unit, "its query and key norms have weights for each head")
 
     @property

@@ -1,4 +1,4 @@
-"""The number of MLP channels and KV groups to remove from every layer for a target."""
+"""The number of MLP channels and KV groups, or of experts, to remove from every layer."""
 
 from __future__ import annotations
 
@@ -45,13 +45,7 @@ def uniform_cut(
     Raises:
         TargetError: The target is out of reach; the hint names the reachable range.
     """
-    wanted = target.parameters_to_remove(original.parameters, current.parameters)
-    if wanted <= 0:
-        raise TargetError(
-            f"the target ({target.describe()}) removes nothing: the model has "
-            f"{current.parameters:,} parameters",
-            hint="ask for fewer",
-        )
+    wanted = _wanted(target, original, current)
     if multiple_of >= current.intermediate_size:
         raise TargetError(
             f"multiple_of {multiple_of} leaves no size to cut the MLP to: it has "
@@ -67,6 +61,55 @@ def uniform_cut(
     if cut == Cut(0, 0):
         raise reach.too_little()
     return cut
+
+
+def experts_to_remove(target: Target, original: Dimensions, current: Dimensions) -> int:
+    """The number of experts to remove from every layer that is nearest to a target.
+
+    A layer keeps as many as its router chooses for each token.
+
+    Args:
+        target: A ratio or a number of parameters.
+        original: Dimensions of the original model.
+        current: Dimensions of the model before this stage.
+
+    Raises:
+        TargetError: The target is out of reach; the hint names the reachable range.
+    """
+    if not current.expert_parameters:
+        raise TargetError(
+            f"no expert can be removed: {current.architecture} is no mixture of experts",
+            hint="`slm-plugin list --model` names what can be used",
+        )
+    wanted = _wanted(target, original, current)
+    most = current.experts - current.experts_per_token
+    number = round(wanted / (current.layers * current.expert_parameters))
+    if number > most:
+        asked = f"the target ({target.describe()}) means {number} of {current.experts} experts"
+        limit = f"the router chooses {current.experts_per_token} for each token"
+        if most < 1:
+            raise TargetError(f"no expert can be removed: {limit}, which are all")
+        size = _amount(target, original, current, most * current.expert_parameters)
+        raise TargetError(f"{asked}; {limit}", hint=f"at most {most} can be removed: {size}")
+    if number < 1:
+        size = _amount(target, original, current, current.expert_parameters)
+        raise TargetError(
+            f"the target ({target.describe()}) is less than half an expert of every layer",
+            hint=f"one expert of every layer is {size}: ask for that or more",
+        )
+    return number
+
+
+def _wanted(target: Target, original: Dimensions, current: Dimensions) -> int:
+    """Parameters to remove; more than none."""
+    wanted = target.parameters_to_remove(original.parameters, current.parameters)
+    if wanted <= 0:
+        raise TargetError(
+            f"the target ({target.describe()}) removes nothing: the model has "
+            f"{current.parameters:,} parameters",
+            hint="ask for fewer",
+        )
+    return wanted
 
 
 def _kv_counts(asked: int | Literal["auto"], wanted: int, current: Dimensions) -> tuple[int, ...]:
@@ -155,9 +198,13 @@ class _Reach:
         )
 
     def _amount(self, per_layer: int) -> str:
-        whole = per_layer * self.current.layers
-        of_current = self.target.of == "current"
-        base = self.current.parameters if of_current else self.original.parameters
-        # Rounded down, so that the named ratio is reachable.
-        ratio = math.floor(whole / base * 1000) / 1000
-        return f"ratio {ratio:.3f} ({self.current.parameters - whole:,} parameters left)"
+        return _amount(self.target, self.original, self.current, per_layer)
+
+
+def _amount(target: Target, original: Dimensions, current: Dimensions, per_layer: int) -> str:
+    """A number of parameters of every layer, as a ratio and as what is left."""
+    whole = per_layer * current.layers
+    base = current.parameters if target.of == "current" else original.parameters
+    # Rounded down, so that the named ratio is reachable.
+    ratio = math.floor(whole / base * 1000) / 1000
+    return f"ratio {ratio:.3f} ({current.parameters - whole:,} parameters left)"

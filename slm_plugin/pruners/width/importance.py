@@ -81,8 +81,8 @@ def _score_layers(
         groups = torch.stack(
             [_group_sum(lines, group, dimensions) for group in range(dimensions.kv_heads)]
         )
-        yield UnitScores(layer=layer, unit="mlp_channel", scores=_rounded(channels, layer))
-        yield UnitScores(layer=layer, unit="kv_group", scores=_rounded(groups, layer))
+        yield UnitScores(layer=layer, unit="mlp_channel", scores=rounded(channels, layer))
+        yield UnitScores(layer=layer, unit="kv_group", scores=rounded(groups, layer))
 
 
 def _per_line(projection: str, salience: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def _group_sum(lines: Mapping[str, Tensor], group: int, dimensions: Dimensions) 
     return torch.stack([lines[n][list(members[n])].sum() for n in ATTENTION_PROJECTIONS]).sum()
 
 
-def _rounded(scores: Tensor, layer: int) -> tuple[float, ...]:
+def rounded(scores: Tensor, layer: int) -> tuple[float, ...]:
     """Scores for a plan, rounded to be readable and free of rounding noise."""
     if not torch.isfinite(scores).all():
         raise NumericalError(
