@@ -137,7 +137,7 @@ def inspection(view: DecoderView) -> dict[str, Any]:
             "not_removable": {
                 unit: view.family.reason(unit)
                 for unit in ("channels", "kv_groups")
-                if unit not in view.family.removable(config)
+                if unit not in view.family.units
             },
         },
     }

@@ -212,7 +212,7 @@ class DecoderView:
     @property
     def units(self) -> tuple[str, ...]:
         """Units that width pruning can remove from this model."""
-        return self.family.removable(self.config.to_dict())
+        return self.family.units
 
 
 @dataclass(frozen=True, slots=True)

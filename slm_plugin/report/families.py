@@ -44,6 +44,6 @@ def _cell(cls: Any, family: Family, config: Mapping[str, Any], reasons: dict[str
     reason = cls.unsuited(family, config)
     if reason:
         return f"[{reasons.setdefault(reason, len(reasons) + 1)}]"
-    mixed = len(family.kinds) > 1 and family.window in ("by_kind", "switched")
+    mixed = family.window in ("by_kind", "switched")
     merges = issubclass(cls, Pruner) and cls.merges
     return "in a kind" if merges and (mixed or family.kind_fields) else "yes"

@@ -57,7 +57,6 @@ class Family:
         units: Units that width pruning can remove, by their names in `Dimensions.units`.
         no_fit: Why what its MLP puts out cannot be fitted; empty where it can.
         why_not: Unit to the reason why it cannot be removed.
-        kinds: Attention types that ``layer_types`` may name.
         window: Which layers have the sliding window: none; all if there is a width; by kind; or by
             kind if ``use_sliding_window`` says so.
         kind_fields: Further config fields with one entry per layer that make layers differ.
@@ -107,7 +106,6 @@ class Family:
     units: tuple[str, ...] = ("channels", "kv_groups")
     no_fit: str = ""
     why_not: Mapping[str, str] = field(default_factory=dict)
-    kinds: tuple[str, ...] = (FULL,)
     window: Literal["none", "all", "by_kind", "switched"] = "none"
     kind_fields: tuple[str, ...] = ()
     fields: Mapping[str, Field] = field(default_factory=dict)
@@ -165,16 +163,11 @@ class Family:
         """Name of a weight of a layer's module."""
         return f"{self.decoder}.{self.layers}.{index}.{path}.weight"
 
-    def removable(self, config: Mapping[str, Any]) -> tuple[str, ...]:
-        """Units that width pruning can remove from a model with this config."""
-        per_head = bool(config.get("qk_layernorm"))
-        return tuple(unit for unit in self.units if not (per_head and unit == "kv_groups"))
-
     def reason(self, unit: str) -> str:
         """Why a unit cannot be removed."""
         if unit == "experts":
             return "its MLP is no mixture of experts"
-        return self.why_not.get(unit, "its query and key norms have weights for each head")
+        return self.why_not[unit]
 
     @property
     def norm_behind(self) -> bool:

@@ -6,7 +6,7 @@ A norm multiplies by 1 plus its weight.
 from __future__ import annotations
 
 from slm_plugin.models.config_values import activation, count, optional, positive
-from slm_plugin.models.families.family import FULL, SLIDING, Family
+from slm_plugin.models.families.family import Family
 
 ATTENTION = ("self_attn", "input_layernorm", "post_attention_layernorm")
 MLP = ("mlp", "pre_feedforward_layernorm", "post_feedforward_layernorm")
@@ -23,7 +23,6 @@ GEMMA2 = Family(
     attention=ATTENTION,
     mlp=MLP,
     residual="sandwich",
-    kinds=(FULL, SLIDING),
     window="by_kind",
     fields=FIELDS,
     reads=frozenset(FIELDS) - {"sliding_window_pattern"},
@@ -39,7 +38,6 @@ GEMMA3 = Family(
     attention=ATTENTION,
     mlp=MLP,
     residual="sandwich",
-    kinds=(FULL, SLIDING),
     window="by_kind",
     fields={**FIELDS, "rope_local_base_freq": positive},
     reads=frozenset({*FIELDS, "rope_local_base_freq"}),

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from slm_plugin.models.config_values import count, flags, positive
-from slm_plugin.models.families.family import FULL, SLIDING, Family
+from slm_plugin.models.families.family import Family
 
 LLAMA = Family(architecture="LlamaForCausalLM", model_type="llama", even_split=True)
-MISTRAL = Family(
-    architecture="MistralForCausalLM", model_type="mistral", kinds=(FULL, SLIDING), window="all"
-)
-QWEN2 = Family(
-    architecture="Qwen2ForCausalLM", model_type="qwen2", kinds=(FULL, SLIDING), window="switched"
-)
+MISTRAL = Family(architecture="MistralForCausalLM", model_type="mistral", window="all")
+QWEN2 = Family(architecture="Qwen2ForCausalLM", model_type="qwen2", window="switched")
 QWEN3 = Family(
     architecture="Qwen3ForCausalLM",
     model_type="qwen3",
-    kinds=(FULL, SLIDING),
     window="switched",
     default_head_dim=128,
 )
@@ -23,7 +18,6 @@ QWEN3 = Family(
 SMOLLM3 = Family(
     architecture="SmolLM3ForCausalLM",
     model_type="smollm3",
-    kinds=(FULL, SLIDING),
     window="switched",
     kind_fields=("no_rope_layers",),
     fields={"no_rope_layers": flags, "no_rope_layer_interval": count},

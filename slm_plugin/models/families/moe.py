@@ -19,7 +19,7 @@ from slm_plugin.models.config_values import (
     truth,
     whole,
 )
-from slm_plugin.models.families.family import FULL, SEPARATE, SLIDING, Family
+from slm_plugin.models.families.family import SEPARATE, Family
 
 FUSES = not (found_version("transformers") or "").startswith("4.")
 ATTENTION = {name: path for name, path in SEPARATE.items() if path.startswith("self_attn.")}
@@ -73,7 +73,6 @@ MIXTRAL = Family(
     router="gate",
     no_fit=MIXTURE,
     why_not=WHY_NOT,
-    kinds=(FULL, SLIDING),
     window="all",
     fields={**ROUTED, "num_local_experts": count, "router_jitter_noise": share},
     experts=("w1", "w3", "w2") if FUSES else (),
@@ -117,7 +116,6 @@ GPT_OSS = Family(
     router="router",
     no_fit=MIXTURE,
     why_not=WHY_NOT,
-    kinds=(FULL, SLIDING),
     window="by_kind",
     fields={
         **ROUTED,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slm_plugin.models.families.family import FULL, SLIDING, Family
+from slm_plugin.models.families.family import Family
 
 ATTENTION = ("self_attn", "post_attention_layernorm")
 MLP = ("mlp", "post_feedforward_layernorm")
@@ -25,7 +25,6 @@ OLMO3 = Family(
     residual="post",
     units=("channels",),
     why_not=WHY_NOT,
-    kinds=(FULL, SLIDING),
     window="by_kind",
     rotary="by_kind",
     default_rope_base=None,

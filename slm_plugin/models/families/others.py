@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slm_plugin.models.config_values import positive, share, truth
-from slm_plugin.models.families.family import FULL, Family
+from slm_plugin.models.families.family import Family
 
 # LayerNorm; positions turn a part of each head; the larger models compute both blocks in parallel.
 STABLELM = Family(
@@ -35,7 +35,6 @@ PHI3 = Family(
     },
     units=(),
     why_not={"channels": FUSED, "kv_groups": FUSED},
-    kinds=(FULL, "sliding_attention"),
     window="all",
     fields={"resid_pdrop": share, "embd_pdrop": share},
     rotary="phi3",

@@ -49,7 +49,7 @@ class MergeConcat(base.Pruner):
     @classmethod
     def unsuited(cls, family: Family, config: Mapping[str, Any]) -> str:
         """Channels and heads of several layers must fit into one."""
-        missing = sorted({"channels", "kv_groups"} - set(family.removable(config)))
+        missing = sorted({"channels", "kv_groups"} - set(family.units))
         return family.reason(missing[0]) if missing else ""
 
     def plan(self, session: Session) -> PruningPlan:

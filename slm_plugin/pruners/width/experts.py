@@ -62,7 +62,7 @@ class ExpertPruning(Pruner):
     @classmethod
     def unsuited(cls, family: Family, config: Mapping[str, Any]) -> str:
         """There must be experts."""
-        return "" if "experts" in family.removable(config) else family.reason("experts")
+        return "" if "experts" in family.units else family.reason("experts")
 
     def plan(self, session: Session) -> PruningPlan:
         """Score all experts and choose those that remain, without changing the model.

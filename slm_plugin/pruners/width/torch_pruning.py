@@ -80,7 +80,7 @@ class TorchPruning(Pruner):
     @classmethod
     def unsuited(cls, family: Family, config: Mapping[str, Any]) -> str:
         """MLP channels at least must be removable."""
-        return "" if "channels" in family.removable(config) else family.reason("channels")
+        return "" if "channels" in family.units else family.reason("channels")
 
     def plan(self, session: Session) -> PruningPlan:
         """Score all units and choose those that remain, without changing the model.
