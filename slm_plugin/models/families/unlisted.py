@@ -9,7 +9,6 @@ from slm_plugin.errors import SlmError, UnsupportedModelError
 from slm_plugin.lazy import nn, no_grad, torch
 from slm_plugin.models.families import families, register_family
 from slm_plugin.models.families.family import Family
-from slm_plugin.models.torch_subclasses import Listener
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,6 +126,8 @@ def _is_skipping(
     model: PreTrainedModel, decoder: nn.Module, layers: str, index: int, tokens: Tensor
 ) -> bool:
     """Whether the list without a layer gives what the list with the layer's input gives."""
+    from slm_plugin.models.torch_subclasses import Listener
+
     stack = getattr(decoder, layers)
     count = model.config.num_hidden_layers
     seen: list[object] = []
