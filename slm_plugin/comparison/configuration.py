@@ -25,6 +25,7 @@ from slm_plugin.recipe.parts import (
     component,
     entries,
     named_entries,
+    stored_config,
     stored_layers,
     unsuited,
 )
@@ -275,8 +276,9 @@ def _check_needs(
     made = [Placed(m.place, m.component.at(targets[0].component)) for m in methods if targets]
     repairs = [one for one in others if isinstance(one.component, Recovery)]
     check_calibration(frame.calibration, [*made, *repairs], mistakes)
-    mistakes.extend(unsuited(frame.model.id, [*made, *others]))
-    layers = stored_layers(frame.model.id)
+    config = stored_config(frame.model.id)
+    mistakes.extend(unsuited(config, [*made, *others]))
+    layers = stored_layers(config)
     for target in targets:
         removed = target.component.layers_removed
         if layers is not None and removed is not None and removed >= layers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,15 @@ class Where:
         return ModelSourceError(
             f"{self.file} contradicts itself: {what}", hint="keep the one that is right"
         )
+
+    def check_agreement(self, stated: Mapping[str, Any]) -> None:
+        """Check that one thing, stated in several places, has one value.
+
+        Raises:
+            ModelSourceError: The values differ.
+        """
+        if len({*stated.values()}) > 1:
+            raise self.contradiction(" and ".join(f"{at} {value}" for at, value in stated.items()))
 
 
 def problem(place: str, value: Any, wanted: str) -> ModelSourceError:
@@ -111,24 +120,15 @@ def tokens(place: str, value: Any) -> None:
         token(place, one)
 
 
-def yes(place: str, value: Any) -> None:
-    """True, as in all but a few checkpoints of the class.
+def only(wanted: bool) -> Field:
+    """The one truth value that all but a few checkpoints of a class have."""
 
-    Raises:
-        ModelSourceError: It is something else.
-    """
-    if value is not True:
-        raise problem(place, value, "true: its other form is not supported")
+    def checked(place: str, value: Any) -> None:
+        if value is not wanted:
+            shown = json.dumps(wanted)
+            raise problem(place, value, f"{shown}: its other form is not supported")
 
-
-def no(place: str, value: Any) -> None:
-    """False, as in all but a few checkpoints of the class.
-
-    Raises:
-        ModelSourceError: It is something else.
-    """
-    if value is not False:
-        raise problem(place, value, "false: its other form is not supported")
+    return checked
 
 
 def flags(place: str, value: Any) -> None:

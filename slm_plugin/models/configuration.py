@@ -139,8 +139,7 @@ def read_configuration(file: Path) -> Configuration:
     kept |= {name: float(kept[name]) for name in FRACTIONS if name in kept}
     for names in family.synonyms:
         stated = {name: kept[name] for name in names if kept.get(name) is not None}
-        if len({*stated.values()}) > 1:
-            raise where.contradiction(" and ".join(f"{n} {v}" for n, v in stated.items()))
+        where.check_agreement(stated)
         kept |= {name: value for value in stated.values() for name in names}
     kept |= {"architectures": [family.architecture], "dtype": _number_format(content, where)}
     if rope.scaling is not None:
@@ -200,8 +199,7 @@ def _number_format(content: Mapping[str, Any], where: Where) -> str | None:
         if plain not in FORMATS and plain != "auto":
             raise problem(where.at(name), value, f"one of {', '.join(FORMATS)}")
         stated[name] = plain
-    if len(set(stated.values())) > 1:
-        raise where.contradiction(" and ".join(f"{name} {value}" for name, value in stated.items()))
+    where.check_agreement(stated)
     found = next(iter(stated.values()), None)
     return None if found == "auto" else found
 

@@ -166,11 +166,7 @@ def _by_kind(config: Mapping[str, Any], where: Where) -> tuple[Mapping[str, Any]
         if sliding.get("rope_theta") is not None:
             bases[f"{place}.rope_theta"] = sliding["rope_theta"]
         found["rope_parameters"] = parameters[FULL]
-    for place, base in bases.items():
-        positive(where.at(place), base)
-    if len({float(base) for base in bases.values()}) > 1:
-        raise where.contradiction(" and ".join(f"{p} {v}" for p, v in bases.items()))
-    return found, next((float(base) for base in bases.values()), None)
+    return found, _one_number(bases, where)
 
 
 def _stated(
@@ -191,10 +187,14 @@ def _stated(
         )
         if found.get(name) is not None
     }
+    return _one_number(stated, where)
+
+
+def _one_number(stated: Mapping[str, Any], where: Where) -> float | None:
+    """The number that all places state; None where there are none."""
     for place, value in stated.items():
         positive(where.at(place), value)
-    if len({float(value) for value in stated.values()}) > 1:
-        raise where.contradiction(" and ".join(f"{p} {v}" for p, v in stated.items()))
+    where.check_agreement(stated)
     return next((float(value) for value in stated.values()), None)
 
 

@@ -191,9 +191,11 @@ class DecoderView:
             tied_embeddings=self.tied,
             parameters=sum(p.numel() for p in self.model.parameters()),
             layer_parameters=sum(p.numel() for _, p in own_parameters(first)),
-            channel_parameters=_channel(modules) if "channels" in self.units else 0,
+            channel_parameters=_channel(modules) if "channels" in family.units else 0,
             kv_group_parameters=(
-                _kv_group(modules, head_dim, heads // kv_heads) if "kv_groups" in self.units else 0
+                _kv_group(modules, head_dim, heads // kv_heads)
+                if "kv_groups" in family.units
+                else 0
             ),
             experts=0 if experts is None else experts.count,
             experts_per_token=0 if experts is None else int(self.config.num_experts_per_tok),
@@ -208,11 +210,6 @@ class DecoderView:
     def residual_multiplier(self) -> float:
         """Factor of what a block adds to the residual stream."""
         return float(_setting(self.config, self.family.residual_multiplier) or 1.0)
-
-    @property
-    def units(self) -> tuple[str, ...]:
-        """Units that width pruning can remove from this model."""
-        return self.family.units
 
 
 @dataclass(frozen=True, slots=True)

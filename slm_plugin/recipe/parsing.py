@@ -10,7 +10,6 @@ from pydantic import Field
 
 from slm_plugin.evaluation.base import Evaluator
 from slm_plugin.export.base import Exporter
-from slm_plugin.models.loading import ModelSource
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.recipe.checked_file import CheckedFile
 from slm_plugin.recipe.checking import known_class, unstreamable, validated
@@ -23,6 +22,7 @@ from slm_plugin.recipe.parts import (
     component,
     entries,
     named_entries,
+    stored_config,
     stored_layers,
     unsuited,
 )
@@ -92,8 +92,9 @@ def _check_frame(
     """Check the components against the model, the calibration source and the output."""
     if frame.model is not None:
         check_surroundings(frame.model, mistakes)
-        _check_layers(frame.model, stages, mistakes)
-        mistakes.extend(unsuited(frame.model.id, (*stages, *measured, *written)))
+        config = stored_config(frame.model.id)
+        _check_layers(stored_layers(config), stages, mistakes)
+        mistakes.extend(unsuited(config, (*stages, *measured, *written)))
         check_calibration(frame.calibration, stages, mistakes)
         if frame.model.memory == "layerwise":
             mistakes.extend(unstreamable((*stages, *measured, *written), frame.calibration))
@@ -193,9 +194,8 @@ def _check_ratios(stages: Sequence[Placed[Stage]], mistakes: Mistakes) -> None:
         )
 
 
-def _check_layers(source: ModelSource, stages: Sequence[Placed[Stage]], mistakes: Mistakes) -> None:
+def _check_layers(layers: int | None, stages: Sequence[Placed[Stage]], mistakes: Mistakes) -> None:
     """Check that layers remain, where their number is known without loading the model."""
-    layers = stored_layers(source.id)
     wanted = 0
     for pruner in _pruners(stages):
         wanted += pruner.component.target.layers_removed or 0

@@ -131,15 +131,14 @@ def stored_config(model: str) -> Mapping[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def stored_layers(model: str) -> int | None:
-    """Number of layers of a bundled model or of a folder's config; None where unknown."""
-    layers = stored_config(model).get("num_hidden_layers")
+def stored_layers(config: Mapping[str, Any]) -> int | None:
+    """Number of layers that a `stored_config` states; None where unknown."""
+    layers = config.get("num_hidden_layers")
     return layers if type(layers) is int and layers > 0 else None
 
 
-def unsuited(model: str, components: Iterable[Placed[Any]]) -> Iterator[Problem]:
-    """Problems of components that cannot be used with a model of this family."""
-    config = stored_config(model)
+def unsuited(config: Mapping[str, Any], components: Iterable[Placed[Any]]) -> Iterator[Problem]:
+    """Problems of components that cannot be used with the model of a `stored_config`."""
     named = config.get("architectures")
     try:
         family = family_of(named[0]) if named else family_of_type(config["model_type"], "")

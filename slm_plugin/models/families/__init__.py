@@ -106,9 +106,10 @@ def family_of_type(model_type: str | None, file: str) -> Family:
     Raises:
         UnsupportedModelError: There is none.
     """
-    for family in (*_known.values(), *families()):
-        if family.model_type == model_type:
-            return family
+    for known in (_known.values, families):
+        for family in known():
+            if family.model_type == model_type:
+                return family
     raise UnsupportedModelError(
         f"{file}: model type {model_type or '(none)'} is not supported",
         hint=f"supported: {_names()}",

@@ -5,7 +5,7 @@ GPT-NeoX and Falcon hold queries, keys and values in one matrix, head by head.
 
 from __future__ import annotations
 
-from slm_plugin.models.config_values import count, no, optional, positive, share, truth, yes
+from slm_plugin.models.config_values import count, only, optional, positive, share, truth
 from slm_plugin.models.families.family import Family
 
 NO_GATE = "removing units is not implemented for its MLP, which has no gate"
@@ -64,8 +64,8 @@ OPT = Family(
     units=(),
     why_not={"channels": NO_GATE, "kv_groups": NO_GATE},
     fields={
-        "do_layer_norm_before": yes,
-        "_remove_final_layer_norm": no,
+        "do_layer_norm_before": only(True),
+        "_remove_final_layer_norm": only(False),
         "enable_bias": truth,
         "layer_norm_elementwise_affine": truth,
         "word_embed_proj_dim": count,
@@ -102,7 +102,7 @@ GPT2 = Family(
         "n_inner": optional(count),
         "layer_norm_epsilon": positive,
         "scale_attn_weights": truth,
-        "scale_attn_by_inverse_layer_idx": no,
+        "scale_attn_by_inverse_layer_idx": only(False),
         "reorder_and_upcast_attn": truth,
         "resid_pdrop": share,
         "embd_pdrop": share,

@@ -11,7 +11,7 @@ from typing import Any
 from slm_plugin.extras import found_version
 from slm_plugin.models.config_values import (
     count,
-    no,
+    only,
     optional,
     positive,
     problem,
@@ -59,7 +59,7 @@ QWEN = {
     "norm_topk_prob": truth,
     "decoder_sparse_step": one,
     "mlp_only_layers": none,
-    "use_sliding_window": no,
+    "use_sliding_window": only(False),
     # transformers 5 writes 0 for none.
     "sliding_window": optional(whole),
 }

@@ -100,13 +100,8 @@ def _norm(
     model: PreTrainedModel, decoder: nn.Module, stack: nn.ModuleList, tokens: Tensor, logits: Tensor
 ) -> str:
     """Name of the norm between the last layer and the head."""
-    seen: list[Any] = []
-    hook = stack[-1].register_forward_hook(lambda layer, given, output: seen.append(output))
-    try:
-        model(input_ids=tokens, use_cache=False)
-    finally:
-        hook.remove()
-    last = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    output = _output(model, stack[-1], tokens)
+    last = output[0] if isinstance(output, tuple) else output
     if last.shape != (*tokens.shape, model.config.hidden_size):
         raise UnsupportedModelError("its layers give no hidden states")
     head: Any = model.get_output_embeddings()
@@ -122,6 +117,17 @@ def _norm(
     raise UnsupportedModelError("its logits are not the head of a norm of the last layer's output")
 
 
+def _output(model: PreTrainedModel, layer: nn.Module, tokens: Tensor) -> Any:
+    """What a layer puts out in a forward pass of its model."""
+    seen: list[Any] = []
+    hook = layer.register_forward_hook(lambda layer, given, output: seen.append(output))
+    try:
+        model(input_ids=tokens, use_cache=False)
+    finally:
+        hook.remove()
+    return seen[0]
+
+
 def _is_skipping(
     model: PreTrainedModel, decoder: nn.Module, layers: str, index: int, tokens: Tensor
 ) -> bool:
@@ -130,13 +136,8 @@ def _is_skipping(
 
     stack = getattr(decoder, layers)
     count = model.config.num_hidden_layers
-    seen: list[object] = []
-    hook = stack[index].register_forward_hook(lambda layer, given, output: seen.append(output))
-    try:
-        model(input_ids=tokens, use_cache=False)
-    finally:
-        hook.remove()
-    passing = Listener(stack[index], boxed=isinstance(seen[0], tuple))
+    boxed = isinstance(_output(model, stack[index], tokens), tuple)
+    passing = Listener(stack[index], boxed=boxed)
     outputs = []
     try:
         for shorter in (False, True):

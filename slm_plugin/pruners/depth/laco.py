@@ -24,7 +24,7 @@ from slm_plugin.pruners import base
 from slm_plugin.pruners.depth.depth_plan import kinds_of, unlike
 from slm_plugin.pruners.depth.measures.criteria import CriterionName, refuse_threshold
 from slm_plugin.pruners.depth.search.found_plan import found_plan
-from slm_plugin.pruners.depth.search.runs import Found, Measure, Measured, Run, Runs, removed
+from slm_plugin.pruners.depth.search.runs import Found, Measure, Measured, Run, Runs, alike, removed
 from slm_plugin.pruners.depth.search.sliding import highest_threshold
 from slm_plugin.pruners.depth.search.trials import Trials, trials_of
 from slm_plugin.registry import register_pruner
@@ -82,10 +82,6 @@ class CollapseRules:
     rule: Rule
     kinds: tuple[object, ...] = ()
 
-    def alike(self, first: int, last: int) -> bool:
-        """Whether the layers from first to last are of one kind."""
-        return len(set(self.kinds[first : last + 1])) <= 1
-
     @property
     def most(self) -> int:
         """Layers removed when every trial is accepted."""
@@ -125,7 +121,7 @@ def collapse(
         size = rules.size if wanted is None else min(rules.size, wanted - removed(runs) + 1)
         window = layers[low : low + size]
         first, last = window[0].first, window[-1].last
-        if not rules.alike(first, last):
+        if not alike(rules.kinds, first, last):
             low -= 1
             continue
         rest = tuple(run for run in runs if run not in window)

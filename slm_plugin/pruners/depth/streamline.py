@@ -15,6 +15,7 @@ from slm_plugin.pruners import base
 from slm_plugin.pruners.depth.depth_plan import depth_plan, kinds_of
 from slm_plugin.pruners.depth.dropping import BetweenEnds, lowest
 from slm_plugin.pruners.depth.measures.influence import block_influence
+from slm_plugin.pruners.depth.search.runs import alike
 from slm_plugin.registry import register_pruner
 
 if TYPE_CHECKING:
@@ -50,15 +51,13 @@ class Streamline(BetweenEnds):
         kinds = kinds_of(session.view)
         scores = block_influence(session.view, session.captured(), span)
         # A span counted as one layer has as many positions as the pruned model has layers.
-        alike = [
-            low for low in self.eligible(len(scores)) if len(set(kinds[low : low + span])) <= 1
-        ]
-        if not alike:
+        low_ends = [low for low in self.eligible(len(scores)) if alike(kinds, low, low + span - 1)]
+        if not low_ends:
             raise TargetError(
                 f"no {span} adjacent layers are of one kind, so none can replace them",
                 hint="remove fewer layers, or take another strategy",
             )
-        (first,) = lowest(scores, 1, alike)
+        (first,) = lowest(scores, 1, low_ends)
         meaning = f"1 minus the mean cosine across {span} layers, by the lowest of them"
         return depth_plan(
             self,

@@ -12,6 +12,17 @@ from slm_plugin.surgery.portability import splits_evenly
 from slm_plugin.target import Target
 
 
+def size_note(target: Target, original: Dimensions, before: Dimensions, after: Dimensions) -> str:
+    """How a size was met, for the notes of a plan."""
+    wanted = target.parameters_to_remove(original.parameters, before.parameters)
+    removed = before.parameters - after.parameters
+    return (
+        f"target {target.describe()}: {wanted:,} parameters requested, {removed:,} removed, "
+        f"{after.parameters:,} left; {removed / original.parameters:.2%} of the original and "
+        f"{removed / before.parameters:.2%} of the current parameters"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Cut:
     """What is removed from every layer."""

@@ -11,7 +11,7 @@ from slm_plugin.component import Options
 from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import KeepExperts, PruningPlan, UnitScores
 from slm_plugin.pruners.base import Pruner
-from slm_plugin.pruners.width.budget import experts_to_remove
+from slm_plugin.pruners.width.budget import experts_to_remove, size_note
 from slm_plugin.pruners.width.expert_scores import routed_mass, taylor
 from slm_plugin.pruners.width.importance import kept_units
 from slm_plugin.registry import register_pruner
@@ -103,12 +103,8 @@ def _notes(
     target: Target, original: Dimensions, before: Dimensions, after: Dimensions
 ) -> tuple[str, ...]:
     """Notes on how the target was met."""
-    wanted = target.parameters_to_remove(original.parameters, before.parameters)
-    removed = before.parameters - after.parameters
     return (
         f"every layer keeps {after.experts} of {before.experts} experts; each token has "
         f"{after.experts_per_token} of them as before, so a pass computes as much",
-        f"target {target.describe()}: {wanted:,} parameters requested, {removed:,} removed, "
-        f"{after.parameters:,} left; {removed / original.parameters:.2%} of the original and "
-        f"{removed / before.parameters:.2%} of the current parameters",
+        size_note(target, original, before, after),
     )

@@ -13,7 +13,7 @@ from slm_plugin.extras import require
 from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import KeepChannels, KeepHeads, PruningPlan, UnitScores
 from slm_plugin.pruners.base import Pruner
-from slm_plugin.pruners.width.budget import Cut, uniform_cut
+from slm_plugin.pruners.width.budget import Cut, size_note, uniform_cut
 from slm_plugin.pruners.width.coupling import check_coupling
 from slm_plugin.pruners.width.importance import kept_units, magnitude, taylor
 from slm_plugin.registry import register_pruner
@@ -141,12 +141,8 @@ def _notes(
     target: Target, original: Dimensions, before: Dimensions, after: Dimensions
 ) -> tuple[str, ...]:
     """Notes on how the target was met."""
-    wanted = target.parameters_to_remove(original.parameters, before.parameters)
-    removed = before.parameters - after.parameters
     return (
         f"every layer keeps {after.intermediate_size:,} of {before.intermediate_size:,} MLP "
         f"channels and {after.kv_heads} of {before.kv_heads} KV groups",
-        f"target {target.describe()}: {wanted:,} parameters requested, {removed:,} removed, "
-        f"{after.parameters:,} left; {removed / original.parameters:.2%} of the original and "
-        f"{removed / before.parameters:.2%} of the current parameters",
+        size_note(target, original, before, after),
     )

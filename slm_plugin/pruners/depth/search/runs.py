@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -105,6 +106,11 @@ class Measure(Protocol):
         """
 
 
+def alike(kinds: Sequence[object], first: int, last: int) -> bool:
+    """Whether the layers from first to last are of one kind; all are where no kinds are given."""
+    return len(set(kinds[first : last + 1])) <= 1
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """The layers that a search may merge.
@@ -134,7 +140,7 @@ class Rules:
 
     def alike(self, first: int, last: int) -> bool:
         """Whether the layers from first to last are of one kind."""
-        return len(set(self.kinds[first : last + 1])) <= 1
+        return alike(self.kinds, first, last)
 
 
 @dataclass(frozen=True, slots=True)
