@@ -1,34 +1,25 @@
-"""Cache of a comparison's plans and measured cells, one file each.
+"""Cache of a comparison's plans and measured cells.
 
-A file's name is a hash of everything that its contents depend on. An interrupted comparison
-therefore resumes, and one with more methods computes only the new cells. Each file has a checksum
-over its contents and over the values that they depend on.
+All that share a model, calibration tokens, seed, versions and machine are in one file, so that an
+interrupted comparison resumes, and one with more methods computes only the new cells.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from slm_plugin.cache import checksum, set_aside
+from slm_plugin.cache import Store, hashed
 from slm_plugin.comparison.record import Cell, Planned
-from slm_plugin.errors import SlmError, UserError
-from slm_plugin.files import write_text
+from slm_plugin.errors import SlmError
 from slm_plugin.plans.check import check_plan
-from slm_plugin.progress import say
 from slm_plugin.session import Session
-from slm_plugin.texts import read_text, shown
-
-# Largest size of an entry in bytes; the plan of a large model has some millions.
-LARGEST = 1 << 29
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -38,14 +29,30 @@ class CellCache:
     """Cached plans and cells of comparisons.
 
     Attributes:
-        folder: The cache folder.
-        facts: What every entry of this comparison depends on.
+        store: Their data, by the name of their type and the facts that they depend on.
         fresh: Ignore cached entries; new ones are still written.
     """
 
-    folder: Path
-    facts: Mapping[str, Any]
+    store: Store
     fresh: bool = False
+
+    @classmethod
+    def of(
+        cls, folder: Path, facts: Mapping[str, Any], *, fresh: bool = False, known: bool = False
+    ) -> CellCache:
+        """The cache of a comparison.
+
+        Args:
+            folder: The cache folder.
+            facts: What every entry of this comparison depends on.
+            fresh: Ignore cached entries; new ones are still written.
+            known: Only read.
+
+        Raises:
+            OutputError: The file cannot be read or written.
+        """
+        store = Store.of(folder, hashed([_text(facts)]), _is_entry, writable=not known)
+        return cls(store, fresh)
 
     def find(
         self,
@@ -53,71 +60,29 @@ class CellCache:
         facts: Mapping[str, Any],
         matches: Callable[[M], bool] = lambda _: True,
     ) -> M | None:
-        """The cached entry for these facts; None where there is none.
-
-        A file that is damaged or does not match its facts is reported and set aside.
+        """The cached entry for these facts; None where there is none that matches them.
 
         Args:
             model: Type of the entry.
             facts: What the entry depends on, beside the facts of the whole comparison.
             matches: Whether an entry matches these facts.
         """
-        path = self._path(model, facts)
-        if self.fresh or not os.path.lexists(path):
+        content = None if self.fresh else self.store.find([model.__name__, _text(facts)])
+        if content is None:
             return None
         try:
-            if not path.is_file():
-                raise ValueError("it is not a regular file")
-            entry = self._read(model, path, facts)
-            if not matches(entry):
-                raise ValueError("it belongs to another entry")
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, SlmError) as error:
-            self._set_aside(path, error)
+            entry = model.model_validate(content)
+            return entry if matches(entry) else None
+        except (ValueError, SlmError):
             return None
-        return entry
 
-    def store(self, entry: BaseModel, facts: Mapping[str, Any]) -> None:
-        """Write an entry atomically.
+    def add(self, entry: BaseModel, facts: Mapping[str, Any]) -> None:
+        """Write an entry.
 
         Raises:
             OutputError: The file cannot be written.
         """
-        content = entry.model_dump(mode="json")
-        sealed = {"sum": self._sum(content, facts), "content": content}
-        write_text(self._path(type(entry), facts), json.dumps(sealed, ensure_ascii=False))
-
-    def _read(self, model: type[M], path: Path, facts: Mapping[str, Any]) -> M:
-        # Perplexities can be infinite; Python's JSON reads that, the standard does not define it.
-        sealed = json.loads(read_text(path, "the cached result", UserError, LARGEST))
-        if not isinstance(sealed, dict) or "sum" not in sealed:
-            raise ValueError("it has no checksum")
-        if sealed["sum"] != self._sum(sealed["content"], facts):
-            raise ValueError("its checksum does not match")
-        return model.model_validate(sealed["content"])
-
-    def _set_aside(self, path: Path, error: Exception) -> None:
-        known = isinstance(error, ValueError) and not isinstance(error, ValidationError)
-        reason = shown(error, 200) if known else "it cannot be read"
-        try:
-            aside = set_aside(path)
-        except OSError:
-            say(f"  the cached result {path} is damaged ({reason}); it is computed again")
-            return
-        if aside is not None:
-            say(
-                f"  the cached result {path} is damaged ({reason}) and was set aside as "
-                f"{aside.name}; it is computed again"
-            )
-
-    def _sum(self, content: Any, facts: Mapping[str, Any]) -> str:
-        return checksum(self._everything(facts), content)
-
-    def _everything(self, facts: Mapping[str, Any]) -> str:
-        return json.dumps({**self.facts, **facts}, sort_keys=True, default=str)
-
-    def _path(self, model: type[BaseModel], facts: Mapping[str, Any]) -> Path:
-        name = hashlib.sha256(self._everything(facts).encode()).hexdigest()[:32]
-        return self.folder / f"{name}.{model.__name__.lower()}.json"
+        self.store.store([type(entry).__name__, _text(facts)], entry.model_dump(mode="json"))
 
 
 def is_plan(planned: Planned, facts: Mapping[str, Any], dense: Session) -> bool:
@@ -141,3 +106,12 @@ def is_cell(cell: Cell, blank: Cell) -> bool:
     return all(getattr(cell, name) == getattr(blank, name) for name in settings) and not any(
         math.isnan(figure.value) or not math.isfinite(figure.stderr or 0) for figure in figures
     )
+
+
+def _text(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, sort_keys=True, default=str)
+
+
+def _is_entry(key: Any, value: Any) -> bool:
+    kind, facts = key
+    return isinstance(kind, str) and isinstance(facts, str) and isinstance(value, dict)

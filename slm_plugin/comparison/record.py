@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import Field
 
 from slm_plugin.calibration.samples import CalibrationRecord
 from slm_plugin.evaluation.base import Measurement
@@ -32,13 +32,10 @@ class Cost(Record):
 
 
 class Planned(Record):
-    """A plan and the cost of making it.
-
-    Caches of earlier versions call the cost ``effort``.
-    """
+    """A plan and the cost of making it."""
 
     plan: PruningPlan
-    cost: Annotated[Cost, Field(validation_alias=AliasChoices("cost", "effort"))]
+    cost: Cost
 
 
 class Cell(Record):

@@ -122,7 +122,7 @@ def _compared(
         check_targets=lambda session: _check_targets(comparison, session),
         trials=not (fresh or known),
     )
-    cache = CellCache(cache_folder() / "cells", _facts(dense), fresh=fresh)
+    cache = CellCache.of(cache_folder() / "cells", _facts(dense), fresh=fresh, known=known)
     cells = tuple(_cells(_Run(comparison, dense, cache, known)))
     return ComparisonReport(
         title=comparison.name,
@@ -202,7 +202,7 @@ def _dense(run: _Run) -> Cell:
     session = _copy(run.dense)
     cell = Cell(label="dense", after=session.original)
     cell = cell.model_copy(update={"measured": _measure(run.comparison.evaluators, session, {})})
-    run.cache.store(cell, facts)
+    run.cache.add(cell, facts)
     return cell
 
 
@@ -235,7 +235,7 @@ def _method(run: _Run, method: Method, target: Target) -> Iterator[Cell]:
         if cell.error:
             say(f"  {cell.error}")
         else:
-            run.cache.store(cell, cell_facts)
+            run.cache.add(cell, cell_facts)
         yield cell
 
 
@@ -276,7 +276,7 @@ def _planned(run: _Run, pruner: Pruner, facts: dict[str, Any]) -> Planned | SlmE
         return error
     planned = Planned(plan=plan, cost=cost)
     if matches(planned):
-        run.cache.store(planned, facts)
+        run.cache.add(planned, facts)
     return planned
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import yaml
 
 from slm_plugin import apply
+from slm_plugin.cache import Store
 from slm_plugin.cli.app import quiet_libraries
 from slm_plugin.comparison.cache import CellCache, is_cell, is_plan
 from slm_plugin.comparison.configuration import read_either
@@ -20,7 +21,7 @@ from slm_plugin.comparison.record import Cell, Cost, Planned
 from slm_plugin.evaluation.base import Measurement
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.plans import PruningPlan
-from slm_plugin.pruners.depth.search.journal import Journal
+from slm_plugin.pruners.depth.search.journal import Journal, is_part
 from slm_plugin.pruners.depth.search.runs import Run
 from slm_plugin.registry import pruners
 from slm_plugin.report.explain import explain
@@ -201,11 +202,11 @@ class Journals(Kind):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         file = folder / "seed.jsonl"
-        journal = Journal(file, "about")
+        journal = Journal(Store(file, "about", is_part))
         for number in range(6):
             runs = (Run(number, number + 1, "mean"), Run(9, 9, "drop"))
-            journal.store(runs, [0.5, number / 7])
-            journal.store(runs, [0.25])
+            journal.add(runs, [0.5, number / 7])
+            journal.add(runs, [0.25])
         self.lines = [json.loads(line) for line in file.read_text().splitlines()]
         self.truth = {json.dumps(line) for line in self.lines}
 
@@ -229,19 +230,19 @@ class Journals(Kind):
         """See `Kind.use`."""
         file = self.folder / "journal.jsonl"
         file.write_bytes(content)
-        journal = Journal(file, "about")
+        journal = Journal(Store(file, "about", is_part))
         for number in range(6):
             runs = (Run(number, number + 1, "mean"), Run(9, 9, "drop"))
             parts = journal.cached(runs)
             assert parts in ([], [[0.5, number / 7]], [[0.5, number / 7], [0.25]]), parts
             if not parts:
-                journal.store(runs, [0.5, number / 7])
+                journal.add(runs, [0.5, number / 7])
         assert journal.read_from_disk <= 6
         aside = list(self.folder.glob("journal.jsonl.damaged-*"))
         for one in aside:
             one.unlink()
         del journal
-        again = Journal(file, "about")
+        again = Journal(Store(file, "about", is_part))
         assert again.read_from_disk == 6, "what was written is found again"
         return not aside
 
@@ -267,37 +268,33 @@ class Cells(Kind):
         self.cell = self.blank.model_copy(
             update={"planning": cost, "measured": {"a": (figure, figure)}}
         )
-        self.cache = CellCache(folder / "cells", {"seed": 1})
-        self.files = {}
-        for piece in (self.planned, self.cell):
-            before = set((folder / "cells").glob("*")) if (folder / "cells").is_dir() else set()
-            self.cache.store(piece, self.facts)
-            (file,) = set((folder / "cells").glob("*")) - before
-            self.files[type(piece).__name__] = (file, json.loads(file.read_text()))
+        cache = CellCache.of(folder / "cells", {"seed": 1})
+        cache.add(self.planned, self.facts)
+        cache.add(self.cell, self.facts)
+        (self.file,) = (folder / "cells").iterdir()
+        self.lines = [json.loads(line) for line in self.file.read_text().splitlines()]
 
     def make(self, rng: random.Random) -> bytes:
         """See `Kind.make`."""
-        name = rng.choice(sorted(self.files))
-        tree = copy.deepcopy(self.files[name][1])
-        return name.encode() + b"\n" + damaged(rng, [tree], as_json)
+        lines = [json.dumps(line).encode() for line in self.lines]
+        at = rng.randrange(len(lines))
+        lines[at] = damaged(rng, [copy.deepcopy(self.lines[at])], as_json)
+        return b"\n".join(lines) + b"\n"
 
     def use(self, content: bytes) -> bool:
         """See `Kind.use`."""
-        name, _, text = content.partition(b"\n")
-        file = self.files[name.decode()][0]
-        file.write_bytes(text)
-        if name == b"Cell":
-            cell = self.cache.find(Cell, self.facts, lambda c: is_cell(c, self.blank))
-            found, right = cell is not None, cell in (None, self.cell)
-        else:
-            planned = self.cache.find(
-                Planned, self.facts, lambda p: is_plan(p, self.facts, self.session)
-            )
-            found, right = planned is not None, planned in (None, self.planned)
+        self.file.write_bytes(content)
+        cache = CellCache.of(self.file.parent, {"seed": 1})
+        cell = cache.find(Cell, self.facts, lambda c: is_cell(c, self.blank))
+        planned = cache.find(Planned, self.facts, lambda p: is_plan(p, self.facts, self.session))
+        right = cell in (None, self.cell) and planned in (None, self.planned)
         assert right, "a cached result was taken that is not the one that was kept"
-        for one in file.parent.glob("*.damaged-*"):
+        assert cell is not None or planned is not None, "the other line is whole"
+        aside = list(self.file.parent.glob("*.damaged-*"))
+        for one in aside:
             one.unlink()
-            assert not found
+        found = cell is not None and planned is not None
+        assert bool(aside) or found
         return found
 
 

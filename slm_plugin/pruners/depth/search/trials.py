@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from slm_plugin.cache import Store
 from slm_plugin.calibration.captures import run_batches
 from slm_plugin.calibration.spool import Spool
 from slm_plugin.errors import NumericalError
@@ -52,7 +53,7 @@ def trials_of(
     journal = journal_of(session, criterion)
     if journal.read_from_disk:
         session.known_trials += journal.read_from_disk
-        say(f"  {journal.read_from_disk} trials read from {journal.path}")
+        say(f"  {journal.read_from_disk} trials read from {journal.store.path}")
     with counting(f"{name}: trials") as count:
         yield Trials(
             session, criterion, rule, weights_only=weights_only, count=count, journal=journal
@@ -92,7 +93,7 @@ class Trials:
         self._streamed = is_streamed(session.model)
         self._rule, self._weights_only = rule, weights_only
         self._count = count
-        self._journal = journal or Journal()
+        self._journal = journal or Journal(Store())
         self._merged: dict[Run, nn.Module] = {}
         self._base: Runs = ()
         self._inputs: list[tuple[dict[int, int], Spool]] = []
@@ -165,7 +166,7 @@ class Trials:
                 # With streamed layers, early stopping would read the layers again for every batch.
                 parts = range(part, len(self._prepared)) if self._streamed else [part]
                 for values in self._measure(runs, base, parts):
-                    self._journal.store(runs, values)
+                    self._journal.add(runs, values)
             seen += self._journal.cached(runs)[part]
             if part + 1 < len(self._prepared) and self._is_below(seen, bound):
                 return sum(seen) / len(seen), len(seen)

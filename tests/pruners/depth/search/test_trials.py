@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from slm_plugin.cache import Store
 from slm_plugin.errors import NumericalError
 from slm_plugin.models.head import Head
 from slm_plugin.plans import MergeLayers
@@ -150,8 +151,8 @@ def test_another_model_or_set_has_another_journal(tmp_path: Path) -> None:
 
 def test_a_journal_in_memory_needs_no_disk() -> None:
     """Without a path nothing is read and nothing is written."""
-    journal = Journal()
-    journal.store((Run(0, 1, "mean"),), [0.5])
+    journal = Journal(Store())
+    journal.add((Run(0, 1, "mean"),), [0.5])
     assert journal.cached((Run(0, 1, "mean"),)) == [[0.5]]
     assert journal.cached((Run(0, 2, "mean"),)) == []
 
