@@ -118,7 +118,7 @@ def enter(view: DecoderView, tokens: Tensor) -> tuple[Tensor, tuple[dict[str, An
     listeners = [Listener(layer, boxed=boxed) for layer in layers]
     view.put_layers(nn.ModuleList(listeners))
     try:
-        view.decoder(input_ids=tokens, use_cache=False)
+        view.decoder(**view.inputs(tokens))
     finally:
         view.put_layers(layers)
     return listeners[0].hidden, tuple(listener.arguments for listener in listeners)
@@ -138,7 +138,7 @@ def _returns_tuple(view: DecoderView, tokens: Tensor) -> bool:
         view.put_layers(nn.ModuleList([first]))
         try:
             with held(first):
-                view.decoder(input_ids=tokens[:1, :2], use_cache=False)
+                view.decoder(**view.inputs(tokens[:1, :2]))
         finally:
             hook.remove()
             view.put_layers(layers)

@@ -202,7 +202,7 @@ def negative_log_likelihood(view: DecoderView, pieces: Tensor) -> float:
     batches = list(split(pieces, BATCH_TOKENS))
     for batch in track(batches, "perplexity", total=len(batches)):
         tokens = batch.to(view.model.device)
-        hidden = view.decoder(input_ids=tokens, use_cache=False).last_hidden_state
+        hidden = view.decoder(**view.inputs(tokens)).last_hidden_state
         total += next_token_losses(view.logits, hidden, tokens).sum().item()
         if not math.isfinite(total):
             raise NumericalError(

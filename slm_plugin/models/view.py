@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from slm_plugin.errors import UnsupportedModelError
-from slm_plugin.lazy import nn
+from slm_plugin.lazy import nn, torch
 from slm_plugin.models.families import family_of
 from slm_plugin.models.families.family import Family
 from slm_plugin.models.head import Head
@@ -205,6 +205,20 @@ class DecoderView:
     def projections(self, layer: nn.Module) -> dict[str, nn.Linear]:
         """The linear maps of one of its layers by their short names."""
         return projections(layer, self.family)
+
+    def inputs(self, tokens: Tensor) -> dict[str, Any]:
+        """Arguments of a pass over whole sequences without a cache.
+
+        The mask says that nothing is padding. Without it transformers 4 looks for sequences packed
+        into one, and makes a mask of every pair of positions where the kernel needs none.
+
+        Args:
+            tokens: Token ids, ``(samples, length)``.
+        """
+        given: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
+        if self.family.listed:
+            given["attention_mask"] = torch.ones_like(tokens)
+        return given
 
     @property
     def residual_multiplier(self) -> float:

@@ -78,7 +78,7 @@ def loss_gradients(
         try:
             for tokens in _small(batches):
                 # The model shifts the labels itself: position t predicts token t+1.
-                loss = view.model(input_ids=tokens, labels=tokens, use_cache=False).loss
+                loss = view.model(**view.inputs(tokens), labels=tokens).loss
                 _require_finite(loss)
                 (loss * len(tokens)).backward()
                 samples += len(tokens)

@@ -56,7 +56,7 @@ def routed_mass(view: DecoderView, batches: Iterable[Tensor]) -> tuple[UnitScore
     ]
     try:
         for tokens in batches:
-            view.decoder(input_ids=tokens, use_cache=False)
+            view.decoder(**view.inputs(tokens))
     finally:
         for hook in hooks:
             hook.remove()
