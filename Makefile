@@ -10,12 +10,12 @@ ONCE := benchmarks cli/test_border.py cli/test_reading.py cli/test_streams.py co
 	test_files.py test_plugins.py test_registry.py test_returned.py test_startup.py \
 	test_target.py test_texts.py
 
-.PHONY: demo test lint unit unit-latest fuzz faults real integration lock clean
+.PHONY: demo test lint unit process unit-latest fuzz faults real integration lock clean
 
 demo: $(EXPORT)/.ready ## run the hybrid recipe on the default model
 	$(EXPORT)/bin/slm-plugin run recipes/hybrid.yaml --overwrite
 
-test: lint unit unit-latest fuzz real integration ## everything that CI runs
+test: lint unit process unit-latest fuzz real integration ## everything that CI runs
 
 lint: $(EXPORT)/.ready
 	$(EXPORT)/bin/ruff check .
@@ -23,7 +23,10 @@ lint: $(EXPORT)/.ready
 	$(EXPORT)/bin/mypy
 
 unit: $(EXPORT)/.ready
-	$(EXPORT)/bin/python -m pytest tests -m "not real" -n auto
+	$(EXPORT)/bin/python -m pytest tests -m "not real and not process" -n auto
+
+process: $(EXPORT)/.ready ## tests that run whole commands: kills, signals, fresh loads
+	$(EXPORT)/bin/python -m pytest tests -m process -n auto
 
 unit-latest: $(LATEST)/.ready
 	$(LATEST)/bin/python -m pytest tests -m "not real" -n auto $(ONCE:%=--ignore=tests/%)

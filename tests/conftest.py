@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -26,6 +27,9 @@ from slm_plugin.models.families.family import Family
 from slm_plugin.models.view import Dimensions
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# What the libraries have made stays, so no collection needs to look at it again.
+gc.collect()
+gc.freeze()
 # Tiny models spend more time waking threads than computing.
 torch.set_num_threads(1)
 

@@ -218,6 +218,7 @@ def test_targets_belong_to_one_strategy_by_name() -> None:
         _ = result.plan
 
 
+@pytest.mark.process
 def test_what_is_saved_loads_with_stock_transformers(tmp_path: Path) -> None:
     """With the same logits; an existing folder stays."""
     result = pruned(recover="refit")

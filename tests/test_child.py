@@ -48,6 +48,7 @@ def test_only_absolute_entries_of_the_path_are_handed_on(monkeypatch: pytest.Mon
     assert "PYTHONPATH" not in environment()
 
 
+@pytest.mark.process
 def test_the_reload_imports_nothing_from_here(hostile: Path) -> None:
     """The check passes, though modules and a package of this name lie in the folder."""
     session = Session(make_model(**SMALL), make_tokenizer())

@@ -216,6 +216,7 @@ def test_a_threshold_that_removes_nothing_is_a_warning(
     assert "warning: the target (threshold 1) removes nothing" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_a_recipe_may_be_a_pipe(recipe_file: Path) -> None:
     """``validate <(cat recipe)``: it is read once."""
     command = f"{shlex.quote(sys.executable)} -m slm_plugin validate <(cat {recipe_file})"
@@ -277,6 +278,7 @@ def test_the_last_figures_are_those_of_the_recovered_model(
     assert abs(told[2] - told[1]) > 1e-3 * told[1]
 
 
+@pytest.mark.process
 def test_a_killed_run_leaves_no_folder_that_looks_finished(
     recipe_file: Path, tmp_path: Path
 ) -> None:
@@ -315,6 +317,7 @@ def process(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.process
 def test_the_command_line_runs_plans_explains_and_applies(
     recipe_file: Path, checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -442,6 +442,21 @@ def test_damaged_metadata_of_anybody_are_told(
     assert any("broken" in problem for problem in doctor_report()["problems"])
 
 
+def test_what_is_installed_meanwhile_is_found(install: Install) -> None:
+    """In a notebook, say: what distributions offer is read again when one was added."""
+    site = install("")
+    os.utime(site, ns=(0, 0))
+    before = installed.points("slm_plugin.pruners")
+    assert installed.points("slm_plugin.pruners") == before
+    info = site / "later-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: later\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[slm_plugin.pruners]\nlater = elsewhere:Thing\n")
+    assert {p.name for p in installed.points("slm_plugin.pruners")} - {p.name for p in before} == {
+        "later"
+    }
+
+
 ENDS = {
     "raise SystemExit(0)": "SystemExit: 0",
     "raise KeyboardInterrupt": "KeyboardInterrupt",
@@ -461,6 +476,7 @@ def command_line(site: Path, *arguments: str) -> subprocess.CompletedProcess[str
     )  # fmt: skip
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("code", "command"),
     [

@@ -53,7 +53,7 @@ def test_entry_points_offer_components(monkeypatch: pytest.MonkeyPatch) -> None:
         EntryPoint("fine", "tests.test_registry:Offered", "slm_plugin.pruners"),
         EntryPoint("broken", "no_such_package:Thing", "slm_plugin.pruners"),
     ]
-    monkeypatch.setattr(installed, "entry_points", lambda group: points)
+    monkeypatch.setattr(installed, "_points", lambda group, places: points)
     made: Registry[object] = Registry("pruner", {})
     assert made.names() == ["broken", "fine"]
     with pytest.raises(UserError, match=r"plugin 'broken' .* cannot be imported"):

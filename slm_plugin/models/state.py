@@ -159,12 +159,13 @@ def _modules(model: nn.Module) -> State:
             plain = value is None or isinstance(value, bool | int | float | str)
             if plain and not moving and attribute != "training" and attribute[0] != "_":
                 found["attribute", f"{name}.{attribute}".lstrip(".")] = value
-        for attribute, buffer in module.named_buffers(recurse=False):
-            if not moving and not buffer.is_meta:
+        for attribute, buffer in module._buffers.items():
+            if buffer is not None and not moving and not buffer.is_meta:
                 found["buffer", f"{name}.{attribute}".lstrip(".")] = checksum(buffer)
         found["hooks of", place] = _hooks(module)
-        for attribute, parameter in module.named_parameters(recurse=False):
-            found["hooks of", f"{name}.{attribute}".lstrip(".")] = _hooks(parameter)
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None:
+                found["hooks of", f"{name}.{attribute}".lstrip(".")] = _hooks(parameter)
     return found
 
 

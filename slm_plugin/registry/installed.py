@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
+from pathlib import Path
 
 from slm_plugin.foreign import reason
 
@@ -19,10 +22,25 @@ def broken_metadata() -> list[str]:
 
 def points(group: str) -> list[EntryPoint]:
     """Entry points of a group; a distribution whose metadata are damaged offers none."""
+    return [*_points(group, tuple(_places()))]
+
+
+def _places() -> Iterator[tuple[str, int]]:
+    """Where distributions are looked for, and when something was last installed there."""
+    for place in sys.path:
+        try:
+            yield place, Path(place).stat().st_mtime_ns
+        except OSError:
+            yield place, 0
+
+
+# Every recipe asks several times, and reading the metadata of all distributions takes 10 ms.
+@lru_cache(maxsize=16)
+def _points(group: str, places: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
     try:
-        return [*entry_points(group=group)]
+        return tuple(entry_points(group=group))
     except Exception:
-        return [p for points, _ in _each_distribution() for p in points if p.group == group]
+        return tuple(p for points, _ in _each_distribution() for p in points if p.group == group)
 
 
 def _each_distribution() -> Iterator[tuple[list[EntryPoint], str]]:

@@ -35,6 +35,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.process
 def test_the_command_leaves_a_page_and_its_figures(
     checkpoint: Path, tokens: Path, tmp_path: Path
 ) -> None:

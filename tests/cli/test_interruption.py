@@ -67,6 +67,7 @@ def as_promised(left: Left, signum: int) -> None:
     assert (left.code, left.files, left.processes) == (128 + signum, (), ())
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", range(len(MOMENTS)), ids=list(MOMENTS))
 def test_a_run_may_be_interrupted_at_any_moment(recipe: Path, number: int) -> None:
     """130 for Ctrl-C, 143 for SIGTERM; no trace, no child, no scratch."""
@@ -74,6 +75,7 @@ def test_a_run_may_be_interrupted_at_any_moment(recipe: Path, number: int) -> No
     as_promised(interrupt_at(recipe, signum, list(MOMENTS.values())[number]), signum)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("signum", "seconds"), [(signal.SIGINT, 0.5), (signal.SIGTERM, 1.0), (signal.SIGHUP, 3.0)]
 )

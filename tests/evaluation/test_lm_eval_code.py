@@ -109,6 +109,7 @@ def test_only_a_run_runs_the_code(
     assert [one.name for one in evaluator.measure(session())] == ["mine acc"]
 
 
+@pytest.mark.process
 def test_the_commands_keep_to_it(folder: Path, tmp_path: Path) -> None:
     """`validate` and `plan` run no task code, `run` does and says so."""
     make_checkpoint(tmp_path / "m")

@@ -95,6 +95,7 @@ def test_sliding_layers_reload(tmp_path: Path) -> None:
         verify_checkpoint(session, tmp_path)
 
 
+@pytest.mark.process
 def test_a_fresh_process_proves_the_whole_folder(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

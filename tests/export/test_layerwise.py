@@ -71,6 +71,7 @@ def test_the_files_are_the_same_bytes(
         assert found == (tmp_path / "whole" / name).read_bytes(), name
 
 
+@pytest.mark.process
 def test_a_fresh_process_reads_it_layer_by_layer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

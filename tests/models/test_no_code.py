@@ -70,6 +70,7 @@ def on_a_terminal(folder: Path) -> bytes:
     return seen
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["model", "tokenizer", "stock"])
 def test_nobody_is_asked_and_nothing_runs(tmp_path: Path, kind: str) -> None:
     """Config, tokenizer and a stock model with code beside it, each of them on a terminal."""

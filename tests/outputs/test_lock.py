@@ -157,6 +157,7 @@ def test_a_disk_without_locks_is_told(
     assert not lock._held
 
 
+@pytest.mark.process
 def test_a_name_is_held_by_one_however_they_race(tmp_path: Path) -> None:
     """Takers that come and go: never two at a time, though the file is deleted between them."""
     code = (
