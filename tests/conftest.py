@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import itertools
 import json
 import os
 import signal
@@ -220,6 +221,9 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(arguments, exited.value.code, out.getvalue(), err.getvalue())
 
 
+_caches = itertools.count()
+
+
 @pytest.fixture(autouse=True)
 def own_journals(
     request: pytest.FixtureRequest,
@@ -227,7 +231,8 @@ def own_journals(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """No test reads trials that an earlier one, or an earlier version, left in the cache."""
-    cache: Path = tmp_path_factory.mktemp("cache")
+    # Made by who uses it: a folder per test would be thousands.
+    cache = tmp_path_factory.getbasetemp() / f"cache-{next(_caches)}"
     if "real" in request.keywords:
         monkeypatch.setattr("slm_plugin.preparation.cache_folder", lambda: cache)
     else:
