@@ -107,6 +107,7 @@ class CheckpointExporter(Exporter):
     """
 
     unlisted: ClassVar[bool] = True
+    whole_layers: ClassVar[bool] = True
     streams = True
     Options = CheckpointOptions
 

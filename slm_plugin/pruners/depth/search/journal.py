@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 
 import slm_plugin
 from slm_plugin.cache import checksum, set_aside
-from slm_plugin.calibration.samples import digest
 from slm_plugin.errors import OutputError
 from slm_plugin.lazy import torch
 from slm_plugin.progress import say
@@ -46,11 +45,11 @@ def journal_of(session: Session, criterion: str) -> Journal:
     Raises:
         OutputError: The file cannot be written.
     """
-    if session.journals is None or session.calibration is None:
+    if session.journals is None or session.digest is None:
         return Journal()
     facts = (
         session.fingerprint().model_dump_json(),
-        digest(session.calibration),
+        session.digest,
         criterion,
         session.batch_tokens,
         session.model.device,
