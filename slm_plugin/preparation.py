@@ -171,6 +171,7 @@ def calibration_record(
             length=session.inputs.length,
             seed=session.seed,
             sha256=session.digest,
+            unit="positions",
         )
     tokens = session.calibration
     if tokens is None:

@@ -129,13 +129,17 @@ class CalibrationSource(TextSource):
 
 
 class CalibrationRecord(Record):
-    """What a run calibrated on; ``sha256`` is over the token ids or the tensors."""
+    """What a run calibrated on; ``sha256`` is over the token ids or the tensors.
+
+    Of tensors ``length`` counts positions before any layer shortens them, padding included.
+    """
 
     source: str
     samples: int
     length: int
     seed: int
     sha256: str
+    unit: Literal["tokens", "positions"] = "tokens"
 
     @classmethod
     def of(cls, source: CalibrationSource, tokens: Tensor, seed: int) -> CalibrationRecord:

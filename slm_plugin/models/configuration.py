@@ -94,8 +94,8 @@ RUNTIME = frozenset(
         "partial_rotary_factor",
     }
 )
-# What changes the form of what every forward pass returns.
-RETURNED = ("return_dict", "use_return_dict", "output_hidden_states", "output_attentions")
+# Of these, what makes up the head of an encoder, or an encoder-decoder.
+OF_THE_HEAD = ("id2label", "label2id", "num_labels", "problem_type", "is_encoder_decoder")
 # transformers 5 refuses a whole number for them.
 FRACTIONS = ("rms_norm_eps", "initializer_range")
 FORMATS = ("float32", "bfloat16", "float16", "float64")
@@ -170,10 +170,10 @@ def _whole_layers(content: dict[str, Any], family: Family, where: Where) -> Conf
     where.check_agreement(layers)
     named = content.get("architectures") or [family.architecture]
     config_class = getattr(transformers, family.config_name)
-    kept = {n: v for n, v in content.items() if n not in (*CODE, *ATTENTION, *QUANTISED, *RETURNED)}
-    _refuse_clobbering(kept, config_class, where)
+    own = {n: v for n, v in content.items() if n not in RUNTIME}
+    _refuse_clobbering(own, config_class, where)
+    kept = own | {name: content[name] for name in OF_THE_HEAD if name in content}
     kept |= {"architectures": named, "dtype": _number_format(content, where)}
-    kept.pop("torch_dtype", None)
     with reading(f"transformers {transformers.__version__} does not take {where.file}"):
         config = config_class.from_dict(kept)
         config._attn_implementation = _attention(content, family, where)

@@ -49,7 +49,7 @@ def folder_of(source: ModelSource) -> Path | None:
         return bundled_folder(source.id)
     if is_gguf(source.id):
         return None
-    return path if path.is_dir() else fetched(source.id, source.revision)
+    return path if path.is_dir() else fetched(source.id, source.revision, source.stack)
 
 
 def check_device(device: str) -> str:
@@ -142,7 +142,9 @@ def load(
     elif path.is_dir():
         model, tokenizer = _from_files(path, source, accept)
     else:
-        model, tokenizer = _from_files(fetched(source.id, source.revision), source, accept)
+        model, tokenizer = _from_files(
+            fetched(source.id, source.revision, source.stack), source, accept
+        )
     DecoderView.of(model, source.stack)
     _refuse_non_finite(model, source.id)
     model.eval()

@@ -80,6 +80,9 @@ def _cut_config(view: DecoderView, kept: Sequence[int]) -> None:
     for name, values in list(layer_lists(view.config)):
         setattr(view.config, name, [values[index] for index in kept])
     setattr(view.config, view.family.own_name("num_hidden_layers"), len(kept))
+    if view.family.stack != "decoder":
+        # Whisper has it beside `encoder_layers`, in one release as a second number.
+        view.config.num_hidden_layers = len(kept)
     _cut_alignment(view, kept)
     # Qwen: the first layer with a sliding window; it must not exceed the number of layers.
     top = getattr(view.config, "max_window_layers", None)

@@ -89,6 +89,11 @@ def is_known(architecture: str) -> bool:
     return bool(_of(lambda family: family.covers(architecture)))
 
 
+def reads_tensors(architecture: str, stack: str) -> bool:
+    """Whether a class that may be unknown here is an encoder, or part of one and a decoder."""
+    return is_known(architecture) and family_of(architecture, stack).by_tensors
+
+
 def family_of(architecture: str, stack: str | None = None) -> Family:
     """The family of a model class.
 

@@ -183,8 +183,8 @@ class Family:
     def why_limited(self) -> str:
         """Why most methods are not offered for it, as half a sentence."""
         if self.stack == "decoder":
-            return "its decoder reads an encoder, so it is no plain language model"
-        return "it is an encoder, without next-token logits"
+            return "it reads an encoder: no plain language model, and only whole layers are removed"
+        return "it is an encoder: no next-token logits, and only whole layers are removed"
 
     def covers(self, architecture: str) -> bool:
         """Whether it holds for a class: its own, or for an encoder one with another head."""
