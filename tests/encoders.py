@@ -130,7 +130,8 @@ def make_inputs(
     if name == "bert":
         return _tokens("", lengths, padded, generator, noise)
     if name.startswith("whisper"):
-        features = _padded((8,), [length for length in lengths], 24, generator, noise)
+        # Whisper has no mask of sound: what is padding reaches all frames.
+        features = _padded((8,), [*lengths], 24, generator, torch.Generator().manual_seed(seed))
         ones = _mask(lengths, 24)
         found = {"input_features": features, "attention_mask": ones}
         if name == "whisper_decoder":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import re
@@ -292,7 +293,11 @@ def _clean_config(session: Session) -> Iterator[GenerationConfig | None]:
     model: PreTrainedModel = session.model
     own, own_generation = model.config, getattr(model, "generation_config", None)
     if own_generation is None:
-        yield None
+        model.config = copy.deepcopy(own)
+        try:
+            yield None
+        finally:
+            model.config = own
         return
     config, generation = without_generation(model)
     # transformers refuses to save a model that it still takes for a quantised one.

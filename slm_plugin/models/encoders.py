@@ -89,7 +89,7 @@ def read_encoder(
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
-            attn_implementation=configuration.config._attn_implementation or "sdpa",
+            attn_implementation=configuration.config._attn_implementation,
         )
     _check_report(report, name, family)
     model.config._name_or_path = name

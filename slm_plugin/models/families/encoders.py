@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from slm_plugin.extras import found_version
 from slm_plugin.models.config_values import count, only, optional, problem, share, truth
 from slm_plugin.models.families.family import Family
 
+# transformers 4.57 computes the positions of a conformer by one implementation alone.
+FIVE = not (found_version("transformers") or "").startswith("4.")
 DROPS_ONLY = "removing units is not implemented for encoders"
 
 
@@ -118,6 +121,7 @@ CONFORMER = Family(
     mlp=("ffn1", "ffn2", "ffn1_layer_norm", "ffn2_layer_norm"),
     norms=("ffn1_layer_norm", "self_attn_layer_norm", "ffn2_layer_norm", "final_layer_norm"),
     residual="conformer",
+    attentions=("sdpa", "eager") if FIVE else ("eager",),
     fields=SPEECH,
     inputs=("input_values", "attention_mask"),
     frames="convolved",
