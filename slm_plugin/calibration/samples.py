@@ -88,7 +88,7 @@ class CalibrationSource(TextSource):
 
     def unsuited(self, family: Family) -> str:
         """Why it does not calibrate a model, with the remedy; empty where it does."""
-        if family.by_tensors and self.source != "tensors":
+        if family.by_tensors and self.source != "tensors" and self.path is None:
             names = ", ".join(family.inputs)
             return (
                 f"a {family.label} is calibrated by tensors ({names}), not by '{self.source}'; "

@@ -77,8 +77,6 @@ def read_encoder(
             f"transformers {transformers.__version__} has no {configuration.architecture}",
             hint="use the release that wrote the checkpoint",
         )
-    # What a class lacks in a checkpoint it draws at random; that shall not depend on the run.
-    torch.manual_seed(0)
     with reading(f"cannot load the checkpoint {name}"):
         model, report = made.from_pretrained(
             folder,
@@ -91,14 +89,20 @@ def read_encoder(
             trust_remote_code=False,
             attn_implementation=configuration.config._attn_implementation,
         )
-    _check_report(report, name, family)
+    for key in _checked(report, name, family):
+        # What is missing may be memory that nobody wrote to.
+        torch.nn.init.zeros_(model.get_parameter(key))
     model.config._name_or_path = name
     loaded: PreTrainedModel = model.eval()
     return loaded
 
 
-def _check_report(report: Mapping[str, Any], name: str, family: Family) -> None:
-    """Refuse weights that are missing, misshapen or surplus, but for those that change nothing."""
+def _checked(report: Mapping[str, Any], name: str, family: Family) -> list[str]:
+    """Names of missing weights that only training uses.
+
+    Raises:
+        ModelSourceError: Other weights are missing, misshapen or surplus.
+    """
     # transformers 5 gives each mismatched weight together with its two shapes.
     misshapen = sorted(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])
     missing, surplus = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
@@ -115,6 +119,7 @@ def _check_report(report: Mapping[str, Any], name: str, family: Family) -> None:
                 hint="the checkpoint is incomplete, or its config does not fit its weights",
             )
     if missing:
-        say(f"{name} lacks {some(missing)}, which only training uses")
+        say(f"{name} lacks {some(missing)}, which only training uses: set to zero")
     if surplus:
         say(f"{name} holds weights of another head, which are left out: {some(surplus)}")
+    return missing
