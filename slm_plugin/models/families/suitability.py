@@ -21,7 +21,8 @@ def complaint(
 
 
 def _said(family: Family) -> str:
-    return f"{family.architecture} ({family.stack})" if family.stack else family.architecture
+    # The record of an encoder holds for classes with many heads.
+    return f"a {family.label}" if family.by_tensors else family.architecture
 
 
 def why_not(
