@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from slm_plugin import pipeline
 from slm_plugin.calibration.samples import CalibrationSource
+from slm_plugin.calibration.tensor_checks import FORMS
 from slm_plugin.errors import TargetError, UserError
 from slm_plugin.models.families.suitability import why_not
 from slm_plugin.models.in_memory import check_given
@@ -37,6 +38,7 @@ def prune(
     parameters: int | str | None = None,
     threshold: float | None = None,
     calibration: object = None,
+    stack: str | None = None,
     recover: object = None,
     evaluate: object = None,
     seed: int = 1234,
@@ -47,8 +49,8 @@ def prune(
     The model that is passed is the one that gets smaller, and it is left in evaluation mode.
 
     Args:
-        model: A decoder of a supported class (`slm_plugin.list_pruners` with it names what can
-            be used).
+        model: A decoder or an encoder of a supported class (`slm_plugin.list_pruners` with it
+            names what can be used).
         tokenizer: Its tokenizer; None where nothing reads text.
         stages: The name of a strategy, as ``"block_influence"``, whose options are passed as
             further keywords; or a list of stages, each a mapping as in a recipe (``{"prune":
@@ -60,7 +62,10 @@ def prune(
         calibration: Texts, token ids ``(samples, length)`` or an iterable of batches, all of which
             are used (`slm_plugin.calibration.given.token_ids`); or a source as in a recipe:
             ``"builtin"``, the name of a file, or a mapping such as ``{"source": "builtin",
-            "samples": 32}``. None where nothing measures on data.
+            "samples": 32}``. For an encoder a mapping of the tensors that it reads, or an iterable
+            of such mappings, or ``{"source": "tensors", "path": FILE}``. None where nothing
+            measures on data.
+        stack: ``"encoder"`` or ``"decoder"`` where a model has both, as Whisper.
         recover: A recovery behind the last stage, or a list of them: a name, a mapping as in a
             recipe (``{"recover": "refit"}``), or an object.
         evaluate: Evaluators, run before and after: a name, a mapping such as ``{"perplexity":
@@ -95,7 +100,7 @@ def prune(
         data["calibration"] = calibration
     given = None if "calibration" in data else calibration
     recipe = Recipe.from_dict(data, name="prune")
-    return pipeline.run(recipe, model=model, tokenizer=tokenizer, calibration=given)
+    return pipeline.run(recipe, model=model, tokenizer=tokenizer, calibration=given, stack=stack)
 
 
 def _stages(stages: object, target: dict[str, Any], options: dict[str, Any]) -> list[Any]:
@@ -143,8 +148,8 @@ def _listed(given: object) -> list[Any]:
 
 
 def _is_source(calibration: object) -> bool:
-    """Whether it is a mapping as in a recipe, and not a batch of token ids."""
-    return isinstance(calibration, Mapping) and "input_ids" not in calibration
+    """Whether it is a mapping as in a recipe, and not a batch of token ids or other tensors."""
+    return isinstance(calibration, Mapping) and not any(name in calibration for name in FORMS)
 
 
 def get_pruner(name: str) -> type[Pruner]:
@@ -156,20 +161,21 @@ def get_pruner(name: str) -> type[Pruner]:
     return pruners.get(name)
 
 
-def list_pruners(model: PreTrainedModel | None = None) -> list[str]:
+def list_pruners(model: PreTrainedModel | None = None, *, stack: str | None = None) -> list[str]:
     """Names of all depth and width strategies, installed plugins included.
 
     Args:
         model: Only those that work on this model; none when it is not supported.
+        stack: Which of its two stacks of layers, where it has two.
     """
     if model is None:
         return pruners.names()
     try:
-        check_given(model, None)
+        check_given(model, None, stack)
     except UserError:
         return []
     streamed, config = is_streamed(model), model.config.to_dict()
-    family = DecoderView.of(model).family
+    family = DecoderView.of(model, stack).family
     return [
         name
         for name, cls in pruners.usable().items()

@@ -31,6 +31,7 @@ class Component(ABC):
         name: Its name in recipes, set when it is registered.
         extra: The optional dependencies that it needs, by the name of the extra.
         unlisted: It works on models of which only the stack of layers is known.
+        whole_layers: It works on encoders, of which layers are only dropped or merged whole.
         streams: It works on a model whose layers are read from disk one at a time: it runs them
             through `run_batches` and reads no weights itself.
         Options: Its options, which become the keys of its entry in a recipe.
@@ -42,6 +43,7 @@ class Component(ABC):
     name: ClassVar[str]
     extra: ClassVar[str | None] = None
     unlisted: ClassVar[bool] = False
+    whole_layers: ClassVar[bool] = False
     streams: ClassVar[bool] = False
     Options: ClassVar[type[BaseModel]] = Options
 
@@ -55,6 +57,14 @@ class Component(ABC):
         Args:
             family: What is true of the model's class.
             config: Content of its ``config.json``.
+        """
+        return ""
+
+    def unsuited_options(self, family: Family) -> str:
+        """Why it cannot be used with these options, as half a sentence; empty where it can.
+
+        Args:
+            family: What is true of the model's class.
         """
         return ""
 

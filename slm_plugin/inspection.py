@@ -104,17 +104,17 @@ def component_table(found: list[dict[str, Any]]) -> Table:
 def inspection(view: DecoderView) -> dict[str, Any]:
     """A model's dimensions, its parameters by part, and the units that can be pruned."""
     dims, config = view.dimensions(), view.config.to_dict()
-    blocks = (view.family.attention, view.family.mlp)
-    attention, mlp = (_matrices(view, block) for block in blocks)
-    embeddings = view.embedding.weight.numel()
-    head = 0 if dims.tied_embeddings else sum(p.numel() for p in view.head.parameters())
-    parts = {
-        "embedding": embeddings,
-        "head": head,
-        "attention": attention * dims.layers,
-        "mlp": mlp * dims.layers,
-    }
-    parts["norms"] = dims.parameters - sum(parts.values())
+    attention, mlp = (_matrices(view, block) for block in (view.family.attention, view.family.mlp))
+    blocks = {"attention": attention * dims.layers, "mlp": mlp * dims.layers}
+    if view.family.by_tensors:
+        # What an encoder has outside of its layers differs from class to class.
+        outside = dims.parameters - dims.layers * dims.layer_parameters
+        parts = {**blocks, "outside of the layers": outside}
+        parts["norms and other parts of layers"] = dims.parameters - sum(parts.values())
+    else:
+        head = 0 if dims.tied_embeddings else sum(p.numel() for p in view.head.parameters())
+        parts = {"embedding": view.embedding.weight.numel(), "head": head, **blocks}
+        parts["norms"] = dims.parameters - sum(parts.values())
     return {
         "dimensions": dims.model_dump(),
         "parameters": parts,
@@ -132,7 +132,7 @@ def inspection(view: DecoderView) -> dict[str, Any]:
         },
         "family": {
             "model_type": view.family.model_type,
-            "residual": "parallel" if view.family.is_parallel(config) else view.family.residual,
+            "residual": view.family.residual_of(config),
             "kinds": dict(Counter(_named(kind) for kind in layer_kinds(view))),
             "not_removable": {
                 unit: view.family.reason(unit)
@@ -149,7 +149,7 @@ def _matrices(view: DecoderView, block: Sequence[str]) -> int:
     return sum(
         parameter.numel()
         for name, parameter in view.layers[0].named_parameters()
-        if name.partition(".")[0] in own and "norm" not in name
+        if name.partition(".")[0] in own and "norm" not in name.lower()
     )
 
 
@@ -176,6 +176,8 @@ def inspection_table(name: str, found: dict[str, Any]) -> Table:
     table.add_section()
     for field in ("hidden_size", "attention_heads", "kv_heads", "head_dim", "vocab_size"):
         table.add_row(field, str(found["dimensions"][field]), "", "")
+    if found["dimensions"]["stack"]:
+        table.add_row("stack", visible(found["dimensions"]["stack"]), "", "")
     table.add_row("tied embeddings", str(found["dimensions"]["tied_embeddings"]), "", "")
     table.add_section()
     family = found["family"]

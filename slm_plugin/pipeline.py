@@ -52,6 +52,7 @@ def run(
     model: PreTrainedModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     calibration: object = None,
+    stack: str | None = None,
 ) -> RunResult:
     """Run a recipe, from loading to the report.
 
@@ -64,7 +65,9 @@ def run(
         model: A model in memory, in place of the recipe's; it is changed in place.
         tokenizer: The tokenizer of that model.
         calibration: Texts, token ids or batches for that model, in place of the recipe's source
-            (`slm_plugin.calibration.given.token_ids`).
+            (`slm_plugin.calibration.given.token_ids`), or the tensors that an encoder reads
+            (`slm_plugin.calibration.tensors.given_inputs`).
+        stack: Which of that model's two stacks of layers, where it has two.
 
     Raises:
         RecipeError: The recipe has mistakes.
@@ -74,7 +77,7 @@ def run(
         SlmError: Any other failure.
     """
     recipe = Recipe.of(recipe)
-    source = model_source(recipe.model, model, tokenizer, calibration)
+    source = model_source(recipe.model, model, tokenizer, calibration, stack)
     log = _Log(source)
     if recipe.output is None:
         session = _loaded(recipe, source)
@@ -229,6 +232,8 @@ def apply_plan(
         SlmError: Any other failure.
     """
     with claim(output, "apply", overwrite=overwrite, inputs=inputs) as written:
+        if source.stack is None and plan.before.stack:
+            source = source.model_copy(update={"stack": plan.before.stack})
         session = prepare(source, trials=False)
         session.apply(plan)
         record = session.export(CheckpointExporter(CheckpointExporter.Options()), written.folder)

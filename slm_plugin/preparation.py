@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from slm_plugin.calibration.given import token_ids
 from slm_plugin.calibration.samples import CalibrationRecord, CalibrationSource, digest, draw
+from slm_plugin.calibration.tensors import given_inputs, stored_inputs
 from slm_plugin.errors import CalibrationError, ModelSourceError, UserError
 from slm_plugin.evaluation.base import Evaluator
 from slm_plugin.export.base import Exporter
@@ -17,12 +18,13 @@ from slm_plugin.lazy import torch
 from slm_plugin.models.bundled import cache_folder, trials_folder
 from slm_plugin.models.families.suitability import refuse_unsuited
 from slm_plugin.models.in_memory import check_given
-from slm_plugin.models.loading import ModelSource, load
+from slm_plugin.models.loading import ModelSource, folder_of, load
 from slm_plugin.models.streaming import is_streamed
 from slm_plugin.models.view import DecoderView
 from slm_plugin.progress import timed
 from slm_plugin.recovery.base import Recovery
 from slm_plugin.session import Session
+from slm_plugin.texts import expanded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,12 +37,15 @@ class InMemory:
     Attributes:
         model: A decoder of a supported class; it is changed in place.
         tokenizer: Its tokenizer, where text is read.
-        calibration: Texts, token ids or batches (`token_ids`); None for the recipe's own source.
+        calibration: Texts, token ids or batches (`token_ids`), or an encoder's tensors
+            (`given_inputs`); None for the recipe's own source.
+        stack: Which of its two stacks of layers, where it has two.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None = None
     calibration: object = None
+    stack: str | None = None
 
     @property
     def has_data(self) -> bool:
@@ -85,12 +90,17 @@ def prepare(
         journals = trials_folder() if wanted else cache_folder() / "trials"
     if isinstance(source, InMemory):
         model, tokenizer, name = source.model, source.tokenizer, source.name
-        refuse_unsuited(components, DecoderView.of(model).family, model.config.to_dict())
+        family = DecoderView.of(model, source.stack).family
+        refuse_unsuited(components, family, model.config.to_dict())
     else:
         name = source.id
         with timed(f"load {name}"):
             model, tokenizer = load(source, partial(refuse_unsuited, components))
-    session = Session(model, tokenizer, source=name, seed=seed, journals=journals)
+    session = Session(
+        model, tokenizer, source=name, seed=seed, journals=journals, stack=source.stack
+    )
+    if session.view.family.by_tensors and not isinstance(source, InMemory):
+        session.companions = folder_of(source)
     _refuse_unstreamable(components, session)
     if check_targets is not None:
         check_targets(session)
@@ -98,12 +108,30 @@ def prepare(
         if isinstance(component, Evaluator | Exporter):
             component.check_model(session)
     if isinstance(source, InMemory) and source.has_data:
-        session.calibration = token_ids(source.calibration, model, tokenizer)
+        if session.view.family.by_tensors:
+            session.inputs = given_inputs(source.calibration, session.view)
+        else:
+            session.calibration = token_ids(source.calibration, model, tokenizer)
     elif calibration is not None:
-        with timed(f"calibration from {calibration.source}"):
-            session.calibration = draw(calibration, model, tokenizer, seed)
+        with timed(f"calibration from {calibration.path or calibration.source}"):
+            _draw(calibration, session)
     _refuse_missing_samples(components, session)
     return session
+
+
+def _draw(source: CalibrationSource, session: Session) -> None:
+    """Draw the calibration set of a session from a recipe's source.
+
+    Raises:
+        CalibrationError: It cannot be had, or is of a kind that does not calibrate the model.
+    """
+    wrong = source.unsuited(session.view.family)
+    if wrong:
+        raise CalibrationError(wrong)
+    if source.path is not None:
+        session.inputs = stored_inputs(expanded(source.path), session.view)
+    else:
+        session.calibration = draw(source, session.model, session.tokenizer, session.seed)
 
 
 def model_source(
@@ -111,6 +139,7 @@ def model_source(
     model: PreTrainedModel | None,
     tokenizer: PreTrainedTokenizerBase | None,
     calibration: object,
+    stack: str | None = None,
 ) -> ModelSource | InMemory:
     """The caller's model, or the one that a file names.
 
@@ -120,10 +149,12 @@ def model_source(
         UnsupportedModelError: The model's class or a module in it is not supported.
     """
     if model is not None:
-        check_given(model, tokenizer)
-        return InMemory(model, tokenizer, calibration)
-    if tokenizer is not None or calibration is not None:
-        raise UserError("a tokenizer or calibration data need a model", hint="pass `model=`")
+        check_given(model, tokenizer, stack)
+        return InMemory(model, tokenizer, calibration, stack)
+    if tokenizer is not None or calibration is not None or stack is not None:
+        raise UserError(
+            "a tokenizer, calibration data or a stack need a model", hint="pass `model=`"
+        )
     if named is None:
         raise UserError("no model is named", hint="add `model`, or pass `model=`")
     return named
@@ -133,6 +164,15 @@ def calibration_record(
     source: ModelSource | InMemory, drawn_from: CalibrationSource | None, session: Session
 ) -> CalibrationRecord | None:
     """The calibration data of a session, for reports; None where there is none."""
+    if session.inputs is not None and session.digest is not None:
+        return CalibrationRecord(
+            source="tensors" if drawn_from is None else drawn_from.path or drawn_from.source,
+            samples=len(session.inputs),
+            length=session.inputs.length,
+            seed=session.seed,
+            sha256=session.digest,
+            unit="positions",
+        )
     tokens = session.calibration
     if tokens is None:
         return None
@@ -170,12 +210,14 @@ def _refuse_missing_samples(components: Iterable[Any], session: Session) -> None
     Raises:
         CalibrationError: It does not exist, or is too small.
     """
-    samples = 0 if session.calibration is None else len(session.calibration)
+    samples = session.samples
+    by_tensors = session.view.family.by_tensors
+    usual = "{'source': 'tensors', 'path': FILE}" if by_tensors else "{'source': 'builtin'}"
     for component in components:
         if not samples and getattr(component, "needs_calibration", False):
             raise CalibrationError(
                 f"'{component.name}' needs calibration data",
-                hint="pass `calibration`, as {'source': 'builtin'}",
+                hint=f"pass `calibration`, as {usual}",
             )
         if isinstance(component, Recovery) and 0 < samples < component.fewest_samples:
             raise CalibrationError(

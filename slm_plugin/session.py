@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slm_plugin.calibration.captures import Batch, capture, split
+from slm_plugin.calibration.samples import digest
+from slm_plugin.calibration.tensors import Inputs
 from slm_plugin.errors import (
     TELL_ITS_AUTHOR,
     CalibrationError,
@@ -62,6 +64,9 @@ class Session:
         model: The model, in evaluation mode.
         tokenizer: Its tokenizer; None when only token ids are used.
         calibration: Token ids, ``(samples, length)``; None when no stage needs them.
+        inputs: Calibration tensors of an encoder, in place of token ids.
+        stack: Which of the model's two stacks of layers, where it has two.
+        companions: Folder whose processor files belong beside a checkpoint of an encoder.
         original: Dimensions of the model as loaded; ratios refer to them.
         sources: For every layer, the lowest and the highest original layer in it.
         reference: The layer inputs when `keep_reference` was called; None before that.
@@ -80,6 +85,9 @@ class Session:
     seed: int = 1234
     batch_tokens: int = 0
     journals: Path | None = None
+    inputs: Inputs | None = field(default=None, repr=False)
+    stack: str | None = None
+    companions: Path | None = field(default=None, repr=False)
     known_trials: int = field(default=0, init=False)
     original: Dimensions = field(init=False)
     sources: tuple[tuple[int, int], ...] = field(init=False)
@@ -104,7 +112,21 @@ class Session:
     @property
     def view(self) -> DecoderView:
         """The model as a decoder view."""
-        return DecoderView.of(self.model)
+        return DecoderView.of(self.model, self.stack)
+
+    @property
+    def samples(self) -> int:
+        """Number of calibration samples."""
+        if self.inputs is not None:
+            return len(self.inputs)
+        return 0 if self.calibration is None else len(self.calibration)
+
+    @property
+    def digest(self) -> str | None:
+        """What names the calibration set; None without one."""
+        if self.inputs is not None:
+            return self.inputs.digest()
+        return None if self.calibration is None else digest(self.calibration)
 
     def plan(self, pruner: Pruner) -> PruningPlan:
         """The plan of a strategy for the model in its present state.
@@ -143,7 +165,7 @@ class Session:
         model, before = self.model, self._state()
         try:
             with kept_trainability(lambda: model):
-                runs = apply_operations(self.model, plan.operations)
+                runs = apply_operations(self.model, plan.operations, self.stack)
             verify(plan, self.view.dimensions())
         except BaseException:
             self._spoil_if(model, before, f"the plan by '{plan.pruner}' was applied only in part")
@@ -217,6 +239,16 @@ class Session:
         for tokens in split(self.calibration, self.batch_tokens):
             yield tokens.to(self.model.device)
 
+    def _tensor_batches(self) -> Iterator[Mapping[str, Tensor]]:
+        """Calibration tensors in batches, on the model's device, sound in its number format."""
+        assert self.inputs is not None
+        model = self.model
+        for batch in self.inputs.split(self.batch_tokens):
+            yield {
+                name: t.to(model.device, model.dtype if t.is_floating_point() else None)
+                for name, t in batch.items()
+            }
+
     def captured(self) -> list[Batch]:
         """Layer inputs of the model in its present state, captured on first use.
 
@@ -229,7 +261,9 @@ class Session:
             # Released first, so that only one capture is on disk at a time.
             self._captured = None
             self.model.eval()
-            self._captured = capture(self.view, self.batches())
+            self._captured = capture(
+                self.view, self.batches() if self.inputs is None else self._tensor_batches()
+            )
             self._captured_from = state
         return self._captured
 
@@ -272,6 +306,8 @@ class Session:
         }
         if self.calibration is not None:
             facts["session's", "calibration"] = checksum(self.calibration)
+        if self.inputs is not None:
+            facts["session's", "inputs"] = self.inputs.digest()
         if self.tokenizer is not None:
             facts["session's", "tokenizer"] = (
                 type(self.tokenizer).__name__,

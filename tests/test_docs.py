@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer
+from safetensors.torch import save_file
 
 from slm_plugin.cli.commands import app
 from slm_plugin.comparison.configuration import Comparison
@@ -18,6 +19,7 @@ from slm_plugin.models import families
 from slm_plugin.recipe import Recipe
 from slm_plugin.registry import pruners
 from tests.conftest import VOCABULARY, make_model, make_tokenizer
+from tests.encoders import make_inputs
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -117,6 +119,7 @@ def test_python_blocks_run(
 def test_recipes_are_valid(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole recipes and comparisons are valid; so are their stages or methods alone."""
     monkeypatch.chdir(tmp_path)
+    save_file(make_inputs("whisper_encoder"), "speech.safetensors")
     if re.search(r"^ *- onnx:", block.text, re.MULTILINE):
         pytest.importorskip("optimum.onnxruntime")
     keys = set(re.findall(r"^(\w+):", block.text, re.MULTILINE))

@@ -12,8 +12,9 @@ from slm_plugin.analysis.measurement import measure
 from slm_plugin.analysis.page import write_analysis
 from slm_plugin.analysis.record import Analysis
 from slm_plugin.calibration.samples import CalibrationSource
-from slm_plugin.errors import UserError
-from slm_plugin.models.loading import ModelSource
+from slm_plugin.errors import UnsupportedModelError, UserError
+from slm_plugin.models.encoders import is_encoder
+from slm_plugin.models.loading import ModelSource, folder_of
 from slm_plugin.outputs.claim import claim
 from slm_plugin.outputs.place import local
 from slm_plugin.preparation import calibration_record, prepare
@@ -60,6 +61,12 @@ def analyze(
     drawn.check()
     inputs = (*local("the model", model), *local("the calibration file", source))
     with claim(output, "analyze", overwrite=overwrite, inputs=inputs) as written:
+        folder = folder_of(wanted)
+        if folder is not None and is_encoder(folder):
+            raise UnsupportedModelError(
+                f"analyze compares the layers of plain decoders, and {model} is none",
+                hint="the plan of `block_influence` or `angular` holds the scores of its layers",
+            )
         session = prepare(wanted, calibration=drawn, seed=seed, trials=False)
         record = calibration_record(wanted, drawn, session)
         assert record is not None

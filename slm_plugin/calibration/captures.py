@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from slm_plugin.calibration.frames import valid_frames
 from slm_plugin.calibration.spool import Spool
 from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import inference_mode, nn, torch
@@ -15,23 +16,30 @@ from slm_plugin.models.view import DecoderView
 if TYPE_CHECKING:
     from torch import Tensor
 
+    # Token ids ``(samples, length)``, or tensors by the names that the class gives its inputs.
+    Given = Tensor | Mapping[str, Tensor]
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Layer inputs of some samples.
 
     Attributes:
-        tokens: Token ids, ``(samples, length)``.
+        tokens: Token ids, ``(samples, length)``; without columns where other tensors are read.
         inputs: Input of every layer, each ``(samples, length, hidden)``, read from disk, and as
             one more the last layer's output, before the final norm.
-        arguments: Keyword arguments that the decoder hands to every layer: mask, positions.
+        arguments: Keyword arguments that the model hands to every layer: mask, positions.
         final: Hidden state behind the final norm, ``(samples, length, hidden)``.
+        valid: Positions that are no padding, ``(samples, length)``; None where all count.
+        sees_all: Every position attends to all others; else the last one does.
     """
 
     tokens: Tensor
     inputs: Spool
     arguments: tuple[dict[str, Any], ...]
     final: Tensor
+    valid: Tensor | None = None
+    sees_all: bool = False
 
 
 def split(tokens: Tensor, batch_tokens: int) -> Iterator[Tensor]:
@@ -40,8 +48,8 @@ def split(tokens: Tensor, batch_tokens: int) -> Iterator[Tensor]:
 
 
 @inference_mode
-def capture(view: DecoderView, batches: Iterable[Tensor]) -> list[Batch]:
-    """Run the decoder once over every batch and keep what its layers see.
+def capture(view: DecoderView, batches: Iterable[Given]) -> list[Batch]:
+    """Run the layers once over every batch and keep what its layers see.
 
     Each layer runs on all batches before the next one does, so that a layer which is streamed
     from disk is read once. ``output_hidden_states`` would not do: it returns the last layer's
@@ -54,11 +62,13 @@ def capture(view: DecoderView, batches: Iterable[Tensor]) -> list[Batch]:
     hidden: list[Tensor] = []
     # Without padding, masks and positions depend on the shape alone: one of each is kept.
     by_shape: dict[torch.Size, tuple[dict[str, Any], ...]] = {}
-    for tokens in asked:
-        embedded, said = enter(view, tokens)
+    arguments = []
+    for given in asked:
+        embedded, said = enter(view, given)
         hidden.append(embedded)
-        by_shape.setdefault(tokens.shape, said)
-    arguments = [by_shape[tokens.shape] for tokens in asked]
+        if not isinstance(given, Mapping):
+            said = by_shape.setdefault(given.shape, said)
+        arguments.append(said)
     inputs = [Spool() for _ in asked]
     for index, layer in enumerate(view.layers):
         with held(layer):
@@ -73,7 +83,21 @@ def capture(view: DecoderView, batches: Iterable[Tensor]) -> list[Batch]:
             "the model produces NaN or infinity on the calibration set",
             hint="load it in float32 or bfloat16 and check its weights",
         )
-    return [Batch(*fields) for fields in zip(asked, inputs, arguments, hidden, strict=True)]
+    return [_batch(view, *fields) for fields in zip(asked, inputs, arguments, hidden, strict=True)]
+
+
+def _batch(
+    view: DecoderView,
+    given: Given,
+    inputs: Spool,
+    arguments: tuple[dict[str, Any], ...],
+    final: Tensor,
+) -> Batch:
+    if not isinstance(given, Mapping):
+        return Batch(given, inputs, arguments, final)
+    none = torch.empty((len(final), 0), dtype=torch.long)
+    valid = valid_frames(view, given, final.shape[1])
+    return Batch(none, inputs, arguments, final, valid, view.family.sees_all)
 
 
 def run_batches(
@@ -100,12 +124,12 @@ def run_batches(
     return states
 
 
-def enter(view: DecoderView, tokens: Tensor) -> tuple[Tensor, tuple[dict[str, Any], ...]]:
-    """What the decoder hands to its layers, without running one.
+def enter(view: DecoderView, given: Given) -> tuple[Tensor, tuple[dict[str, Any], ...]]:
+    """What the model hands to its layers, without running one.
 
     Args:
         view: The model.
-        tokens: Token ids, ``(samples, length)``.
+        given: Token ids, ``(samples, length)``, or the tensors that its class reads.
 
     Returns:
         The input of the first layer, ``(samples, length, hidden)``, and the keyword arguments of
@@ -114,22 +138,34 @@ def enter(view: DecoderView, tokens: Tensor) -> tuple[Tensor, tuple[dict[str, An
     from slm_plugin.models.torch_subclasses import Listener
 
     layers = view.layers
-    boxed = _returns_tuple(view, tokens)
+    boxed = _returns_tuple(view, given)
     listeners = [Listener(layer, boxed=boxed) for layer in layers]
     view.put_layers(nn.ModuleList(listeners))
     try:
-        view.decoder(**view.inputs(tokens))
+        _run(view, given)
     finally:
         view.put_layers(layers)
     return listeners[0].hidden, tuple(listener.arguments for listener in listeners)
+
+
+def _run(view: DecoderView, given: Given) -> None:
+    """Call the model without its head, or the part of it that holds the layers."""
+    if not isinstance(given, Mapping):
+        view.decoder(**view.inputs(given))
+        return
+    family = view.family
+    # Entered anew each time: a class may write zeros over what it is given.
+    view.decoder.get_submodule(family.entry)(
+        **{name: tensor.clone() for name, tensor in given.items()}, **family.passed
+    )
 
 
 # Whether layers of a class return tuples, which differs between releases of transformers.
 _boxed: dict[type[nn.Module], bool] = {}
 
 
-def _returns_tuple(view: DecoderView, tokens: Tensor) -> bool:
-    """Whether the model's layers return tuples: run two tokens through the first one and see."""
+def _returns_tuple(view: DecoderView, given: Given) -> bool:
+    """Whether the model's layers return tuples: run a little through the first one and see."""
     first = view.layers[0]
     if type(first) not in _boxed:
         found: list[object] = []
@@ -138,12 +174,19 @@ def _returns_tuple(view: DecoderView, tokens: Tensor) -> bool:
         view.put_layers(nn.ModuleList([first]))
         try:
             with held(first):
-                view.decoder(**view.inputs(tokens[:1, :2]))
+                _run(view, _little(given))
         finally:
             hook.remove()
             view.put_layers(layers)
         _boxed[type(first)] = isinstance(found[0], tuple)
     return _boxed[type(first)]
+
+
+def _little(given: Given) -> Given:
+    """Two tokens, or one sample where it cannot be cut."""
+    if isinstance(given, Mapping):
+        return {name: tensor[:1] for name, tensor in given.items()}
+    return given[:1, :2]
 
 
 def run_layers(layers: Iterable[nn.Module], hidden: Tensor, arguments: dict[str, Any]) -> Tensor:

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from slm_plugin.calibration.sources import TextSource, check_source, is_file, read_documents
+from slm_plugin.calibration.tensors import read_tensors
 from slm_plugin.calibration.token_files import refuse_ids, stored_ids
 from slm_plugin.counts import MOST, Count, Seed
 from slm_plugin.errors import CalibrationError
 from slm_plugin.lazy import inference_mode, torch
 from slm_plugin.record import Record
-from slm_plugin.texts import expanded, shown_path
+from slm_plugin.texts import expanded, regular_file, shown_path
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from slm_plugin.models.families.family import Family
 
 DEFAULT_SAMPLES = 10
 DEFAULT_LENGTH = 128
@@ -38,9 +41,13 @@ class CalibrationSource(TextSource):
         Field(
             min_length=1,
             description="builtin, self (the model writes it), a .txt or .jsonl file, token ids in "
-            ".json or .safetensors, or a datasets id",
+            ".json or .safetensors, a datasets id, or tensors for an encoder",
         ),
     ] = "builtin"
+    path: Annotated[
+        str | None,
+        Field(min_length=1, description=".safetensors file with the tensors of source: tensors"),
+    ] = None
     samples: Annotated[Count | None, Field(description="samples to draw (10)")] = None
     length: Annotated[int | None, Field(ge=2, le=MOST, description="tokens per sample (128)")] = (
         None
@@ -68,7 +75,10 @@ class CalibrationSource(TextSource):
             CalibrationError: The file is missing or malformed, or the source is no such thing.
             MissingExtraError: A dataset is asked for and `datasets` is not installed.
         """
-        if self.source == "self":
+        if self.source == "self" and self.path is None:
+            return
+        if self.source == "tensors" or self.path is not None:
+            self._check_tensors()
             return
         check_source(self.source)
         if self.is_token_file:
@@ -76,15 +86,60 @@ class CalibrationSource(TextSource):
         elif is_file(self.source):
             read_documents(self, "calibration")
 
+    def unsuited(self, family: Family) -> str:
+        """Why it does not calibrate a model, with the remedy; empty where it does."""
+        if family.by_tensors and self.source != "tensors" and self.path is None:
+            names = ", ".join(family.inputs)
+            return (
+                f"a {family.label} is calibrated by tensors ({names}), not by '{self.source}'; "
+                "write `calibration: {source: tensors, path: FILE.safetensors}`"
+            )
+        if self.source == "tensors" and not family.by_tensors:
+            return (
+                f"tensors calibrate encoders, and {family.architecture} is a decoder; name a text "
+                "or a file of token ids as `source`"
+            )
+        return ""
+
+    def _check_tensors(self) -> None:
+        if self.source != "tensors":
+            raise CalibrationError(
+                f"path goes with source: tensors, not with '{self.source}'",
+                hint="write `source: tensors`, or remove `path`",
+            )
+        if self.path is None:
+            raise CalibrationError(
+                "source: tensors needs `path`", hint="add `path: FILE.safetensors`"
+            )
+        if not self.path.lower().endswith(".safetensors"):
+            raise CalibrationError(
+                f"{shown_path(self.path)} is no .safetensors file",
+                hint="save the tensors with safetensors.torch.save_file",
+            )
+        drawing = ("samples", "length", "seed", "split", "config")
+        stated = [name for name in drawing if getattr(self, name) is not None]
+        if stated:
+            raise CalibrationError(
+                f"`{stated[0]}` says how to draw text, and tensors are used as they are",
+                hint=f"remove `{stated[0]}`",
+            )
+        if wrong := regular_file(expanded(self.path)):
+            raise CalibrationError(wrong)
+        read_tensors(expanded(self.path))
+
 
 class CalibrationRecord(Record):
-    """What a run calibrated on; ``sha256`` is over the token ids."""
+    """What a run calibrated on; ``sha256`` is over the token ids or the tensors.
+
+    Of tensors ``length`` counts positions before any layer shortens them, padding included.
+    """
 
     source: str
     samples: int
     length: int
     seed: int
     sha256: str
+    unit: Literal["tokens", "positions"] = "tokens"
 
     @classmethod
     def of(cls, source: CalibrationSource, tokens: Tensor, seed: int) -> CalibrationRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,18 @@ ModelName = Annotated[str, typer.Argument(help="Alias, checkpoint folder, .gguf 
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override, as stages.0.target.ratio=0.2; repeat for more."),
+]
+
+
+class Stack(str, Enum):
+    """The two stacks of layers of an encoder-decoder."""
+
+    encoder = "encoder"
+    decoder = "decoder"
+
+
+StackName = Annotated[
+    Stack | None, typer.Option("--stack", help="Which stack of layers, where a model has two.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from slm_plugin.cli.app import (
     ModelName,
     Overrides,
     RecipePath,
+    StackName,
     app,
     print_json,
     print_line,
@@ -55,6 +56,7 @@ def list_components(
         str | None,
         typer.Option("--model", help="Say which of them work on this model, and why not."),
     ] = None,
+    stack: StackName = None,
     families: Annotated[
         bool, typer.Option("--families", help="Say which work on which family, as Markdown.")
     ] = False,
@@ -76,7 +78,8 @@ def list_components(
         quiet_libraries()
         from slm_plugin.models.loading import ModelSource, facts_of
 
-        found = components(*facts_of(ModelSource(id=model, device="cpu")))
+        source = ModelSource(id=model, device="cpu", stack=None if stack is None else stack.value)
+        found = components(*facts_of(source))
         table = suitability_table(model, found)
     if as_json:
         print_json(json.dumps(found, indent=2))
@@ -103,20 +106,22 @@ def explain(
 @app.command()
 def inspect(
     model: ModelName,
+    stack: StackName = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a model's dimensions, its parameters by part, and what can be pruned."""
     quiet_libraries()
     from slm_plugin.inspection import inspection, inspection_table
     from slm_plugin.models.gguf import is_gguf
-    from slm_plugin.models.loading import ModelSource, load
+    from slm_plugin.models.loading import ModelSource, facts_of, load
     from slm_plugin.models.view import DecoderView
 
-    # Only shapes are needed, so layers are not loaded, except those of a GGUF file.
-    memory: Literal["whole", "layerwise"] = "whole" if is_gguf(model) else "layerwise"
-    source = ModelSource(id=model, device="cpu", memory=memory)
+    source = ModelSource(id=model, device="cpu", stack=None if stack is None else stack.value)
+    # Only shapes are needed, so layers are not loaded where they can be left out.
+    if not (is_gguf(model) or facts_of(source)[0].by_tensors):
+        source = source.model_copy(update={"memory": "layerwise"})
     network, _ = load(source)
-    found = inspection(DecoderView.of(network))
+    found = inspection(DecoderView.of(network, source.stack))
     if as_json:
         print_json(json.dumps(found, indent=2))
     else:

@@ -26,6 +26,7 @@ from slm_plugin.recipe.parts import (
     entries,
     named_entries,
     stored_config,
+    stored_family,
     stored_layers,
     unsuited,
 )
@@ -35,6 +36,7 @@ from slm_plugin.target import Target
 from slm_plugin.texts import shown_path
 
 AS_PRUNED = "none"
+ONLY_DECODERS = "comparisons are of plain decoders, whose text can be measured"
 # Keys of a method that are not options of the strategy.
 _OWN = ("prune", "label", "recover")
 
@@ -275,10 +277,16 @@ def _check_needs(
     """
     made = [Placed(m.place, m.component.at(targets[0].component)) for m in methods if targets]
     repairs = [one for one in others if isinstance(one.component, Recovery)]
-    check_calibration(frame.calibration, [*made, *repairs], mistakes)
     config = stored_config(frame.model.id)
-    mistakes.extend(unsuited(config, [*made, *others]))
-    layers = stored_layers(config)
+    family = None
+    with mistakes.caught("model", "stack"):
+        family = stored_family(config, frame.model.stack)
+    if family is not None and family.by_tensors:
+        mistakes.add(f"{ONLY_DECODERS}, and {family.architecture} is none", "model", "id")
+        return
+    check_calibration(frame.calibration, [*made, *repairs], mistakes, family)
+    mistakes.extend(unsuited(config, family, [*made, *others]))
+    layers = stored_layers(config, family)
     for target in targets:
         removed = target.component.layers_removed
         if layers is not None and removed is not None and removed >= layers:

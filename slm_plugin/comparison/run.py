@@ -14,11 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from slm_plugin.calibration.samples import digest
 from slm_plugin.comparison.cache import CellCache, is_cell, is_plan
-from slm_plugin.comparison.configuration import Comparison, Method, named
+from slm_plugin.comparison.configuration import ONLY_DECODERS, Comparison, Method, named
 from slm_plugin.comparison.cost import measure_cost
 from slm_plugin.comparison.page import write_comparison
 from slm_plugin.comparison.record import Cell, ComparisonReport, Cost, Planned
-from slm_plugin.errors import OutputError, SlmError, TargetError, UserError
+from slm_plugin.errors import (
+    OutputError,
+    SlmError,
+    TargetError,
+    UnsupportedModelError,
+    UserError,
+)
 from slm_plugin.evaluation.base import Evaluator, Measurement
 from slm_plugin.lazy import torch
 from slm_plugin.models.bundled import cache_folder
@@ -122,6 +128,11 @@ def _compared(
         check_targets=lambda session: _check_targets(comparison, session),
         trials=not (fresh or known),
     )
+    if dense.view.family.by_tensors:
+        raise UnsupportedModelError(
+            f"{ONLY_DECODERS}, and {dense.original.architecture} is none",
+            hint="prune it by each strategy in turn: slm_plugin.prune, or a recipe",
+        )
     cache = CellCache.of(cache_folder() / "cells", _facts(dense), fresh=fresh, known=known)
     cells = tuple(_cells(_Run(comparison, dense, cache, known)))
     return ComparisonReport(

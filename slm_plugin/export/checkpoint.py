@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import re
@@ -23,6 +24,8 @@ from slm_plugin.errors import (
 )
 from slm_plugin.evaluation.isolation import isolated
 from slm_plugin.export.base import Check, Exporter, ExportRecord
+from slm_plugin.export.companions import carry_over
+from slm_plugin.export.encoder_parity import OUTPUTS, write_outputs
 from slm_plugin.export.layerwise import LOGITS, save_streamed, streamed_reference
 from slm_plugin.export.parity import (
     DIFFERENCE,
@@ -58,6 +61,7 @@ FIGURES = {
     "parameters": ("difference in parameters", "parameters"),
     "weights": ("other SHA-256 of all weights", "hashes"),
     "sentences": ("sentences encoded otherwise", "sentences"),
+    "outputs": (OUTPUTS, "outputs"),
 }
 
 
@@ -104,9 +108,14 @@ class CheckpointExporter(Exporter):
 
     A model that is streamed from disk is written tensor by tensor, and the fresh process reads it
     layer by layer as well: the same figures, but no tokens are generated, and the record says so.
+
+    A checkpoint of an encoder is loaded by the class that its config names. What that class puts
+    out on random inputs is equal to the last bit. Files of processors and tokenizers are carried
+    over from the folder that the model was loaded from.
     """
 
     unlisted: ClassVar[bool] = True
+    whole_layers: ClassVar[bool] = True
     streams = True
     Options = CheckpointOptions
 
@@ -152,7 +161,10 @@ def save_checkpoint(session: Session, folder: Path, *, max_shard_size: str = "5G
                 _save_tokenizer(session.tokenizer, folder)
         # save_pretrained refuses settings that from_pretrained took, such as a temperature
         # without sampling; to_json_file writes what is there.
-        generation.to_json_file(folder / "generation_config.json")
+        if generation is not None:
+            generation.to_json_file(folder / "generation_config.json")
+        if session.companions is not None:
+            carry_over(session.companions, folder)
     except (OSError, safetensors.SafetensorError) as error:
         raise OutputError(
             f"cannot write the checkpoint {folder}: {error}",
@@ -221,23 +233,26 @@ def write_reference(session: Session, file: Path) -> float:
     Returns:
         Largest allowed difference of a logit.
     """
-    streamed = is_streamed(session.model)
-    expected = streamed_reference(session) if streamed else reference(session)
-    tolerance = (
-        TOLERANCES.get(str(session.model.dtype), TOLERANCES["torch.float32"]) * expected.scale
-    )
     facts = {
-        "tolerance": repr(tolerance),
         "parameters": str(sum(p.numel() for p in session.model.parameters())),
         "weights": session.fingerprint().weights,
     }
     attention = plain_attention(session.model)
     if attention is not None:
         facts["attention"] = attention
-    if streamed:
-        facts["memory"] = "layerwise"
     if session.tokenizer is not None:
         facts["sentences"] = json.dumps(encode(session.tokenizer))
+    if session.view.family.by_tensors:
+        write_outputs(session, file, facts)
+        return 0.0
+    streamed = is_streamed(session.model)
+    expected = streamed_reference(session) if streamed else reference(session)
+    tolerance = (
+        TOLERANCES.get(str(session.model.dtype), TOLERANCES["torch.float32"]) * expected.scale
+    )
+    facts["tolerance"] = repr(tolerance)
+    if streamed:
+        facts["memory"] = "layerwise"
     expected.write(file, facts)
     return tolerance
 
@@ -265,24 +280,32 @@ def _run_reload(python: str, folder: Path, file: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _clean_config(session: Session) -> Iterator[GenerationConfig]:
+def _clean_config(session: Session) -> Iterator[GenerationConfig | None]:
     """Give the model, while it is saved, a config without leftovers and with ``head_dim``.
 
     Whether the head is the embedding is what the model does, whatever its config says.
 
     Yields:
-        The generation settings to write.
+        The generation settings to write; None for a model that generates nothing.
     """
     from transformers import GenerationConfig
 
     model: PreTrainedModel = session.model
-    own, own_generation = model.config, model.generation_config
+    own, own_generation = model.config, getattr(model, "generation_config", None)
+    if own_generation is None:
+        model.config = copy.deepcopy(own)
+        try:
+            yield None
+        finally:
+            model.config = own
+        return
     config, generation = without_generation(model)
     # transformers refuses to save a model that it still takes for a quantised one.
     config.__dict__.pop("quantization_config", None)
     if session.view.family.own_head_dim:
         config.head_dim = session.view.dimensions().head_dim
-    config.tie_word_embeddings = session.view.tied
+    if not session.view.family.by_tensors:
+        config.tie_word_embeddings = session.view.tied
     model.config, model.generation_config = config, GenerationConfig()
     try:
         yield generation

@@ -14,8 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from slm_plugin.export.encoder_parity import measure_encoder
 from slm_plugin.export.layerwise import measure_streamed
 from slm_plugin.export.parity import Reference, departure, encode
+from slm_plugin.lazy import safetensors
 from slm_plugin.models.fingerprint import fingerprint
 
 
@@ -28,6 +30,9 @@ def measure(folder: Path, reference_file: Path) -> dict[str, Any]:
     """
     from transformers import AutoModelForCausalLM
 
+    facts = facts_of(reference_file)
+    if "class" in facts:
+        return measure_encoder(folder, reference_file, facts) | _sentences(folder, facts)
     expected, facts = Reference.read(reference_file)
     if facts.get("memory") == "layerwise":
         streamed = measure_streamed(folder, expected, facts)
@@ -50,6 +55,13 @@ def measure(folder: Path, reference_file: Path) -> dict[str, Any]:
         "weights": int(fingerprint(model).weights != facts["weights"]),
         **_sentences(folder, facts),
     }
+
+
+def facts_of(reference_file: Path) -> dict[str, str]:
+    """What stands beside the tensors of a reference."""
+    with safetensors.safe_open(reference_file, framework="pt") as stored:
+        facts: dict[str, str] = stored.metadata()
+        return facts
 
 
 def _sentences(folder: Path, facts: dict[str, str]) -> dict[str, int]:

@@ -113,7 +113,7 @@ def check_fields(config: Mapping[str, Any], family: Family, where: Where) -> Non
         if name in config:
             check(where.at(family.own_name(name)), config[name])
     for name in FOREIGN:
-        if config.get(name):
+        if config.get(name) and name not in family.reads:
             raise problem(where.at(name), config[name], f"absent: no {family.model_type} has it")
     for name, neutral in NEUTRAL.items():
         found = config.get(name)

@@ -94,6 +94,8 @@ RUNTIME = frozenset(
         "partial_rotary_factor",
     }
 )
+# Of these, what makes up the head of an encoder, or an encoder-decoder.
+OF_THE_HEAD = ("id2label", "label2id", "num_labels", "problem_type", "is_encoder_decoder")
 # transformers 5 refuses a whole number for them.
 FRACTIONS = ("rms_norm_eps", "initializer_range")
 FORMATS = ("float32", "bfloat16", "float16", "float64")
@@ -114,8 +116,12 @@ class Configuration:
     generation: dict[str, Any]
 
 
-def read_configuration(file: Path) -> Configuration:
+def read_configuration(file: Path, stack: str | None = None) -> Configuration:
     """Read a ``config.json``, check it and adapt it to the installed transformers.
+
+    Args:
+        file: The file.
+        stack: Which of the model's two stacks of layers, where it has two.
 
     Raises:
         ModelSourceError: It is malformed, contradicts itself, or describes quantised weights.
@@ -123,7 +129,7 @@ def read_configuration(file: Path) -> Configuration:
     """
     content = read_object(file)
     where = Where(str(file))
-    family = _family(content, where)
+    family = _family(content, where, stack)
     if not family.listed:
         raise UnsupportedModelError(
             f"{file}: {family.architecture} is no listed family, so its config cannot be checked",
@@ -131,6 +137,8 @@ def read_configuration(file: Path) -> Configuration:
         )
     _refuse_quantised(content, where)
     check_fields(content, family, where)
+    if family.by_tensors:
+        return _whole_layers(content, family, where)
     rope = rope_settings(content, head_dim(content, family), family, where)
     generation = {k: v for k, v in content.items() if k in GENERATION and v is not None}
     kept = {k: v for k, v in content.items() if k not in GENERATION and k not in RUNTIME}
@@ -152,16 +160,36 @@ def read_configuration(file: Path) -> Configuration:
     return Configuration(family.architecture, config, generation)
 
 
-def _family(content: Mapping[str, Any], where: Where) -> Family:
+def _whole_layers(content: dict[str, Any], family: Family, where: Where) -> Configuration:
+    """The config of an encoder: what belongs to its head stays in it, as its labels."""
+    layers: dict[str, Any] = {
+        name: content[name]
+        for name in ("num_hidden_layers", "encoder_layers")
+        if family.stack and name in content
+    }
+    where.check_agreement(layers)
+    named = content.get("architectures") or [family.architecture]
+    config_class = getattr(transformers, family.config_name)
+    own = {n: v for n, v in content.items() if n not in RUNTIME}
+    _refuse_clobbering(own, config_class, where)
+    kept = own | {name: content[name] for name in OF_THE_HEAD if name in content}
+    kept |= {"architectures": named, "dtype": _number_format(content, where)}
+    with reading(f"transformers {transformers.__version__} does not take {where.file}"):
+        config = config_class.from_dict(kept)
+        config._attn_implementation = _attention(content, family, where)
+    return Configuration(named[0], config, {})
+
+
+def _family(content: Mapping[str, Any], where: Where, stack: str | None) -> Family:
     """The family of the class that the config names, by its own name or by its model type."""
     stated, model_type = content.get("architectures"), content.get("model_type")
     if not isinstance(model_type, str | None):
         raise problem(where.at("model_type"), model_type, "a name, as llama")
     if stated is None or stated == []:
-        return family_of_type(model_type, where.file)
+        return family_of_type(model_type, where.file, stack)
     if not isinstance(stated, list) or len(stated) != 1 or not isinstance(stated[0], str):
         raise problem(where.at("architectures"), stated, "a list of one class name")
-    family = family_of(stated[0])
+    family = family_of(stated[0], stack)
     if model_type is not None and model_type != family.model_type:
         raise where.contradiction(f"architectures {stated[0]} and model_type {model_type}")
     return family

@@ -13,8 +13,13 @@ SMALL = ["*.json", "*.model", "*.txt", "*.jinja"]
 SUBFOLDERS = ["*/*"]
 
 
-def fetched(name: str, revision: str | None) -> Path:
+def fetched(name: str, revision: str | None, stack: str | None = None) -> Path:
     """The folder of a checkpoint in the Hub's cache, fetched as far as it is not there.
+
+    Args:
+        name: Its id.
+        revision: Branch, tag or commit.
+        stack: Which of the model's two stacks of layers, where it has two.
 
     Raises:
         ModelSourceError: It cannot be fetched, or its config or its files are refused.
@@ -28,7 +33,7 @@ def fetched(name: str, revision: str | None) -> Path:
     )
     with reading(f"cannot fetch '{name}' from the Hugging Face Hub", hint=hint):
         config = Path(hf_hub_download(name, "config.json", revision=revision))
-        read_configuration(config)
+        read_configuration(config, stack)
         # What a branch or tag means now is what all files are taken from.
         commit = config.parent.name
         folder = snapshot_download(

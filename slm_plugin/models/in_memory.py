@@ -15,16 +15,21 @@ from slm_plugin.progress import say
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# Packages whose modules stand in the layers of stock classes.
+STOCK = ("torch", "transformers")
 
-def check_given(model: object, tokenizer: object) -> None:
+
+def check_given(model: object, tokenizer: object, stack: str | None = None) -> None:
     """Check that a model and its tokenizer are such, and that the model can be pruned.
 
     Args:
         model: What was passed as the model.
         tokenizer: What was passed as its tokenizer, or None.
+        stack: Which of its two stacks of layers, where it has two.
 
     Raises:
-        UserError: One of them is of another type, or the weights are not in memory.
+        UserError: One of them is of another type, the weights are not in memory, or the model has
+            no such stack.
         UnsupportedModelError: The class is not supported, or modules of a layer were replaced.
     """
     if not isinstance(model, transformers.PreTrainedModel):
@@ -42,10 +47,10 @@ def check_given(model: object, tokenizer: object) -> None:
             f"the tokenizer is of type {type(tokenizer).__name__}, not a tokenizer of transformers",
             hint="load it with AutoTokenizer.from_pretrained, or pass None",
         )
-    _check_plain(model)
+    _check_plain(model, stack)
 
 
-def _check_plain(model: PreTrainedModel) -> None:
+def _check_plain(model: PreTrainedModel, stack: str | None) -> None:
     """Check that the model's weights are in memory and its modules those of its stock class.
 
     Raises:
@@ -61,7 +66,10 @@ def _check_plain(model: PreTrainedModel) -> None:
         )
     if not is_known(type(model).__name__):
         describe(model)
-    view = DecoderView.of(model)
+    view = DecoderView.of(model, stack)
+    if view.family.by_tensors:
+        _check_whole_layers(view)
+        return
     config = model.config
     if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
         say(
@@ -78,6 +86,28 @@ def _check_plain(model: PreTrainedModel) -> None:
                 "PyTorch",
                 hint="merge adapters first (merge_and_unload), and load weights unquantised",
             )
+
+
+def _check_whole_layers(view: DecoderView) -> None:
+    """Check an encoder: its settings, and that nobody replaced a module of its layers.
+
+    Raises:
+        ModelSourceError: A setting is not supported.
+        UnsupportedModelError: A module of a layer is of another library.
+    """
+    settings = view.config.to_dict()
+    for name, check in view.family.fields.items():
+        if name in settings:
+            check(f"{name} of the model's config", settings[name])
+    for index, layer in enumerate(view.layers):
+        for name, module in layer.named_modules():
+            kind = type(module)
+            if kind.__module__.partition(".")[0] not in STOCK:
+                raise UnsupportedModelError(
+                    f"{name or 'all'} of layer {index} is a {kind.__module__}.{kind.__qualname__}, "
+                    "no module of PyTorch or transformers",
+                    hint="merge adapters first (merge_and_unload), and load weights unquantised",
+                )
 
 
 def _modules(view: DecoderView) -> list[tuple[str, Any, type[nn.Module]]]:

@@ -15,6 +15,7 @@ from slm_plugin.errors import ModelSourceError
 from slm_plugin.lazy import torch
 from slm_plugin.models.bundled import BUNDLED, bundled_folder
 from slm_plugin.models.checkpoint import read_checkpoint
+from slm_plugin.models.encoders import is_encoder, read_encoder
 from slm_plugin.models.families import family_of
 from slm_plugin.models.families.family import Family
 from slm_plugin.models.gguf import is_gguf, read_gguf
@@ -35,6 +36,20 @@ if TYPE_CHECKING:
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
 # As huggingface_hub has it, without what only a path could be.
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+
+
+def folder_of(source: ModelSource) -> Path | None:
+    """The folder that a source means; None for a file.
+
+    Raises:
+        ModelSourceError: It cannot be found or fetched.
+    """
+    path = _path(source.id)
+    if source.id in BUNDLED:
+        return bundled_folder(source.id)
+    if is_gguf(source.id):
+        return None
+    return path if path.is_dir() else fetched(source.id, source.revision, source.stack)
 
 
 def check_device(device: str) -> str:
@@ -79,6 +94,10 @@ class ModelSource(Record):
             "from its safetensors files"
         ),
     ] = "whole"
+    stack: Annotated[
+        Literal["encoder", "decoder"] | None,
+        Field(description="which stack of layers, where a model has two, as Whisper"),
+    ] = None
 
     @field_validator("id")
     @classmethod
@@ -123,8 +142,10 @@ def load(
     elif path.is_dir():
         model, tokenizer = _from_files(path, source, accept)
     else:
-        model, tokenizer = _from_files(fetched(source.id, source.revision), source, accept)
-    DecoderView.of(model)
+        model, tokenizer = _from_files(
+            fetched(source.id, source.revision, source.stack), source, accept
+        )
+    DecoderView.of(model, source.stack)
     _refuse_non_finite(model, source.id)
     model.eval()
     return model if is_streamed(model) else model.to(device), tokenizer
@@ -207,7 +228,11 @@ def pick_device(device: str) -> torch.device:
 def _from_files(
     folder: Path, source: ModelSource, accept: Accept
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    if is_encoder(folder):
+        encoder = read_encoder(folder, source.id, source.stack, source.memory, source.dtype, accept)
+        return encoder, None
     checkpoint = read_checkpoint(folder, source.id)
+    family_of(checkpoint.configuration.architecture, source.stack)
     configuration = checkpoint.configuration
     accept(family_of(configuration.architecture), configuration.config.to_dict())
     tokenizer = read_tokenizer(folder, checkpoint.configuration.config, source.id)

@@ -157,7 +157,9 @@ def _modules(model: nn.Module) -> State:
             if attribute == "forward":
                 found["forward method of", place] = value
             plain = value is None or isinstance(value, bool | int | float | str)
-            if plain and not moving and attribute != "training" and attribute[0] != "_":
+            # What a module remembers of the last length, as Wav2Vec2-Conformer's positions do.
+            moving_part = moving or attribute.startswith("cached_")
+            if plain and not moving_part and attribute != "training" and attribute[0] != "_":
                 found["attribute", f"{name}.{attribute}".lstrip(".")] = value
         for attribute, buffer in module._buffers.items():
             if buffer is not None and not moving and not buffer.is_meta:

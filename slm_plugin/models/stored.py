@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# What batch norms count and which positions there are: no weights, so no quantised ones.
+COUNTERS = ("num_batches_tracked", "position_ids")
+COUNTS = {"I64": "int64"}
 _NAMES = {f"torch.{dtype}": name for name, dtype in FORMATS.items()}
 # The limit of the safetensors library.
 LONGEST_HEADER = 100_000_000
@@ -150,7 +153,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
                 raise ModelSourceError(f"{file} is no safetensors file", hint=_DAMAGED)
             entries = parse_object(opened.read(length))
         entries.pop("__metadata__", None)
-        found = {name: _entry(file, 8 + length, size, entry) for name, entry in entries.items()}
+        found = {name: _entry(file, name, 8 + length, size, e) for name, e in entries.items()}
     except OSError as error:
         raise ModelSourceError(f"cannot read {file}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -168,8 +171,9 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def _entry(file: Path, start: int, size: int, entry: dict[str, Any]) -> StoredTensor:
-    if entry["dtype"] not in FORMATS:
+def _entry(file: Path, name: str, start: int, size: int, entry: dict[str, Any]) -> StoredTensor:
+    formats = FORMATS | COUNTS if name.rpartition(".")[2] in COUNTERS else FORMATS
+    if entry["dtype"] not in formats:
         raise ModelSourceError(
             f"{file} holds weights in the format {entry['dtype']}: quantised ones cannot be read",
             hint=f"dequantise them first; read are {', '.join(FORMATS)}",
@@ -177,7 +181,7 @@ def _entry(file: Path, start: int, size: int, entry: dict[str, Any]) -> StoredTe
     shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
     if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
         raise ValueError("a shape or an offset is no count")
-    dtype = getattr(torch, FORMATS[entry["dtype"]])
+    dtype = getattr(torch, formats[entry["dtype"]])
     if end - begin != math.prod(shape) * dtype.itemsize or start + end > size:
         raise ModelSourceError(f"{file} is shorter than its header says", hint=_DAMAGED)
     return StoredTensor(file, start + begin, shape, dtype)

@@ -1,4 +1,4 @@
-"""One view of every supported decoder: where its layers, projections, norms and heads are."""
+"""One view of every supported model: where its layers, projections, norms and heads are."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 class Dimensions(Record):
-    """Sizes of a decoder with uniform layers, and the parameters per unit of each kind.
+    """Sizes of a stack of uniform layers, and the parameters per unit of each kind.
 
     All ``*_parameters`` count scalars; tied embeddings count once. A unit that cannot be removed
     from models of this family has 0. Experts are those that a router chooses from, each with its
-    row of the router; plans of versions that did not know them say 0.
+    row of the router; plans of versions that did not know them say 0. Where a model has two stacks
+    of layers, ``stack`` says which one this is. Without token ids ``vocab_size`` is 0.
     """
 
     architecture: str
@@ -46,6 +47,7 @@ class Dimensions(Record):
     experts: int = 0
     experts_per_token: int = 0
     expert_parameters: int = 0
+    stack: str = ""
 
     @property
     def queries_per_group(self) -> int:
@@ -92,24 +94,31 @@ class Dimensions(Record):
 
 @dataclass(frozen=True, slots=True)
 class DecoderView:
-    """Access to a causal language model's embedding, layers, final norm and head."""
+    """Access to a model's stack of layers, the norm behind it, and a decoder's embedding and head.
+
+    Attributes:
+        model: The model.
+        stack: Which of its two stacks, where it has two.
+    """
 
     model: PreTrainedModel
+    stack: str | None = None
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> DecoderView:
+    def of(cls, model: PreTrainedModel, stack: str | None = None) -> DecoderView:
         """Wrap a model.
 
         Raises:
             UnsupportedModelError: There is no family for the model's class.
+            UserError: The class has two stacks of layers and none is named, or no such stack.
         """
-        family_of(type(model).__name__)
-        return cls(model)
+        family_of(type(model).__name__, stack)
+        return cls(model, stack)
 
     @property
     def family(self) -> Family:
         """What is true of the model's class."""
-        return family_of(type(self.model).__name__)
+        return family_of(type(self.model).__name__, self.stack)
 
     @property
     def config(self) -> PretrainedConfig:
@@ -118,22 +127,26 @@ class DecoderView:
 
     @property
     def decoder(self) -> nn.Module:
-        """The model without its language-modelling head."""
+        """The model without its head."""
+        if self.family.by_tensors:
+            return cast(nn.Module, self.model.base_model)
         return cast(nn.Module, self.model.get_submodule(self.family.decoder))
 
     @property
     def layers(self) -> nn.ModuleList:
-        """Decoder layers, bottom first."""
+        """The layers, bottom first."""
         return cast(nn.ModuleList, self.decoder.get_submodule(self.family.layers))
 
     def put_layers(self, layers: nn.ModuleList) -> None:
         """Replace all layers."""
-        setattr(self.decoder, self.family.layers, layers)
+        holder, _, name = self.family.layers.rpartition(".")
+        setattr(self.decoder.get_submodule(holder), name, layers)
 
     @property
     def norm(self) -> nn.Module:
-        """The norm between the last layer and the head."""
-        return self.decoder.get_submodule(self.family.norm)
+        """The norm behind the last layer; the identity where there is none."""
+        path = self.family.norm_of(self.config.to_dict())
+        return self.decoder.get_submodule(path) if path else nn.Identity()
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -158,6 +171,11 @@ class DecoderView:
     @property
     def tied(self) -> bool:
         """Whether the head shares the embedding's weights."""
+        if self.family.by_tensors:
+            head: Any = self.model.get_output_embeddings()
+            place = self.family.embedding
+            own: Any = self.decoder.get_submodule(place) if place else None
+            return head is not None and own is not None and head.weight is own.weight
         return self.head.weight is self.embedding.weight
 
     def dimensions(self) -> Dimensions:
@@ -175,6 +193,8 @@ class DecoderView:
                     hint="only decoders with uniform layers can be pruned",
                 )
         family = self.family
+        if family.by_tensors:
+            return self._whole_layers()
         modules = projections(first, family)
         head_dim = _head_dim(first, family, self.config)
         heads, kv_heads = _heads(modules, head_dim, self.config)
@@ -200,6 +220,28 @@ class DecoderView:
             experts=0 if experts is None else experts.count,
             experts_per_token=0 if experts is None else int(self.config.num_experts_per_tok),
             expert_parameters=0 if experts is None else experts.parameters,
+        )
+
+    def _whole_layers(self) -> Dimensions:
+        """Dimensions of a stack whose layers are only dropped or merged whole."""
+        family, sizes = self.family, self.family.canonical(self.config.to_dict())
+        hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+        embedding: Any = self.decoder.get_submodule(family.embedding) if family.embedding else None
+        return Dimensions(
+            architecture=type(self.model).__name__,
+            layers=len(self.layers),
+            hidden_size=hidden,
+            intermediate_size=sizes["intermediate_size"],
+            attention_heads=heads,
+            kv_heads=heads,
+            head_dim=hidden // heads,
+            vocab_size=0 if embedding is None else embedding.num_embeddings,
+            tied_embeddings=self.tied,
+            parameters=sum(p.numel() for p in self.model.parameters()),
+            layer_parameters=sum(p.numel() for _, p in own_parameters(self.layers[0])),
+            channel_parameters=0,
+            kv_group_parameters=0,
+            stack=family.stack,
         )
 
     def projections(self, layer: nn.Module) -> dict[str, nn.Linear]:

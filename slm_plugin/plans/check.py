@@ -19,6 +19,7 @@ MOST = {"layers": 100_000, "attention_heads": 1 << 16, "kv_heads": 1 << 16}
 _MOST_OTHERWISE = 1 << 62
 # What a family may lack.
 MAY_BE_ZERO = frozenset({
+    "vocab_size",
     "channel_parameters",
     "kv_group_parameters",
     "experts",

@@ -23,6 +23,7 @@ from slm_plugin.recipe.parts import (
     entries,
     named_entries,
     stored_config,
+    stored_family,
     stored_layers,
     unsuited,
 )
@@ -93,9 +94,12 @@ def _check_frame(
     if frame.model is not None:
         check_surroundings(frame.model, mistakes)
         config = stored_config(frame.model.id)
-        _check_layers(stored_layers(config), stages, mistakes)
-        mistakes.extend(unsuited(config, (*stages, *measured, *written)))
-        check_calibration(frame.calibration, stages, mistakes)
+        family = None
+        with mistakes.caught("model", "stack"):
+            family = stored_family(config, frame.model.stack)
+        _check_layers(stored_layers(config, family), stages, mistakes)
+        mistakes.extend(unsuited(config, family, (*stages, *measured, *written)))
+        check_calibration(frame.calibration, stages, mistakes, family)
         if frame.model.memory == "layerwise":
             mistakes.extend(unstreamable((*stages, *measured, *written), frame.calibration))
     elif frame.calibration is not None:

@@ -11,11 +11,12 @@ from pydantic import BaseModel, Field, create_model
 
 from slm_plugin.calibration.samples import CalibrationSource
 from slm_plugin.counts import Seed
-from slm_plugin.errors import UnsupportedModelError, UserError
+from slm_plugin.errors import CalibrationError, UnsupportedModelError, UserError
 from slm_plugin.evaluation.base import Evaluator
 from slm_plugin.export.base import Exporter
 from slm_plugin.models.bundled import BUNDLED, check_cache
 from slm_plugin.models.families import family_of, family_of_type
+from slm_plugin.models.families.family import Family
 from slm_plugin.models.families.suitability import complaint
 from slm_plugin.models.loading import ModelSource, check_name
 from slm_plugin.pruners.base import Pruner
@@ -131,18 +132,35 @@ def stored_config(model: str) -> Mapping[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def stored_layers(config: Mapping[str, Any]) -> int | None:
+def stored_family(config: Mapping[str, Any], stack: str | None) -> Family | None:
+    """The family that a `stored_config` means; None where that is not known.
+
+    Raises:
+        UserError: Its class has two stacks of layers and none is named, or it has no such stack.
+    """
+    named = config.get("architectures")
+    try:
+        return (
+            family_of(named[0], stack) if named else family_of_type(config["model_type"], "", stack)
+        )
+    except (KeyError, TypeError, UnsupportedModelError):
+        return None
+
+
+def stored_layers(config: Mapping[str, Any], family: Family | None) -> int | None:
     """Number of layers that a `stored_config` states; None where unknown."""
-    layers = config.get("num_hidden_layers")
+    name = "num_hidden_layers"
+    if family is not None and family.stack:
+        name = family.own_name(name)
+    layers = config.get(name)
     return layers if type(layers) is int and layers > 0 else None
 
 
-def unsuited(config: Mapping[str, Any], components: Iterable[Placed[Any]]) -> Iterator[Problem]:
+def unsuited(
+    config: Mapping[str, Any], family: Family | None, components: Iterable[Placed[Any]]
+) -> Iterator[Problem]:
     """Problems of components that cannot be used with the model of a `stored_config`."""
-    named = config.get("architectures")
-    try:
-        family = family_of(named[0]) if named else family_of_type(config["model_type"], "")
-    except (KeyError, TypeError, UnsupportedModelError):
+    if family is None:
         return
     for one in components:
         found = complaint(one.component, family, config)
@@ -194,6 +212,7 @@ def check_calibration(
     calibration: CalibrationSource | None,
     wanting: Iterable[Placed[Pruner | Recovery]],
     mistakes: Mistakes,
+    family: Family | None = None,
 ) -> None:
     """Check that a calibration source can be read, and that there is one where it is needed.
 
@@ -201,14 +220,18 @@ def check_calibration(
         calibration: The calibration source.
         wanting: Strategies and recoveries.
         mistakes: Grows by what is wrong.
+        family: What is true of the model's class, where it is known.
     """
     if calibration is not None:
         with mistakes.caught("calibration", "source"):
+            if family is not None and (wrong := calibration.unsuited(family)):
+                raise CalibrationError(wrong)
             calibration.check()
         return
+    by_tensors = family is not None and family.by_tensors
+    usual = "{source: tensors, path: FILE.safetensors}" if by_tensors else "{source: builtin}"
     for one in wanting:
         if one.component.needs_calibration:
             mistakes.at(one.place).add(
-                f"'{one.component.name}' needs calibration data; "
-                "add `calibration: {source: builtin}`"
+                f"'{one.component.name}' needs calibration data; add `calibration: {usual}`"
             )

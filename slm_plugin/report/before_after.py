@@ -10,6 +10,7 @@ from typing import Literal
 from rich.filesize import decimal
 
 from slm_plugin.evaluation.base import Measurement
+from slm_plugin.models.families import reads_tensors
 from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import PruningPlan
 from slm_plugin.report import numbers
@@ -124,6 +125,7 @@ def compare(report: RunReport) -> list[Comparison]:
     return rows
 
 
+CACHE = "KV cache values per token"
 _SIZES: tuple[tuple[str, Callable[[Dimensions], int]], ...] = (
     ("layers", lambda d: d.layers),
     ("parameters", lambda d: d.parameters),
@@ -132,7 +134,7 @@ _SIZES: tuple[tuple[str, Callable[[Dimensions], int]], ...] = (
     ("query heads", lambda d: d.attention_heads),
     ("key/value heads", lambda d: d.kv_heads),
     ("experts of one layer", lambda d: d.experts),
-    ("KV cache values per token", lambda d: 2 * d.layers * d.kv_heads * d.head_dim),
+    (CACHE, lambda d: 2 * d.layers * d.kv_heads * d.head_dim),
 )
 
 
@@ -143,6 +145,8 @@ def size_table(report: RunReport) -> Table:
     labels = ["original", *(f"after {stage.number}: {stage.name}" for stage in stages)]
     rows = []
     for name, measure in _SIZES:
+        if name == CACHE and reads_tensors(report.after.architecture, report.after.stack):
+            continue
         before, after = measure(report.before), measure(report.after)
         if before != after or name in ("layers", "parameters"):
             difference = numbers.number(after - before, 0, signed=True)

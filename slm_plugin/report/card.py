@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from slm_plugin.models.families import reads_tensors
 from slm_plugin.plans import PruningPlan
 from slm_plugin.report import before_after, markdown, table
 from slm_plugin.report.environment import environment
@@ -58,6 +59,9 @@ def front_matter(report: RunReport) -> dict[str, Any]:
         "pipeline_tag": "text-generation",
         "tags": ["pruning", *kinds, "slm-plugin"],
     }
+    if reads_tensors(report.after.architecture, report.after.stack):
+        # What an encoder is for depends on its head and its training.
+        del fields["pipeline_tag"]
     base = hub_id(report.model)
     if base is not None:
         fields["base_model"] = base

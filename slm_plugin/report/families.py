@@ -7,6 +7,7 @@ from typing import Any
 
 from slm_plugin.models.families import families
 from slm_plugin.models.families.family import Family
+from slm_plugin.models.families.suitability import why_not
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.registry import pruners, recoveries
 
@@ -33,15 +34,20 @@ def families_markdown() -> str:
 
 def _rows() -> Iterator[tuple[str, Family, Mapping[str, Any]]]:
     for family in families():
-        yield f"`{family.model_type}`", family, {}
+        yield _label(family), family, {}
         for name in family.parallel_if[:1]:
             other = not family.parallel_default
             label = f"`{family.model_type}` with `{name}: {str(other).lower()}`"
             yield label, family, {name: other}
 
 
+def _label(family: Family) -> str:
+    stack = f", {family.stack}" if family.stack else ""
+    return f"`{family.model_type}`{stack}"
+
+
 def _cell(cls: Any, family: Family, config: Mapping[str, Any], reasons: dict[str, int]) -> str:
-    reason = cls.unsuited(family, config)
+    reason = why_not(cls, family, config)
     if reason:
         return f"[{reasons.setdefault(reason, len(reasons) + 1)}]"
     mixed = family.window in ("by_kind", "switched")

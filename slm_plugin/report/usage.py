@@ -7,6 +7,7 @@ import json
 import yaml
 
 from slm_plugin.export.base import ExportRecord
+from slm_plugin.models.families import reads_tensors
 from slm_plugin.models.view import Dimensions
 from slm_plugin.report.record import RunReport
 
@@ -26,6 +27,19 @@ def snippets(report: RunReport) -> list[tuple[str, str]]:
     ]
 
 
+def _encoder_code(export: ExportRecord, architecture: str) -> str:
+    return "\n".join(
+        (
+            f"from transformers import {architecture}",
+            "",
+            "# Inside the output folder of the run, or the Hub id under which you publish it.",
+            f"folder = {json.dumps(export.folder, ensure_ascii=False)}",
+            f"model = {architecture}.from_pretrained(folder)",
+            "",
+        )
+    )
+
+
 def recipe_yaml(report: RunReport) -> str:
     """The recipe as YAML, with keys in the original order."""
     recipe = report.model_dump(mode="json", include={"recipe"})["recipe"]
@@ -33,6 +47,8 @@ def recipe_yaml(report: RunReport) -> str:
 
 
 def _code(export: ExportRecord, model: Dimensions) -> str:
+    if reads_tensors(model.architecture, model.stack):
+        return _encoder_code(export, model.architecture)
     module, name = _CLASSES[export.exporter]
     lines = [
         f"from transformers import {name}, AutoTokenizer"

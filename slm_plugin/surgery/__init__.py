@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from slm_plugin.errors import PlanError, VerificationError
 from slm_plugin.models.operators import operators
+from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import Operation, PruningPlan
 from slm_plugin.plans.operations import by_kind
 
@@ -18,11 +19,16 @@ if TYPE_CHECKING:
 
 
 def apply_operations(
-    model: PreTrainedModel, operations: Sequence[Operation]
+    model: PreTrainedModel, operations: Sequence[Operation], stack: str | None = None
 ) -> list[tuple[int, int]]:
     """Apply the operations of a plan to its model, in place.
 
     `slm_plugin.session.Session.apply` calls this after all checks.
+
+    Args:
+        model: The model.
+        operations: What is done.
+        stack: Which of its two stacks of layers, where it has two.
 
     Returns:
         For every remaining layer, the lowest and the highest original layer in it.
@@ -39,12 +45,12 @@ def apply_operations(
     if depth:
         from slm_plugin.surgery.layers import apply_layers
 
-        return apply_layers(model, depth)
+        return apply_layers(model, depth, stack)
     if width:
         from slm_plugin.surgery.channels import apply_channels
 
         apply_channels(model, width)
-    return [(index, index) for index in range(model.config.num_hidden_layers)]
+    return [(index, index) for index in range(len(DecoderView.of(model, stack).layers))]
 
 
 def refuse_other_model(plan: PruningPlan, model: PreTrainedModel, found: Fingerprint) -> None:

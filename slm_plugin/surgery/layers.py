@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slm_plugin.lazy import nn
 from slm_plugin.models.families import family_of
@@ -19,13 +19,18 @@ if TYPE_CHECKING:
 
 
 def apply_layers(
-    model: PreTrainedModel, operations: Sequence[DepthOperation]
+    model: PreTrainedModel, operations: Sequence[DepthOperation], stack: str | None = None
 ) -> list[tuple[int, int]]:
     """Merge, concatenate and drop layers in place.
 
     A merged layer takes the position and the attention type of its lowest layer. Layer indices,
-    ``num_hidden_layers`` and all per-layer lists of the config are updated, so that the KV cache
+    the number of layers and all per-layer lists of the config are updated, so that the KV cache
     and a reload with stock classes work.
+
+    Args:
+        model: The model.
+        operations: What is done to its layers.
+        stack: Which of its two stacks, where it has two.
 
     Returns:
         For every remaining layer, the lowest and the highest original layer in it.
@@ -34,7 +39,7 @@ def apply_layers(
         PlanError: Operations overlap, name layers or units that the model does not have, or leave
             blocks that do not alternate.
     """
-    view = DecoderView.of(model)
+    view = DecoderView.of(model, stack)
     kept = layers_left(operations, len(view.layers))
     merges = {op.merged: op for op in operations if op.merged is not None}
     dimensions = view.dimensions()
@@ -62,7 +67,7 @@ def made_layer(
     Raises:
         PlanError: The operation does not fit the layers.
     """
-    family = family_of(dimensions.architecture)
+    family = family_of(dimensions.architecture, dimensions.stack)
     if isinstance(operation, ConcatLayers):
         return concatenated_layer(operation.parts, run, dimensions)
     if isinstance(operation, MergeLayers):
@@ -74,11 +79,25 @@ def _cut_config(view: DecoderView, kept: Sequence[int]) -> None:
     """Reduce every per-layer list of the config to the kept layers."""
     for name, values in list(layer_lists(view.config)):
         setattr(view.config, name, [values[index] for index in kept])
-    view.config.num_hidden_layers = len(kept)
+    setattr(view.config, view.family.own_name("num_hidden_layers"), len(kept))
+    if view.family.stack != "decoder":
+        # Whisper has it beside `encoder_layers`, in one release as a second number.
+        view.config.num_hidden_layers = len(kept)
+    _cut_alignment(view, kept)
     # Qwen: the first layer with a sliding window; it must not exceed the number of layers.
     top = getattr(view.config, "max_window_layers", None)
     if top is not None:
         view.config.max_window_layers = sum(1 for index in kept if index < top)
+
+
+def _cut_alignment(view: DecoderView, kept: Sequence[int]) -> None:
+    """Reduce Whisper's list of layers and heads whose cross-attention tells the time of words."""
+    generation: Any = getattr(view.model, "generation_config", None)
+    heads = getattr(generation, "alignment_heads", None)
+    if heads and view.family.stack == "decoder":
+        places = {former: now for now, former in enumerate(kept)}
+        left = [[places[layer], head] for layer, head in heads if layer in places]
+        generation.alignment_heads = left or None
 
 
 def _renumber(layer: nn.Module, position: int) -> None:

@@ -131,10 +131,9 @@ def merged_layer(
 
 def _merged_names(layer: nn.Module, family: Family, weights_only: bool) -> Iterator[str]:
     weights = {id(linear.weight) for linear in projections(layer, family).values()}
+    norms = tuple(f"{norm}." for norm in family.stream_norms)
     for name, parameter in layer.named_parameters():
-        if name.partition(".")[0] not in family.stream_norms and (
-            not weights_only or id(parameter) in weights
-        ):
+        if not name.startswith(norms) and (not weights_only or id(parameter) in weights):
             yield name
 
 

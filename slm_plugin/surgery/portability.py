@@ -111,7 +111,7 @@ def splits_evenly(after: Dimensions) -> bool:
 
     The hidden size must be a multiple of it, even if the config has head_dim.
     """
-    wanted = family_of(after.architecture).even_split
+    wanted = family_of(after.architecture, after.stack).even_split
     return not wanted or after.hidden_size % after.attention_heads == 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.faults import Fault
 
 MATRIX = "models/families/test_matrix.py"
+ENCODERS = "models/families/test_encoders.py"
 FAULTS = (
     Fault(
         "Gemma 2's MLP is said to be added to the stream as it is",
@@ -61,5 +62,101 @@ FAULTS = (
         'MLP = ("mlp", "post_feedforward_layernorm")',
         'MLP = ("mlp", "post_attention_layernorm")',
         MATRIX,
+    ),
+    Fault(
+        "a Wav2Vec2 with stable norms is said to have no norm behind its last layer",
+        "models/families/encoders.py",
+        """    model_type="wav2vec2",
+    embedding="",
+    layers="encoder.layers",
+    norm="encoder.layer_norm",
+    attention=("attention", "layer_norm"),
+    mlp=("feed_forward", "final_layer_norm"),
+    residual="after",
+    pre_if="do_stable_layer_norm",
+""",
+        """    model_type="wav2vec2",
+    embedding="",
+    layers="encoder.layers",
+    norm="",
+    attention=("attention", "layer_norm"),
+    mlp=("feed_forward", "final_layer_norm"),
+    residual="after",
+    pre_if="do_stable_layer_norm",
+""",
+        ENCODERS,
+    ),
+    Fault(
+        "the norms of BERT's layers are merged like weights",
+        "models/families/encoders.py",
+        """    norms=("attention.output.LayerNorm", "output.LayerNorm"),
+""",
+        "",
+        ENCODERS,
+    ),
+    Fault(
+        "Whisper's decoder is said to have as many layers as its encoder",
+        "models/families/encoders.py",
+        'names=_whisper_names("decoder")',
+        'names=_whisper_names("encoder")',
+        ENCODERS,
+    ),
+    Fault(
+        "the mask of mel frames is taken for one of hidden frames",
+        "models/families/encoders.py",
+        'frames="halved"',
+        'frames="same"',
+        ENCODERS,
+    ),
+    Fault(
+        "Whisper's encoder keeps its former number of layers in one of two fields",
+        "surgery/layers.py",
+        """    if view.family.stack != "decoder":
+""",
+        """    if not view.family.stack:
+""",
+        ENCODERS,
+    ),
+    Fault(
+        "padding counts in the mean over frames",
+        "calibration/frames.py",
+        "    return torch.where(valid, values, 0).sum(-1) / valid.sum(-1)",
+        "    return values.nan_to_num().mean(-1)",
+        ENCODERS,
+    ),
+    Fault(
+        "padding counts in the flattened cosine",
+        "calibration/frames.py",
+        "return hidden if valid is None else torch.where(valid.unsqueeze(-1), hidden, 0)",
+        "return hidden",
+        ENCODERS,
+    ),
+    Fault(
+        "the last token of a padded text is its last position",
+        "calibration/frames.py",
+        "last = torch.where(valid, places, 0).amax(-1)",
+        "last = torch.where(valid, places, places).amax(-1)",
+        ENCODERS,
+    ),
+    Fault(
+        "heads that time words keep the numbers of layers that are gone",
+        "surgery/layers.py",
+        "[[places[layer], head] for layer, head in heads if layer in places]",
+        "[[layer, head] for layer, head in heads if layer in places]",
+        ENCODERS,
+    ),
+    Fault(
+        "a missing weight stays memory that nobody wrote to",
+        "models/encoders.py",
+        "torch.nn.init.zeros_(model.get_parameter(key))",
+        "model.get_parameter(key)",
+        "models/test_encoders.py",
+    ),
+    Fault(
+        "what an encoder puts out is not compared",
+        "export/encoder_parity.py",
+        "    return float(torch.stack(gaps).max())",
+        "    return 0.0 * float(torch.stack(gaps).max())",
+        "models/test_encoders.py",
     ),
 )

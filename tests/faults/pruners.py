@@ -7,16 +7,16 @@ from tests.faults import Fault
 FAULTS = (
     Fault(
         "the first token's state instead of the last one's",
-        "pruners/depth/angular.py",
-        "state[:, -1]",
-        "state[:, 0]",
+        "calibration/frames.py",
+        "hidden[:, -1:]",
+        "hidden[:, :1]",
         "pruners/depth/test_angular.py",
     ),
     Fault(
         "a block's distance ends one layer early",
         "pruners/depth/angular.py",
-        "states[:-layers], states[layers:]",
-        "states[:-layers], states[layers - 1 : -1]",
+        "batch.inputs[start + layers]",
+        "batch.inputs[start + max(layers - 1, 1)]",
         "pruners/depth/test_angular.py",
     ),
     Fault(

@@ -1,9 +1,12 @@
-"""The families of decoders: one record per model class, asked by everything that differs."""
+"""The families: one record per stack of layers of a class, asked by everything that differs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from slm_plugin.errors import SlmError, UnsupportedModelError, UserError
 from slm_plugin.foreign import contained
+from slm_plugin.models.families.encoders import ENCODERS
 from slm_plugin.models.families.family import Family
 from slm_plugin.models.families.gemma import GEMMA2, GEMMA3
 from slm_plugin.models.families.gpt import FALCON, GPT2, GPT_NEOX, OPT
@@ -36,8 +39,9 @@ _BUILT_IN = (
     QWEN2_MOE,
     QWEN3_MOE,
     GPT_OSS,
+    *ENCODERS,
 )
-_known: dict[str, Family] = {family.architecture: family for family in _BUILT_IN}
+_known: dict[tuple[str, str], Family] = {(f.architecture, f.stack): f for f in _BUILT_IN}
 _asked: set[str] = set()
 
 
@@ -49,12 +53,12 @@ def register_family(family: Family) -> Family:
     """
     for other in _known.values():
         same = family.architecture == other.architecture or family.model_type == other.model_type
-        if same and family != other:
+        if same and family.stack == other.stack and family != other:
             raise UserError(
                 f"a family for {other.architecture} ({other.model_type}) is registered already",
                 hint="one record holds what is true of a class",
             )
-    _known[family.architecture] = family
+    _known[family.architecture, family.stack] = family
     return family
 
 
@@ -82,39 +86,69 @@ def families() -> tuple[Family, ...]:
 
 def is_known(architecture: str) -> bool:
     """Whether there is a record for a model class."""
-    return architecture in _known or architecture in {f.architecture for f in families()}
+    return bool(_of(lambda family: family.covers(architecture)))
 
 
-def family_of(architecture: str) -> Family:
+def reads_tensors(architecture: str, stack: str) -> bool:
+    """Whether a class that may be unknown here is an encoder, or part of one and a decoder."""
+    return is_known(architecture) and family_of(architecture, stack).by_tensors
+
+
+def family_of(architecture: str, stack: str | None = None) -> Family:
     """The family of a model class.
+
+    Args:
+        architecture: Name of the class.
+        stack: Which of its two stacks of layers, where it has two.
 
     Raises:
         UnsupportedModelError: There is none.
+        UserError: The class has two stacks and none is named, or it has no such stack.
     """
-    if architecture not in _known:
-        families()
-    if architecture not in _known:
+    if exact := _known.get((architecture, stack or "")):
+        return exact
+    found = _of(lambda family: family.covers(architecture))
+    if not found:
         raise UnsupportedModelError(
             f"architecture {architecture} is not supported", hint=f"supported: {_names()}"
         )
-    return _known[architecture]
+    return _chosen(found, architecture, stack)
 
 
-def family_of_type(model_type: str | None, file: str) -> Family:
+def family_of_type(model_type: str | None, file: str, stack: str | None = None) -> Family:
     """The family that a ``config.json`` means by its model type alone.
 
     Raises:
         UnsupportedModelError: There is none.
+        UserError: It has two stacks and none is named, or it has no such stack.
     """
-    for known in (_known.values, families):
-        for family in known():
-            if family.model_type == model_type:
-                return family
-    raise UnsupportedModelError(
-        f"{file}: model type {model_type or '(none)'} is not supported",
-        hint=f"supported: {_names()}",
+    found = _of(lambda family: family.model_type == model_type)
+    if not found:
+        raise UnsupportedModelError(
+            f"{file}: model type {model_type or '(none)'} is not supported",
+            hint=f"supported: {_names()}",
+        )
+    return _chosen(found, found[0].architecture, stack)
+
+
+def _of(wanted: Callable[[Family], bool]) -> list[Family]:
+    """The records that are wanted; plugins are imported where no other is."""
+    return [f for f in _known.values() if wanted(f)] or [f for f in families() if wanted(f)]
+
+
+def _chosen(found: list[Family], name: str, stack: str | None) -> Family:
+    for family in found:
+        if family.stack == (stack or ""):
+            return family
+    stacks = " or ".join(family.stack for family in found if family.stack)
+    if not stacks:
+        raise UserError(f"{name} has one stack of layers, no '{stack}'", hint="remove `stack`")
+    if stack:
+        raise UserError(f"{name} has no stack '{stack}'", hint=f"name {stacks}")
+    raise UserError(
+        f"{name} has two stacks of layers, and `stack` does not say which", hint=f"name {stacks}"
     )
 
 
 def _names() -> str:
-    return ", ".join(sorted(family.architecture for family in families()))
+    return ", ".join(sorted({family.architecture for family in families()}))

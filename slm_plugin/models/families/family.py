@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,7 +23,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """One decoder class of transformers, as a record that every method asks.
+    """One stack of layers of a class of transformers, as a record that every method asks.
 
     With x the residual stream, A the attention, M the MLP and N norms, a layer computes, by its
     ``residual``:
@@ -30,7 +31,12 @@ class Family:
     - ``pre``: x + A(N(x)), then x + M(N(x));
     - ``post``: x + N(A(x)), then x + N(M(x));
     - ``sandwich``: x + N(A(N(x))), then x + N(M(N(x)));
-    - ``parallel``: x + A(N(x)) + M(N(x)).
+    - ``parallel``: x + A(N(x)) + M(N(x));
+    - ``after``: N(x + A(x)), then N(x + M(x));
+    - ``conformer``: a half of M before and one behind A, a convolution between, N at the end.
+
+    The record of a decoder is that of its class with a head. The record of an encoder is that of
+    its class without one, and holds for every class with a head: `covers`.
 
     Attributes:
         architecture: Name of the model class.
@@ -83,6 +89,19 @@ class Family:
         logits_divisor: Config field by which the head's output is divided.
         logits_softcap: Config field with the bound c of ``c * tanh(logits / c)``.
         gain_offset: What a norm adds to its weight before it multiplies by it.
+        inputs: Names of the tensors that calibrate it, the one that must be there first; empty for
+            decoders, which token ids calibrate.
+        stack: Which of a class's two stacks this is; empty where the class has one.
+        frames: How a mask of the inputs is one of the hidden frames: as it is, through the
+            convolutions of the class, or with a stride of two.
+        sees_all: Every position attends to all others; else only the last one does.
+        excluded: Pattern of classes that the record does not hold for.
+        pre_if: Config field that says whether norms stand before the blocks and behind the last
+            layer, in place of ``residual`` and of no norm behind the last layer.
+        entry: Path of the module that reads the inputs, in the class without a head; empty for
+            that class itself.
+        passed: What else it is called with.
+        trained_only: Pattern of weights that only training uses; a checkpoint may lack them.
     """
 
     architecture: str
@@ -100,7 +119,7 @@ class Family:
     mlp: tuple[str, ...] = ("mlp", "post_attention_layernorm")
     norms: tuple[str, ...] = ()
     projections: Mapping[str, str] = field(default_factory=lambda: SEPARATE)
-    residual: Literal["pre", "post", "sandwich", "parallel"] = "pre"
+    residual: Literal["pre", "post", "sandwich", "parallel", "after", "conformer"] = "pre"
     parallel_if: tuple[str, ...] = ()
     parallel_default: bool = False
     units: tuple[str, ...] = ("channels", "kv_groups")
@@ -126,16 +145,64 @@ class Family:
     logits_divisor: str | None = None
     logits_softcap: str | None = None
     gain_offset: float = 0.0
+    inputs: tuple[str, ...] = ()
+    stack: str = ""
+    frames: Literal["same", "convolved", "halved"] = "same"
+    sees_all: bool = False
+    excluded: str = ""
+    pre_if: str = ""
+    entry: str = ""
+    passed: Mapping[str, Any] = field(default_factory=dict)
+    trained_only: str = ""
 
     @property
     def config_name(self) -> str:
         """Name of the config class, which most families have from the model class."""
-        return self.config_class or self.architecture.replace("ForCausalLM", "Config")
+        stem = self.architecture.removesuffix("ForCausalLM").removesuffix("Model")
+        return self.config_class or f"{stem}Config"
 
     def is_parallel(self, config: Mapping[str, Any]) -> bool:
         """Whether attention and MLP of a layer read the same input."""
         stated = [config[name] for name in self.parallel_if if config.get(name) is not None]
         return self.residual == "parallel" or (any(stated) if stated else self.parallel_default)
+
+    @property
+    def by_tensors(self) -> bool:
+        """Whether tensors calibrate it and not token ids: an encoder or part of one and a decoder.
+
+        Nothing that needs a language-modelling head or removes units is offered for it.
+        """
+        return bool(self.inputs)
+
+    @property
+    def label(self) -> str:
+        """The model type, and the stack where there are two."""
+        return f"{self.model_type} ({self.stack})" if self.stack else self.model_type
+
+    @property
+    def why_limited(self) -> str:
+        """Why most methods are not offered for it, as half a sentence."""
+        if self.stack == "decoder":
+            return "it reads an encoder: no plain language model, and only whole layers are removed"
+        return "it is an encoder: no next-token logits, and only whole layers are removed"
+
+    def covers(self, architecture: str) -> bool:
+        """Whether it holds for a class: its own, or for an encoder one with another head."""
+        if architecture == self.architecture or not self.by_tensors:
+            return architecture == self.architecture
+        stem = re.escape(self.architecture.removesuffix("Model"))
+        heads = re.fullmatch(rf"{stem}For[A-Z]\w*", architecture, re.ASCII)
+        return heads is not None and re.fullmatch(self.excluded or "(?!)", architecture) is None
+
+    def residual_of(self, config: Mapping[str, Any]) -> str:
+        """How the blocks are added, where a field of the config says so."""
+        if self.is_parallel(config):
+            return "parallel"
+        return "pre" if self.pre_if and config.get(self.pre_if) else self.residual
+
+    def norm_of(self, config: Mapping[str, Any]) -> str:
+        """Path of the norm behind the last layer; empty where there is none."""
+        return "" if self.pre_if and not config.get(self.pre_if) else self.norm
 
     @property
     def stream_norms(self) -> tuple[str, ...]:

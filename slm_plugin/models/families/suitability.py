@@ -17,7 +17,12 @@ def complaint(
     reason = why_not(component, family, config)
     if not reason:
         return ""
-    return f"'{component.name}' cannot be used with {family.architecture}: {reason}"
+    return f"'{component.name}' cannot be used with {_said(family)}: {reason}"
+
+
+def _said(family: Family) -> str:
+    # The record of an encoder holds for classes with many heads.
+    return f"a {family.label}" if family.by_tensors else family.architecture
 
 
 def why_not(
@@ -26,7 +31,12 @@ def why_not(
     """Why a component cannot be used with a model, as half a sentence; empty where it can."""
     if not family.listed and not component.unlisted:
         return "its family is not listed, and only dropping layers is known to be right"
-    return component.unsuited(family, config)
+    if family.by_tensors and not component.whole_layers:
+        return family.why_limited
+    reason = component.unsuited(family, config)
+    if not reason and isinstance(component, Component):
+        reason = component.unsuited_options(family)
+    return reason
 
 
 def refuse_unsuited(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from slm_plugin.calibration.captures import Batch
+from slm_plugin.calibration.frames import attending, mean_over
 from slm_plugin.lazy import inference_mode, torch
 from slm_plugin.plans import DropLayers, LayerScores, PruningPlan
 from slm_plugin.pruners.depth.depth_plan import depth_plan
@@ -27,10 +28,12 @@ class AngularDistance(BetweenEnds):
     """Drop the contiguous block whose input and output differ least in angle (Gromov et al.).
 
     As published, any block may be dropped, including the lowest and the highest layer. The hidden
-    state is that of the last token of every sample, which attends to all others.
+    state is that of the last token of every sample, which attends to all others. In an encoder
+    every position does, and the angle is the mean over those that are no padding.
     """
 
     unlisted: ClassVar[bool] = True
+    whole_layers: ClassVar[bool] = True
     streams: ClassVar = True
 
     def plan(self, session: Session) -> PruningPlan:
@@ -41,8 +44,7 @@ class AngularDistance(BetweenEnds):
             NumericalError: A hidden state is NaN or zero.
         """
         wanted = self.wanted(session)
-        states = last_token_states(session.captured())
-        scores = block_distances(states, wanted)
+        scores = distances(session.captured(), wanted)
         # A block counted as one layer has as many positions as the shortened model has layers.
         (start,) = lowest(scores, 1, self.eligible(len(scores)))
         block = tuple(range(start, start + wanted))
@@ -57,22 +59,29 @@ class AngularDistance(BetweenEnds):
 
 
 @inference_mode
-def last_token_states(captured: Sequence[Batch]) -> Tensor:
-    """Hidden state of every sample's last token between the layers.
+def distances(captured: Sequence[Batch], layers: int) -> list[float]:
+    """Mean angular distance over every block of consecutive layers, padding left out.
 
-    Samples all have one length, without padding. The last state is taken before the final norm.
+    The last state is taken before the final norm.
 
     Args:
         captured: The inputs of the model's layers.
+        layers: Layers of a block.
 
     Returns:
-        ``(layers + 1, samples, hidden)``, in float64 on the CPU: the input of every layer, and
-        the output of the last one.
+        One number per block, by its lowest layer: ``layers of the model - layers + 1`` of them.
     """
-    parts = [
-        torch.stack([state[:, -1].double().cpu() for state in batch.inputs]) for batch in captured
-    ]
-    return torch.cat(parts, dim=1)
+    blocks = len(captured[0].inputs) - layers
+    samples = [[_distance(batch, start, layers) for batch in captured] for start in range(blocks)]
+    return [float(torch.cat(each).mean()) for each in samples]
+
+
+def _distance(batch: Batch, start: int, layers: int) -> Tensor:
+    """Angle between the input of a block and its output, a mean per sample ``(samples,)``."""
+    sees_all = batch.sees_all
+    below, valid = attending(batch.inputs[start], batch.valid, sees_all=sees_all)
+    above, _ = attending(batch.inputs[start + layers], batch.valid, sees_all=sees_all)
+    return mean_over(angular_distance(below, above), valid).cpu()
 
 
 def block_distances(states: Tensor, layers: int) -> list[float]:

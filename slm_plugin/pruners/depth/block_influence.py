@@ -28,6 +28,7 @@ class BlockInfluence(BetweenEnds):
     """
 
     unlisted: ClassVar[bool] = True
+    whole_layers: ClassVar[bool] = True
     streams: ClassVar = True
 
     def plan(self, session: Session) -> PruningPlan:

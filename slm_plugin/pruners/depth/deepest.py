@@ -22,6 +22,7 @@ class Deepest(LayerDropping):
     """Drop the deepest layers except the last one; reads neither data nor weights."""
 
     unlisted: ClassVar[bool] = True
+    whole_layers: ClassVar[bool] = True
     streams: ClassVar = True
     protection: ClassVar = "the last layer kept"
 

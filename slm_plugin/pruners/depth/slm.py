@@ -14,12 +14,17 @@ from pydantic import AfterValidator, Field, model_validator
 from slm_plugin.component import Options
 from slm_plugin.counts import Count, Natural
 from slm_plugin.errors import TargetError
+from slm_plugin.models.families.family import Family
 from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import PruningPlan
 from slm_plugin.plans.rules import check_rule
 from slm_plugin.pruners import base
 from slm_plugin.pruners.depth.depth_plan import kinds_of, unlike
-from slm_plugin.pruners.depth.measures.criteria import CriterionName, refuse_threshold
+from slm_plugin.pruners.depth.measures.criteria import (
+    CRITERIA,
+    CriterionName,
+    refuse_threshold,
+)
 from slm_plugin.pruners.depth.search.best_first import best_first
 from slm_plugin.pruners.depth.search.budgeted import budgeted
 from slm_plugin.pruners.depth.search.found_plan import found_plan
@@ -109,6 +114,7 @@ class SlidingLayerMerging(base.Pruner):
 
     kind: ClassVar = "depth"
     targets: ClassVar = ("threshold", "layers_removed", "ratio", "parameters")
+    whole_layers: ClassVar[bool] = True
     streams: ClassVar = True
     merges: ClassVar = True
     keeps_trials: ClassVar = True
@@ -119,6 +125,19 @@ class SlidingLayerMerging(base.Pruner):
         """Check the kind of target and the range of the threshold."""
         refuse_threshold(self.target.threshold, self.options.criterion)
         self._check_kind()
+
+    def unsuited_options(self, family: Family) -> str:
+        """An encoder has no logits, and its samples are padded."""
+        chosen = CRITERIA[self.options.criterion]
+        if not family.by_tensors:
+            return ""
+        if self._released:
+            return "the released code merges projections by Llama's names; remove `compatibility`"
+        if chosen.padded:
+            return ""
+        fit = " or ".join(name for name, one in CRITERIA.items() if one.padded)
+        why = "needs logits" if chosen.logits else "compares samples of one length, without padding"
+        return f"its criterion '{self.options.criterion}' {why}; set criterion: {fit}"
 
     def _check_kind(self) -> None:
         if self.target.kind == "threshold" and self.options.search == "budgeted":

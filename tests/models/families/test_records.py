@@ -31,7 +31,7 @@ OLMO = Family(architecture="OlmoForCausalLM", model_type="olmo", reads=frozenset
 @pytest.fixture(autouse=True)
 def own_families(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is gone after it."""
-    built_in = {family.architecture: family for family in families._BUILT_IN}
+    built_in = {(family.architecture, family.stack): family for family in families._BUILT_IN}
     monkeypatch.setattr(families, "_known", built_in)
     monkeypatch.setattr(families, "_asked", set())
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
+from slm_plugin.calibration.frames import mean_over, silenced
 from slm_plugin.errors import TargetError
 from slm_plugin.lazy import torch
 from slm_plugin.models.head import Head, logits_of, next_token_losses
@@ -18,7 +19,7 @@ from slm_plugin.models.streaming import values
 from slm_plugin.pruners.depth.measures.cka import Estimator, gram, gram_cka
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 # Bound on the loss, in nats per token, for the check of thresholds.
 MOST_NATS = 1000.0
@@ -34,30 +35,40 @@ class Criterion:
         meaning: What the value is, with its unit.
         same: Value of the unchanged model.
         prepare: From the original's final hidden state ``(samples, length, hidden)``, the token
-            ids ``(samples, length)`` and the head, what `compare` needs; called once.
+            ids ``(samples, length)``, the head, and the positions that count ``(samples, length)``,
+            None for all, what `compare` needs; called once.
         compare: From that and the pruned model's final hidden state, one value per sample,
             ``(samples,)`` in float64.
         greatest: Upper bound of the samples' values.
         possible: Lower and upper bound for any model.
         pooled: The value is computed on all samples together, not as a mean: `prepare` and
             `compare` receive all samples at once and `compare` returns one number.
+        padded: It leaves out positions that do not count; others are refused for padded samples.
+        logits: It computes logits, so it needs a language-modelling head.
     """
 
     meaning: str
     same: float
-    prepare: Callable[[Tensor, Tensor, Head], Prepared]
+    prepare: Callable[..., Prepared]
     compare: Callable[[Prepared, Tensor, Head], Tensor]
     greatest: Callable[[Prepared], float]
     possible: tuple[float, float]
     pooled: bool = False
+    padded: bool = False
+    logits: bool = False
 
 
-def flat_cosine(reference: Tensor, hidden: Tensor) -> Tensor:
+# For criteria that compute no logits.
+NO_HEAD = Head(cast("nn.Linear", None))
+
+
+def flat_cosine(reference: Tensor, hidden: Tensor, valid: Tensor | None = None) -> Tensor:
     """Flattened cosine: the cosine of each sample's hidden states flattened to one vector.
 
     Args:
         reference: ``(samples, length, hidden)``.
         hidden: ``(samples, length, hidden)``.
+        valid: Positions that count, ``(samples, length)``; None for all.
 
     Returns:
         One cosine per sample, ``(samples,)``, in float64.
@@ -65,20 +76,21 @@ def flat_cosine(reference: Tensor, hidden: Tensor) -> Tensor:
     Source: released code of SLM (arXiv 2502.19159). Unlike a mean of per-token cosines it
     weights tokens by their norm.
     """
-    return _cosine(reference.flatten(1), hidden.flatten(1))
+    return _cosine(silenced(reference, valid).flatten(1), silenced(hidden, valid).flatten(1))
 
 
-def token_cosine(reference: Tensor, hidden: Tensor) -> Tensor:
+def token_cosine(reference: Tensor, hidden: Tensor, valid: Tensor | None = None) -> Tensor:
     """Mean over a sample's tokens of the cosine of their hidden states.
 
     Args:
         reference: ``(samples, length, hidden)``.
         hidden: ``(samples, length, hidden)``.
+        valid: Positions that count, ``(samples, length)``; None for all.
 
     Returns:
         One mean per sample, ``(samples,)``, in float64.
     """
-    return _cosine(reference, hidden).mean(-1)
+    return mean_over(_cosine(reference, hidden), valid)
 
 
 def prepare_divergence(reference: Tensor, head: Head) -> Prepared:
@@ -146,7 +158,7 @@ def _cka(estimator: Estimator) -> Criterion:
     return Criterion(
         meaning=f"{estimator} linear CKA over the samples",
         same=1.0,
-        prepare=lambda reference, tokens, head: (gram(reference),),
+        prepare=lambda reference, tokens, head, valid=None: (gram(reference),),
         compare=compare,
         greatest=lambda prepared: 1.0,
         # The unbiased estimator has no lower bound.
@@ -155,37 +167,45 @@ def _cka(estimator: Estimator) -> Criterion:
     )
 
 
+def _states(reference: Tensor, tokens: Tensor, head: Head, valid: Tensor | None = None) -> Prepared:
+    return (reference,) if valid is None else (reference, valid)
+
+
 CRITERIA: dict[CriterionName, Criterion] = {
     "flat_cosine": Criterion(
         meaning="flattened cosine of a sample's final hidden states",
         same=1.0,
-        prepare=lambda reference, tokens, head: (reference,),
-        compare=lambda prepared, hidden, head: flat_cosine(prepared[0], hidden),
+        prepare=_states,
+        compare=lambda prepared, hidden, head: flat_cosine(prepared[0], hidden, *prepared[1:]),
         greatest=lambda prepared: 1.0,
         possible=(-1.0, 1.0),
+        padded=True,
     ),
     "token_cosine": Criterion(
         meaning="mean over tokens of the cosine of final hidden states",
         same=1.0,
-        prepare=lambda reference, tokens, head: (reference,),
-        compare=lambda prepared, hidden, head: token_cosine(prepared[0], hidden),
+        prepare=_states,
+        compare=lambda prepared, hidden, head: token_cosine(prepared[0], hidden, *prepared[1:]),
         greatest=lambda prepared: 1.0,
         possible=(-1.0, 1.0),
+        padded=True,
     ),
     "cka": _cka("biased"),
     "cka_unbiased": _cka("unbiased"),
     "logit_kl": Criterion(
         meaning="minus KL(original || changed), in nats per token",
         same=0.0,
-        prepare=lambda reference, tokens, head: prepare_divergence(reference, head),
+        prepare=lambda reference, tokens, head, valid=None: prepare_divergence(reference, head),
         compare=negative_divergence,
+        logits=True,
         greatest=lambda prepared: 0.0,
         possible=(-math.inf, 0.0),
     ),
     "loss": Criterion(
         meaning="minus the increase of the calibration loss, in nats per token",
         same=0.0,
-        prepare=lambda reference, tokens, head: (
+        logits=True,
+        prepare=lambda reference, tokens, head, valid=None: (
             next_token_losses(head, reference, tokens).mean(-1),
             tokens,
         ),

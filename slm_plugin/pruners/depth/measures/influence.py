@@ -35,7 +35,7 @@ def block_influence(view: DecoderView, captured: Sequence[Batch], span: int = 1)
     for batch in captured:
         for index in range(len(total)):
             before, after = batch.inputs[index], batch.inputs[index + span]
-            total[index] += token_cosine(before, after).sum().cpu()
+            total[index] += token_cosine(before, after, batch.valid).sum().cpu()
         samples += len(batch.tokens)
     influence = 1 - total / samples
     if not torch.isfinite(influence).all():

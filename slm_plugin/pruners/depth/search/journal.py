@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import slm_plugin
 from slm_plugin.cache import Store, hashed
-from slm_plugin.calibration.samples import digest
 from slm_plugin.lazy import torch
 from slm_plugin.pruners.depth.search.runs import Run, Runs
 
@@ -28,11 +27,11 @@ def journal_of(session: Session, criterion: str) -> Journal:
     Raises:
         OutputError: The file cannot be written.
     """
-    if session.journals is None or session.calibration is None:
+    if session.journals is None or session.digest is None:
         return Journal(Store())
     facts = (
         session.fingerprint().model_dump_json(),
-        digest(session.calibration),
+        session.digest,
         criterion,
         session.batch_tokens,
         session.model.device,

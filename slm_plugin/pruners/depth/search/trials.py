@@ -21,7 +21,7 @@ from slm_plugin.lazy import inference_mode, nn, torch
 from slm_plugin.models.streaming import is_streamed
 from slm_plugin.plans import Trial
 from slm_plugin.progress import counting, say
-from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName, Prepared
+from slm_plugin.pruners.depth.measures.criteria import CRITERIA, NO_HEAD, CriterionName, Prepared
 from slm_plugin.pruners.depth.measures.influence import block_influence
 from slm_plugin.pruners.depth.search.journal import Journal, journal_of
 from slm_plugin.pruners.depth.search.runs import DROP, Found, Measured, Run, Runs
@@ -90,6 +90,7 @@ class Trials:
         self._dimensions = session.view.dimensions()
         self._captured = session.captured()
         self._criterion = CRITERIA[criterion]
+        self._head = self._view.logits if self._criterion.logits else NO_HEAD
         self._streamed = is_streamed(session.model)
         self._rule, self._weights_only = rule, weights_only
         self._count = count
@@ -151,10 +152,12 @@ class Trials:
     @inference_mode
     def _references(self) -> list[Prepared]:
         """The criterion's data of the original model: for every batch, or once for all samples."""
-        pairs = [(batch.final, batch.tokens) for batch in self._captured]
+        prepare = self._criterion.prepare
         if self._criterion.pooled:
-            pairs = [(torch.cat([f for f, _ in pairs]), torch.cat([t for _, t in pairs]))]
-        return [self._criterion.prepare(*pair, self._view.logits) for pair in pairs]
+            final = torch.cat([batch.final for batch in self._captured])
+            tokens = torch.cat([batch.tokens for batch in self._captured])
+            return [prepare(final, tokens, self._head, None)]
+        return [prepare(one.final, one.tokens, self._head, one.valid) for one in self._captured]
 
     def _value(self, runs: Runs, base: Runs, bound: float | None) -> tuple[float, int | None]:
         """The mean over the evaluated samples, and their number if not all were evaluated."""
@@ -190,7 +193,7 @@ class Trials:
         if self._criterion.pooled:
             states = [torch.cat(states)]
         for part, hidden in zip(parts, states, strict=True):
-            values = self._criterion.compare(self._prepared[part], hidden, self._view.logits)
+            values = self._criterion.compare(self._prepared[part], hidden, self._head)
             if not torch.isfinite(values).all():
                 raise NumericalError(
                     "the similarity of a trial is NaN",
