@@ -168,8 +168,8 @@ def list_pruners(model: PreTrainedModel | None = None) -> list[str]:
         check_given(model, None)
     except UserError:
         return []
-    streamed, config = is_streamed(model), model.config.to_dict()
-    family = DecoderView.of(model).family
+    view = DecoderView.of(model)
+    streamed, config, family = is_streamed(model), view.config.to_dict(), view.family
     return [
         name
         for name, cls in pruners.usable().items()

@@ -114,6 +114,9 @@ def inspection(view: DecoderView) -> dict[str, Any]:
         "attention": attention * dims.layers,
         "mlp": mlp * dims.layers,
     }
+    if view.family.tower is not None:
+        decoder = sum(p.numel() for p in view.decoder.parameters())
+        parts["vision"] = dims.parameters - decoder - head
     parts["norms"] = dims.parameters - sum(parts.values())
     return {
         "dimensions": dims.model_dump(),
@@ -133,6 +136,7 @@ def inspection(view: DecoderView) -> dict[str, Any]:
         "family": {
             "model_type": view.family.model_type,
             "residual": "parallel" if view.family.is_parallel(config) else view.family.residual,
+            "fixed_layers": dims.fixed_layers,
             "kinds": dict(Counter(_named(kind) for kind in layer_kinds(view))),
             "not_removable": {
                 unit: view.family.reason(unit)
@@ -180,6 +184,8 @@ def inspection_table(name: str, found: dict[str, Any]) -> Table:
     table.add_section()
     family = found["family"]
     table.add_row("residual connections", visible(family["residual"]), "", "")
+    if family["fixed_layers"]:
+        table.add_row("lowest layers that must stay", str(family["fixed_layers"]), "", "")
     for kind, count in family["kinds"].items():
         table.add_row(f"layers with {visible(kind)}", str(count), "", "")
     return table

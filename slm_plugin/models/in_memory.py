@@ -62,7 +62,7 @@ def _check_plain(model: PreTrainedModel) -> None:
     if not is_known(type(model).__name__):
         describe(model)
     view = DecoderView.of(model)
-    config = model.config
+    config = view.config
     if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
         say(
             "warning: the model computes attention by sdpa, which leaves out its "

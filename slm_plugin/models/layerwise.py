@@ -52,6 +52,12 @@ def build(
             "with this release of transformers",
             hint="set `memory: whole` and a `device` that holds it, or use transformers 4.57",
         )
+    if streamed and checkpoint.family.tower is not None:
+        raise ModelSourceError(
+            f"{checkpoint.name} is a model of images and text, whose layers cannot be read one at "
+            "a time: only decoders of text are streamed",
+            hint="set `memory: whole` and a `device` that holds it, as cpu",
+        )
     model = _on_meta(checkpoint, dtype)
     check_parameters(checkpoint, model)
     view = DecoderView.of(model)

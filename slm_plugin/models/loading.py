@@ -15,13 +15,13 @@ from slm_plugin.errors import ModelSourceError
 from slm_plugin.lazy import torch
 from slm_plugin.models.bundled import BUNDLED, bundled_folder
 from slm_plugin.models.checkpoint import read_checkpoint
-from slm_plugin.models.families import family_of
 from slm_plugin.models.families.family import Family
 from slm_plugin.models.gguf import is_gguf, read_gguf
 from slm_plugin.models.gguf.reading import Accept
 from slm_plugin.models.hub import fetched
 from slm_plugin.models.layerwise import build
 from slm_plugin.models.placement import outgrows, place_layers, places
+from slm_plugin.models.processor import keep_processor, read_processor
 from slm_plugin.models.streaming import is_streamed, values
 from slm_plugin.models.tokenizer import read_tokenizer
 from slm_plugin.models.view import DecoderView
@@ -208,14 +208,16 @@ def _from_files(
     folder: Path, source: ModelSource, accept: Accept
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     checkpoint = read_checkpoint(folder, source.id)
-    configuration = checkpoint.configuration
-    accept(family_of(configuration.architecture), configuration.config.to_dict())
-    tokenizer = read_tokenizer(folder, checkpoint.configuration.config, source.id)
+    accept(checkpoint.family, checkpoint.config.to_dict())
+    config = checkpoint.configuration.config
+    tokenizer = read_tokenizer(folder, config, source.id, checkpoint.config.vocab_size)
+    processor = read_processor(folder) if checkpoint.family.tower is not None else {}
     device = pick_device(source.device)
     spread = source.memory == "whole" and source.device == "auto" and outgrows(device, checkpoint)
     model = build(checkpoint, source.dtype, device, streamed=source.memory == "layerwise" or spread)
     if spread:
         place_layers(model, places(model))
+    keep_processor(model, processor)
     return model, tokenizer
 
 

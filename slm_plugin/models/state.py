@@ -25,6 +25,8 @@ State = dict[Key, object]
 WEIGHT = "weight"
 # Rotary embeddings of these kinds update their frequencies at every forward pass.
 MOVING_ROPE = ("dynamic", "longrope")
+# What a forward pass leaves in a module: Qwen3-VL's offset of positions behind images.
+REMEMBERED = ("rope_deltas",)
 HOOKS = (
     "_forward_pre_hooks",
     "_forward_hooks",
@@ -152,7 +154,9 @@ def _modules(model: nn.Module) -> State:
             if attribute == "forward":
                 found["forward method of", place] = value
             plain = value is None or isinstance(value, bool | int | float | str)
-            if plain and not moving and attribute != "training" and attribute[0] != "_":
+            if attribute in ("training", *REMEMBERED) or attribute[0] == "_":
+                continue
+            if plain and not moving:
                 found["attribute", f"{name}.{attribute}".lstrip(".")] = value
         for attribute, buffer in module.named_buffers(recurse=False):
             if not moving and not buffer.is_meta:

@@ -27,7 +27,8 @@ class Dimensions(Record):
 
     All ``*_parameters`` count scalars; tied embeddings count once. A unit that cannot be removed
     from models of this family has 0. Experts are those that a router chooses from, each with its
-    row of the router; plans of versions that did not know them say 0.
+    row of the router; plans of versions that did not know them say 0. The lowest
+    ``fixed_layers`` must stay where they are, because vision features are added behind them.
     """
 
     architecture: str
@@ -46,6 +47,7 @@ class Dimensions(Record):
     experts: int = 0
     experts_per_token: int = 0
     expert_parameters: int = 0
+    fixed_layers: int = 0
 
     @property
     def queries_per_group(self) -> int:
@@ -113,8 +115,13 @@ class DecoderView:
 
     @property
     def config(self) -> PretrainedConfig:
-        """The model's configuration."""
-        return self.model.config
+        """The configuration of the decoder, which is that of the model or a part of it."""
+        return cast("PretrainedConfig", self.family.text_config(self.model.config))
+
+    @property
+    def fixed_layers(self) -> int:
+        """Lowest layers that must stay where they are."""
+        return self.family.fixed_layers(self.model.config)
 
     @property
     def decoder(self) -> nn.Module:
@@ -200,6 +207,7 @@ class DecoderView:
             experts=0 if experts is None else experts.count,
             experts_per_token=0 if experts is None else int(self.config.num_experts_per_tok),
             expert_parameters=0 if experts is None else experts.parameters,
+            fixed_layers=self.fixed_layers,
         )
 
     def projections(self, layer: nn.Module) -> dict[str, nn.Linear]:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from slm_plugin.errors import PlanError
 from slm_plugin.models.view import Dimensions
+from slm_plugin.plans.layout import check_fixed
 from slm_plugin.plans.operations import Block, Operation, by_kind
 from slm_plugin.plans.plan import PruningPlan
 from slm_plugin.texts import first_problem, shown
@@ -24,6 +25,7 @@ MAY_BE_ZERO = frozenset({
     "experts",
     "experts_per_token",
     "expert_parameters",
+    "fixed_layers",
 })  # fmt: skip
 _HINT = "write plans with `slm-plugin plan` and edit only `operations`"
 
@@ -69,6 +71,7 @@ def check_plan(plan: PruningPlan) -> None:
     """
     _check_sizes("before", plan.before)
     _check_sizes("after", plan.after)
+    check_fixed(by_kind(plan.operations)[0], plan.before)
     used: dict[Block, int] = {}
     for number, operation in enumerate(plan.operations):
         place = f"operations.{number}"

@@ -7,6 +7,7 @@ import json
 import yaml
 
 from slm_plugin.export.base import ExportRecord
+from slm_plugin.models.families import family_of
 from slm_plugin.models.view import Dimensions
 from slm_plugin.report.record import RunReport
 
@@ -34,6 +35,8 @@ def recipe_yaml(report: RunReport) -> str:
 
 def _code(export: ExportRecord, model: Dimensions) -> str:
     module, name = _CLASSES[export.exporter]
+    if module == "transformers":
+        name = family_of(model.architecture).auto_class
     lines = [
         f"from transformers import {name}, AutoTokenizer"
         if module == "transformers"

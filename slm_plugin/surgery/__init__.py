@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from slm_plugin.errors import PlanError, VerificationError
 from slm_plugin.models.operators import operators
+from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import Operation, PruningPlan
 from slm_plugin.plans.operations import by_kind
 
@@ -44,7 +45,7 @@ def apply_operations(
         from slm_plugin.surgery.channels import apply_channels
 
         apply_channels(model, width)
-    return [(index, index) for index in range(model.config.num_hidden_layers)]
+    return [(index, index) for index in range(len(DecoderView.of(model).layers))]
 
 
 def refuse_other_model(plan: PruningPlan, model: PreTrainedModel, found: Fingerprint) -> None:

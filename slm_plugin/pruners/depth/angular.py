@@ -44,7 +44,7 @@ class AngularDistance(BetweenEnds):
         states = last_token_states(session.captured())
         scores = block_distances(states, wanted)
         # A block counted as one layer has as many positions as the shortened model has layers.
-        (start,) = lowest(scores, 1, self.eligible(len(scores)))
+        (start,) = lowest(scores, 1, self.removable(session.view, len(scores)))
         block = tuple(range(start, start + wanted))
         meaning = f"angular distance over {wanted} layers, 0 to 1, by the lowest of them"
         return depth_plan(
