@@ -39,8 +39,8 @@ def build(
         checkpoint: The result of `read_checkpoint`.
         dtype: Number format in memory; ``auto`` takes the checkpoint's.
         device: Where the layers run.
-        streamed: Keep embedding and final norm in memory, and stream the layers and an untied
-            head; else everything is read into memory.
+        streamed: Stream the layers of the decoder and an untied head, and keep the rest in
+            memory: embedding, final norm, vision model; else everything is read into memory.
 
     Raises:
         ModelSourceError: Weights are missing, misshapen, not accounted for, or cannot be read.
@@ -51,12 +51,6 @@ def build(
             f"{checkpoint.name} is a mixture of experts, whose layers cannot be read one at a time "
             "with this release of transformers",
             hint="set `memory: whole` and a `device` that holds it, or use transformers 4.57",
-        )
-    if streamed and checkpoint.family.tower is not None:
-        raise ModelSourceError(
-            f"{checkpoint.name} is a model of images and text, whose layers cannot be read one at "
-            "a time: only decoders of text are streamed",
-            hint="set `memory: whole` and a `device` that holds it, as cpu",
         )
     model = _on_meta(checkpoint, dtype)
     check_parameters(checkpoint, model)

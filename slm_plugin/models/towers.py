@@ -111,6 +111,20 @@ def portable_names(weights: Mapping[str, _Tensor], family: Family) -> dict[str, 
     return {_deeper(name): value for name, value in weights.items()}
 
 
+def written_names(weights: Mapping[str, _Tensor], family: Family) -> dict[str, _Tensor]:
+    """Weights by the names that `save_pretrained` writes, which both releases read."""
+    named = portable_names(weights, family) or weights
+    tower = family.tower
+    return dict(named) if tower is None else {_outside(n, tower): w for n, w in named.items()}
+
+
+def _outside(name: str, tower: Tower) -> str:
+    for begin, instead in tower.stored:
+        if name.startswith(instead):
+            return begin + name.removeprefix(instead)
+    return name
+
+
 def _in_memory(name: str, tower: Tower) -> str:
     for begin, instead in tower.stored:
         if name.startswith(begin):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -16,18 +17,20 @@ from slm_plugin.errors import ModelSourceError, PlanError, SlmError, TargetError
 from slm_plugin.export.checkpoint import CheckpointExporter
 from slm_plugin.inspection import inspection
 from slm_plugin.models.configuration import read_configuration
+from slm_plugin.models.families.suitability import complaint
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import DropLayers, DropSublayers, MergeLayers, PruningPlan
 from slm_plugin.pruners.depth.depth_plan import kinds_of
 from slm_plugin.recipe import Recipe
-from slm_plugin.registry import pruners
+from slm_plugin.registry import exporters, pruners
 from slm_plugin.session import Session
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target
 from tests.conftest import AROUND, command, make_image, make_model, random_tokens
 
 TOWERS = sorted(AROUND)
+SECTIONS = {"rope_type": "default", "mrope_section": [2, 1, 1]}
 # As the first ones were published: only what differs from the defaults of the classes.
 GEMMA_4B = {
     "architectures": ["Gemma3ForConditionalGeneration"],
@@ -221,7 +224,8 @@ def test_configs_with_only_what_differs_are_read(config: dict[str, Any], tmp_pat
         assert (text.vocab_size, text.num_attention_heads, text.head_dim) == (262_208, 8, 256)
         assert text.layer_types[:6] == ["sliding_attention"] * 5 + ["full_attention"]
         assert text.tie_word_embeddings is found.tie_word_embeddings is True
-        rope = getattr(text, "rope_scaling", None) or text.rope_parameters["full_attention"]
+        four = transformers.__version__.startswith("4.")
+        rope = text.rope_scaling if four else text.rope_parameters["full_attention"]
         assert rope["factor"] == 8.0
 
 
@@ -235,7 +239,6 @@ def test_configs_with_only_what_differs_are_read(config: dict[str, Any], tmp_pat
         ("llava", "vision_config", {"model_type": "pixtral"}, "pixtral, which is not supported"),
         ("llava", "vision_config", {"hidden_size": 0}, "vision_config.hidden_size"),
         ("llava", "vision_config", {"num_hidden_layers": 3}, "2 layers of its vision model"),
-        ("llava", "", {"tie_word_embeddings": True}, "contradicts itself: tie_word_embeddings"),
         ("llava", "", {"vision_feature_layer": "last"}, "vision_feature_layer"),
         ("llava", "text_config", {"num_hidden_layers": 5}, "6 layers"),
         ("gemma3_tower", "text_config", {"layer_types": ["full_attention"]}, "1 layer_types"),
@@ -258,7 +261,12 @@ def test_configs_with_only_what_differs_are_read(config: dict[str, Any], tmp_pat
             {"rope_scaling": {"rope_type": "default", "mrope_section": [2, 2]}},
             "mrope_section",
         ),
-        ("qwen3_vl", "text_config", {"rope_theta": None, "rope_parameters": None}, "rope_theta"),
+        (
+            "qwen3_vl",
+            "text_config",
+            {"rope_theta": None, "rope_parameters": None, "rope_scaling": SECTIONS},
+            "rope_theta",
+        ),
     ],
 )
 def test_mistakes_are_one_line(
@@ -270,6 +278,33 @@ def test_mistakes_are_one_line(
     with pytest.raises(SlmError, match=words) as caught:
         load(ModelSource(id=str(tmp_path), device="cpu"))
     assert "\n" not in str(caught.value)
+
+
+def test_parts_that_disagree_about_the_head_are_refused(tower: str, tmp_path: Path) -> None:
+    """Each release would believe another one."""
+    saved(tmp_path, tower)
+    changed(tmp_path, "", tie_word_embeddings=False)
+    changed(tmp_path, "text_config", tie_word_embeddings=True)
+    with pytest.raises(ModelSourceError, match="contradicts itself: tie_word_embeddings"):
+        load(ModelSource(id=str(tmp_path)))
+
+
+def test_a_streamed_model_is_written_as_one_in_memory(
+    tower: str, tmp_path: Path, reload_here: None
+) -> None:
+    """The same tensors by the same names."""
+    saved(tmp_path / "source", tower)
+    for memory in ("whole", "layerwise"):
+        model, _ = load(ModelSource(id=str(tmp_path / "source"), memory=memory))
+        apply_layers(model, [DropLayers(indices=(3,))])
+        options = CheckpointExporter.Options()
+        Session(model).export(CheckpointExporter(options), tmp_path / memory)
+    whole, layerwise = (
+        load_file(tmp_path / memory / "checkpoint" / "model.safetensors")
+        for memory in ("whole", "layerwise")
+    )
+    assert whole.keys() == layerwise.keys()
+    assert all(torch.equal(whole[name], layerwise[name]) for name in whole)
 
 
 def test_code_in_any_part_is_left_out(tower: str, tmp_path: Path) -> None:
@@ -323,6 +358,10 @@ def test_onnx_is_refused_when_the_recipe_is_read(tower: str, tmp_path: Path) -> 
         "stages": [{"prune": "deepest", "target": {"layers_removed": 1}}],
         "export": [{"onnx": {}}],
     }
+    model = make_model(tower)
+    reason = complaint(exporters.get("onnx"), DecoderView.of(model).family, {})
+    assert "without the images" in reason
+    pytest.importorskip("optimum.onnxruntime")
     with pytest.raises(SlmError, match="without the images"):
         Recipe.from_dict(data)
 
