@@ -111,6 +111,12 @@ def portable_names(weights: Mapping[str, _Tensor], family: Family) -> dict[str, 
     return {_deeper(name): value for name, value in weights.items()}
 
 
+def common_name(name: str) -> str:
+    """The name in memory of a weight of a vision model, without what releases differ in."""
+    inner = name.removeprefix(TOWER)
+    return name if inner == name else TOWER + inner.removeprefix(LEVEL)
+
+
 def written_names(weights: Mapping[str, _Tensor], family: Family) -> dict[str, _Tensor]:
     """Weights by the names that `save_pretrained` writes, which both releases read."""
     named = portable_names(weights, family) or weights
@@ -132,9 +138,7 @@ def _in_memory(name: str, tower: Tower) -> str:
             break
     if not tower.nested_vision or not name.startswith(TOWER):
         return name
-    if is_transformers_four():
-        return _deeper(name)
-    return TOWER + name.removeprefix(TOWER).removeprefix(LEVEL)
+    return _deeper(name) if is_transformers_four() else common_name(name)
 
 
 def _deeper(name: str) -> str:

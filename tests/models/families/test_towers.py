@@ -119,8 +119,10 @@ def test_only_layers_above_the_added_features_can_be_skipped(layer: int) -> None
     model = make_model("qwen3_vl")
     fixed = DecoderView.of(model).fixed_layers
     assert fixed == 2
-    skipping = DecoderView.of(model).layers[layer].register_forward_hook(
-        lambda module, given, output: given[0]
+    skipping = (
+        DecoderView.of(model)
+        .layers[layer]
+        .register_forward_hook(lambda module, given, output: given[0])
     )
     expected = answers(model)
     skipping.remove()
@@ -189,9 +191,7 @@ def test_names_of_every_release_are_read(tower: str, level: str, tmp_path: Path)
     assert torch.equal(answers(read), answers(model))
 
 
-def test_both_releases_read_what_is_written(
-    tower: str, tmp_path: Path, reload_here: None
-) -> None:
+def test_both_releases_read_what_is_written(tower: str, tmp_path: Path, reload_here: None) -> None:
     """Their names of weights and settings, and tied embeddings stated where either looks."""
     session = Session(make_model(tower))
     session.export(CheckpointExporter(CheckpointExporter.Options()), tmp_path)
@@ -371,9 +371,7 @@ def test_inspection_counts_the_vision_model(tower: str, tmp_path: Path) -> None:
     model = saved(tmp_path, tower)
     found = inspection(DecoderView.of(model))
     total = sum(p.numel() for p in model.parameters())
-    outside = sum(
-        p.numel() for n, p in model.named_parameters() if "vi" in n or "multi_modal" in n
-    )
+    outside = sum(p.numel() for n, p in model.named_parameters() if "vi" in n or "multi_modal" in n)
     assert found["dimensions"]["parameters"] == sum(found["parameters"].values()) == total
     assert found["parameters"]["vision"] == outside > 0
     shown = command("inspect", str(tmp_path)).stdout
