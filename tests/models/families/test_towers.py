@@ -19,11 +19,12 @@ from slm_plugin.inspection import inspection
 from slm_plugin.models.configuration import read_configuration
 from slm_plugin.models.families.suitability import complaint
 from slm_plugin.models.loading import ModelSource, load
+from slm_plugin.models.towers import common_name
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import DropLayers, DropSublayers, MergeLayers, PruningPlan
 from slm_plugin.pruners.depth.depth_plan import kinds_of
 from slm_plugin.recipe import Recipe
-from slm_plugin.registry import exporters, pruners
+from slm_plugin.registry import exporters, pruners, recoveries
 from slm_plugin.session import Session
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target
@@ -364,6 +365,41 @@ def test_onnx_is_refused_when_the_recipe_is_read(tower: str, tmp_path: Path) -> 
     pytest.importorskip("optimum.onnxruntime")
     with pytest.raises(SlmError, match="without the images"):
         Recipe.from_dict(data)
+
+
+def test_a_recipe_that_leaves_no_layer_is_refused_when_it_is_read(
+    tower: str, tmp_path: Path
+) -> None:
+    """The layers are those of the text."""
+    saved(tmp_path, tower)
+    stage = {"prune": "deepest", "target": {"layers_removed": 6}}
+    with pytest.raises(SlmError, match="6 layers"):
+        Recipe.from_dict({"model": {"id": str(tmp_path)}, "stages": [stage]})
+
+
+def test_adapters_are_trained_in_the_text_alone(tower: str) -> None:
+    """Vision models have projections by the same names."""
+    pytest.importorskip("peft")
+    model = make_model(tower)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    session = Session(model, calibration=random_tokens(4, 8))
+    cls = recoveries.get("lora")
+    session.recover(cls(cls.Options(learning_rate=0.1, epochs=1)))
+    changed_ones = {
+        name
+        for name, weight in session.model.named_parameters()
+        if not torch.equal(weight, before[name])
+    }
+    layer = "model.language_model.layers.0."
+    assert {f"{layer}self_attn.q_proj.weight", f"{layer}mlp.down_proj.weight"} <= changed_ones
+    assert all(name.startswith("model.language_model.layers.") for name in changed_ones)
+
+
+def test_the_hash_of_the_weights_knows_no_release() -> None:
+    """A plan of one release applies in the other."""
+    for name in ("model.vision_tower.encoder.a", "model.vision_tower.vision_model.encoder.a"):
+        assert common_name(name) == "model.vision_tower.encoder.a"
+    assert common_name("model.visual.blocks.0.a") == "model.visual.blocks.0.a"
 
 
 def test_inspection_counts_the_vision_model(tower: str, tmp_path: Path) -> None:
