@@ -24,7 +24,8 @@ from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import DropLayers, DropSublayers, MergeLayers, PruningPlan
 from slm_plugin.pruners.depth.depth_plan import kinds_of
 from slm_plugin.recipe import Recipe
-from slm_plugin.registry import exporters, pruners, recoveries
+from slm_plugin.recovery.training.lora import _targets
+from slm_plugin.registry import exporters, pruners
 from slm_plugin.session import Session
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target
@@ -188,19 +189,25 @@ def test_names_of_every_release_are_read(tower: str, level: str, tmp_path: Path)
         }
     tensors = load_file(file)
     save_file({names[name]: tensor for name, tensor in tensors.items()}, file)
-    read, _ = load(ModelSource(id=str(tmp_path)))
+    read: Any = load(ModelSource(id=str(tmp_path)))[0]
     assert torch.equal(answers(read), answers(model))
+    if tower == "qwen3_vl":
+        # With heads as short as here, other sections compute the same.
+        assert read.model.language_model.rotary_emb.mrope_section == [2, 1, 1]
 
 
-def test_both_releases_read_what_is_written(tower: str, tmp_path: Path, reload_here: None) -> None:
+@pytest.mark.parametrize("tied", [False, True])
+def test_both_releases_read_what_is_written(
+    tower: str, tied: bool, tmp_path: Path, reload_here: None
+) -> None:
     """Their names of weights and settings, and tied embeddings stated where either looks."""
-    session = Session(make_model(tower))
+    session = Session(make_model(tower, tie_word_embeddings=tied))
     session.export(CheckpointExporter(CheckpointExporter.Options()), tmp_path)
     folder = tmp_path / "checkpoint"
     names = set(load_file(folder / "model.safetensors"))
     config = json.loads((folder / "config.json").read_text())
     text = config["text_config"]
-    assert config["tie_word_embeddings"] is text["tie_word_embeddings"] is False
+    assert config["tie_word_embeddings"] is text["tie_word_embeddings"] is tied
     assert text["rope_theta"] == (10_000.0 if tower == "llava" else 1_000_000.0)
     if tower == "qwen3_vl":
         assert text["rope_scaling"]["mrope_section"] == [2, 1, 1]
@@ -377,22 +384,16 @@ def test_a_recipe_that_leaves_no_layer_is_refused_when_it_is_read(
         Recipe.from_dict({"model": {"id": str(tmp_path)}, "stages": [stage]})
 
 
-def test_adapters_are_trained_in_the_text_alone(tower: str) -> None:
+def test_adapters_are_put_into_the_text_alone(tower: str) -> None:
     """Vision models have projections by the same names."""
-    pytest.importorskip("peft")
+    peft = pytest.importorskip("peft")
     model = make_model(tower)
-    before = {name: weight.clone() for name, weight in model.named_parameters()}
-    session = Session(model, calibration=random_tokens(4, 8))
-    cls = recoveries.get("lora")
-    session.recover(cls(cls.Options(learning_rate=0.1, epochs=1)))
-    changed_ones = {
-        name
-        for name, weight in session.model.named_parameters()
-        if not torch.equal(weight, before[name])
-    }
-    layer = "model.language_model.layers.0."
-    assert {f"{layer}self_attn.q_proj.weight", f"{layer}mlp.down_proj.weight"} <= changed_ones
-    assert all(name.startswith("model.language_model.layers.") for name in changed_ones)
+    found = peft.get_peft_model(
+        model, peft.LoraConfig(target_modules=_targets(DecoderView.of(model).family))
+    )
+    adapted = {name for name, weight in found.named_parameters() if weight.requires_grad}
+    assert len(adapted) == 2 * 7 * len(DecoderView.of(model).layers)
+    assert all(".model.language_model.layers." in name for name in adapted)
 
 
 def test_the_hash_of_the_weights_knows_no_release() -> None:
