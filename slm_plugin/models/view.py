@@ -198,9 +198,9 @@ class DecoderView:
             tied_embeddings=self.tied,
             parameters=sum(p.numel() for p in self.model.parameters()),
             layer_parameters=sum(p.numel() for _, p in own_parameters(first)),
-            channel_parameters=_channel(modules) if "channels" in family.units else 0,
+            channel_parameters=_channel(modules, family) if "channels" in family.units else 0,
             kv_group_parameters=(
-                _kv_group(modules, head_dim, heads // kv_heads)
+                _kv_group(modules, family, head_dim, heads // kv_heads)
                 if "kv_groups" in family.units
                 else 0
             ),
@@ -326,17 +326,23 @@ def _shapes(layer: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
     return [(name, tuple(p.shape)) for name, p in own_parameters(layer)]
 
 
-def _channel(modules: dict[str, nn.Linear]) -> int:
+def _channel(modules: dict[str, nn.Linear], family: Family) -> int:
     """Scalars of one MLP channel of a layer."""
-    return sum(_unit_size(modules[name], rows=name != "down_proj") for name in MLP_PROJECTIONS)
+    return sum(
+        _unit_size(linear, rows=name != "down_proj")
+        for name, linear in modules.items()
+        for part in family.parts(name)
+        if part in MLP_PROJECTIONS
+    )
 
 
-def _kv_group(modules: dict[str, nn.Linear], head_dim: int, queries: int) -> int:
+def _kv_group(modules: dict[str, nn.Linear], family: Family, head_dim: int, queries: int) -> int:
     """Scalars of one key/value head of a layer with the query heads that read it."""
     return head_dim * sum(
-        _unit_size(modules[name], rows=name != "o_proj")
-        * (queries if name in ("q_proj", "o_proj") else 1)
-        for name in ATTENTION_PROJECTIONS
+        _unit_size(linear, rows=name != "o_proj") * (queries if part in ("q_proj", "o_proj") else 1)
+        for name, linear in modules.items()
+        for part in family.parts(name)
+        if part in ATTENTION_PROJECTIONS
     )
 
 

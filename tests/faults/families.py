@@ -113,4 +113,25 @@ FAULTS = (
         "",
         TOWERS,
     ),
+    Fault(
+        "keys are said to stand before queries in the matrix of both",
+        "models/families/others.py",
+        '"qkv_proj": ("q_proj", "k_proj", "v_proj")',
+        '"qkv_proj": ("k_proj", "q_proj", "v_proj")',
+        MATRIX,
+    ),
+    Fault(
+        "rows of a projection are counted from the first row of its matrix",
+        "surgery/groups.py",
+        "        start += sizes.get(part, 0)\n",
+        "",
+        MATRIX,
+    ),
+    Fault(
+        "a concatenated layer has the rows of a matrix layer by layer",
+        "surgery/concatenation.py",
+        "joined(given * count, tuple(itertools.chain(*zip(*rows, strict=True))), dim)",
+        "joined(tuple(g for g in given for _ in range(count)), tuple(itertools.chain(*rows)), dim)",
+        "pruners/depth/test_merge_concat.py",
+    ),
 )

@@ -81,6 +81,8 @@ class Family:
         mlp: Modules that make up its MLP block, in the same order.
         norms: Modules of a layer that are norms of the residual stream.
         projections: Linear maps of a layer: short name to path.
+        fused: Projections that are several in one matrix, by their short name: the short names of
+            these, in the order of their rows.
         residual: How the blocks are added to the residual stream.
         parallel_if: Config fields any of which makes the residual parallel, where a class has both.
         parallel_default: Whether it is parallel where the config states none of them.
@@ -131,6 +133,7 @@ class Family:
     mlp: tuple[str, ...] = ("mlp", "post_attention_layernorm")
     norms: tuple[str, ...] = ()
     projections: Mapping[str, str] = field(default_factory=lambda: SEPARATE)
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     residual: Literal["pre", "post", "sandwich", "parallel"] = "pre"
     parallel_if: tuple[str, ...] = ()
     parallel_default: bool = False
@@ -203,6 +206,10 @@ class Family:
             if own is not None and own in found:
                 found[name] = found[own]
         return found
+
+    def parts(self, projection: str) -> tuple[str, ...]:
+        """The projections in one matrix, in the order of their rows; mostly it is one."""
+        return self.fused.get(projection, (projection,))
 
     def own_name(self, field: str) -> str:
         """The name of a field in this family's configs."""
