@@ -174,8 +174,8 @@ def list_pruners(model: PreTrainedModel | None = None, *, stack: str | None = No
         check_given(model, None, stack)
     except UserError:
         return []
-    streamed, config = is_streamed(model), model.config.to_dict()
-    family = DecoderView.of(model, stack).family
+    view = DecoderView.of(model, stack)
+    streamed, config, family = is_streamed(model), view.config.to_dict(), view.family
     return [
         name
         for name, cls in pruners.usable().items()

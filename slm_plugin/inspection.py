@@ -104,16 +104,20 @@ def component_table(found: list[dict[str, Any]]) -> Table:
 def inspection(view: DecoderView) -> dict[str, Any]:
     """A model's dimensions, its parameters by part, and the units that can be pruned."""
     dims, config = view.dimensions(), view.config.to_dict()
-    attention, mlp = (_matrices(view, block) for block in (view.family.attention, view.family.mlp))
-    blocks = {"attention": attention * dims.layers, "mlp": mlp * dims.layers}
+    blocks = (view.family.attention, view.family.mlp)
+    attention, mlp = (_matrices(view, block) for block in blocks)
+    parts = {"attention": attention * dims.layers, "mlp": mlp * dims.layers}
     if view.family.by_tensors:
         # What an encoder has outside of its layers differs from class to class.
         outside = dims.parameters - dims.layers * dims.layer_parameters
-        parts = {**blocks, "outside of the layers": outside}
+        parts["outside of the layers"] = outside
         parts["norms and other parts of layers"] = dims.parameters - sum(parts.values())
     else:
         head = 0 if dims.tied_embeddings else sum(p.numel() for p in view.head.parameters())
-        parts = {"embedding": view.embedding.weight.numel(), "head": head, **blocks}
+        parts = {"embedding": view.embedding.weight.numel(), "head": head, **parts}
+        if view.family.tower is not None:
+            decoder = sum(p.numel() for p in view.decoder.parameters())
+            parts["vision"] = dims.parameters - decoder - head
         parts["norms"] = dims.parameters - sum(parts.values())
     return {
         "dimensions": dims.model_dump(),
@@ -133,6 +137,7 @@ def inspection(view: DecoderView) -> dict[str, Any]:
         "family": {
             "model_type": view.family.model_type,
             "residual": view.family.residual_of(config),
+            "fixed_layers": dims.fixed_layers,
             "kinds": dict(Counter(_named(kind) for kind in layer_kinds(view))),
             "not_removable": {
                 unit: view.family.reason(unit)
@@ -182,6 +187,8 @@ def inspection_table(name: str, found: dict[str, Any]) -> Table:
     table.add_section()
     family = found["family"]
     table.add_row("residual connections", visible(family["residual"]), "", "")
+    if family["fixed_layers"]:
+        table.add_row("lowest layers that must stay", str(family["fixed_layers"]), "", "")
     for kind, count in family["kinds"].items():
         table.add_row(f"layers with {visible(kind)}", str(count), "", "")
     return table

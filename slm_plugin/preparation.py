@@ -90,8 +90,8 @@ def prepare(
         journals = trials_folder() if wanted else cache_folder() / "trials"
     if isinstance(source, InMemory):
         model, tokenizer, name = source.model, source.tokenizer, source.name
-        family = DecoderView.of(model, source.stack).family
-        refuse_unsuited(components, family, model.config.to_dict())
+        view = DecoderView.of(model, source.stack)
+        refuse_unsuited(components, view.family, view.config.to_dict())
     else:
         name = source.id
         with timed(f"load {name}"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import io
 import itertools
@@ -23,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from slm_plugin import cli, extras, interruption
 from slm_plugin.cli import writing
 from slm_plugin.export import checkpoint, parity, reload
-from slm_plugin.models.families import gemma, gpt, llama, moe, olmo, others
+from slm_plugin.models.families import gemma, gpt, llama, moe, olmo, others, towers
 from slm_plugin.models.families.family import Family
 from slm_plugin.models.view import Dimensions
 
@@ -113,7 +114,61 @@ FAMILIES: dict[str, tuple[Family, dict[str, Any]]] = {
         },
     ),
     "falcon": (gpt.FALCON, {"ffn_hidden_size": 48, "new_decoder_architecture": True}),
+    "gemma3_tower": (
+        towers.GEMMA3_TOWER,
+        {"sliding_window": 8, "query_pre_attn_scalar": 8, "sliding_window_pattern": 3},
+    ),
+    "qwen3_vl": (
+        towers.QWEN3_VL,
+        {
+            "rope_theta": 1_000_000.0,
+            "rope_scaling": {
+                "rope_type": "default",
+                "mrope_section": [2, 1, 1],
+                "mrope_interleaved": True,
+            },
+        },
+    ),
+    "llava": (towers.LLAVA, {"model_type": "llama"}),
 }
+# What a tiny model of images and text has around its text: the token of an image is 0.
+_SEEING = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 4,
+}
+AROUND: dict[str, dict[str, Any]] = {
+    "gemma3_tower": {
+        "vision_config": {**_SEEING, "vision_use_head": False},
+        "mm_tokens_per_image": 4,
+        "image_token_index": 0,
+    },
+    "qwen3_vl": {
+        "vision_config": {
+            "depth": 3,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_heads": 2,
+            "patch_size": 4,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        "image_token_id": 0,
+        "video_token_id": 1,
+        "vision_start_token_id": 126,
+        "vision_end_token_id": 125,
+    },
+    "llava": {
+        "vision_config": {**_SEEING, "image_size": 8, "projection_dim": 16},
+        "image_token_index": 0,
+        "image_seq_length": 4,
+    },
+}
+IMAGE = 4
 VOCABULARY = 128
 # SmolLM2-135M, by its published sizes.
 SMOLLM2 = Dimensions(
@@ -161,6 +216,10 @@ def make_model(family: str = "llama", *, seed: int = 0, **overrides: Any) -> Pre
         and (record.own_head_dim or name != "head_dim")
     }
     torch.manual_seed(seed)
+    if record.tower is not None:
+        tied = settings["tie_word_embeddings"]
+        settings = {"text_config": settings, "tie_word_embeddings": tied, **AROUND[family]}
+        settings = copy.deepcopy(settings)
     model = model_class(model_class.config_class(**settings)).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -173,6 +232,24 @@ def make_model(family: str = "llama", *, seed: int = 0, **overrides: Any) -> Pre
                 # Large enough that every layer matters and greedy tokens are not ties.
                 parameter.normal_(0, 0.15, generator=generator)
     return model
+
+
+def make_image(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """A text with an image in its middle, as the class's processor would prepare it."""
+    generator = torch.Generator().manual_seed(5)
+    before, after = random_tokens(1, 5, seed=1) % 100 + 3, random_tokens(1, 9, seed=2) % 100 + 3
+    edges = torch.tensor([[126]]), torch.tensor([[125]])
+    tokens = torch.cat([before, edges[0], torch.zeros(1, IMAGE).long(), edges[1], after], dim=1)
+    given = {"input_ids": tokens}
+    if model.config.model_type == "qwen3_vl":
+        given["image_grid_thw"] = torch.tensor([[1, 4, 4]])
+        if not transformers.__version__.startswith("4."):
+            given["mm_token_type_ids"] = (tokens == 0).long()
+        return {**given, "pixel_values": torch.randn(16, 96, generator=generator)}
+    if model.config.model_type == "gemma3":
+        given["token_type_ids"] = (tokens == 0).long()
+    side = model.config.vision_config.image_size
+    return {**given, "pixel_values": torch.randn(1, 3, side, side, generator=generator)}
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from slm_plugin.calibration.samples import DEFAULT_LENGTH, check_ids
 from slm_plugin.errors import CalibrationError
 from slm_plugin.lazy import torch
+from slm_plugin.models.view import DecoderView
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +82,7 @@ def _from_texts(
             f"{GIVEN} is text, and there is no tokenizer", hint="pass the model's tokenizer"
         )
     ids = tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    length = min(DEFAULT_LENGTH, model.config.max_position_embeddings, len(ids))
+    length = min(DEFAULT_LENGTH, DecoderView.of(model).config.max_position_embeddings, len(ids))
     if length < 2:
         raise CalibrationError(f"{GIVEN} has fewer than two tokens", hint="give more text")
     samples = len(ids) // length

@@ -15,6 +15,7 @@ from slm_plugin.calibration.token_files import refuse_ids, stored_ids
 from slm_plugin.counts import MOST, Count, Seed
 from slm_plugin.errors import CalibrationError
 from slm_plugin.lazy import inference_mode, torch
+from slm_plugin.models.view import DecoderView
 from slm_plugin.record import Record
 from slm_plugin.texts import expanded, regular_file, shown_path
 
@@ -172,7 +173,7 @@ def draw(
     Raises:
         CalibrationError: The source is missing, malformed or too short, or its ids do not fit.
     """
-    limit = model.config.max_position_embeddings
+    limit = DecoderView.of(model).config.max_position_embeddings
     if source.length is not None and source.length > limit:
         raise CalibrationError(
             f"calibration length {source.length} is more than the model's {limit} positions"
@@ -259,7 +260,9 @@ def _written_by(model: PreTrainedModel, source: CalibrationSource, seed: int) ->
     """
     samples, length = _sizes(source)
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(model.config.vocab_size, (samples, 1), generator=generator)
+    tokens = torch.randint(
+        DecoderView.of(model).config.vocab_size, (samples, 1), generator=generator
+    )
     cache = None
     step = tokens
     while tokens.shape[1] < length:
@@ -296,14 +299,14 @@ def check_ids(tokens: Tensor, source: str, model: PreTrainedModel) -> None:
         CalibrationError: They are no token ids, beyond the vocabulary, or too many in a sample.
     """
     refuse_ids(tokens, source)
-    size = model.config.vocab_size
+    size = DecoderView.of(model).config.vocab_size
     if int(tokens.max()) >= size:
         raise CalibrationError(
             f"{source} holds token id {int(tokens.max())}; the vocabulary ends at {size - 1}",
             hint="the ids were made with another tokenizer",
         )
-    if tokens.shape[1] > model.config.max_position_embeddings:
+    if tokens.shape[1] > DecoderView.of(model).config.max_position_embeddings:
         raise CalibrationError(
             f"{source} has samples of {tokens.shape[1]} tokens; the model has "
-            f"{model.config.max_position_embeddings} positions"
+            f"{DecoderView.of(model).config.max_position_embeddings} positions"
         )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from slm_plugin.errors import UserError
 from slm_plugin.lazy import torch
+from slm_plugin.models.view import DecoderView
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +22,7 @@ def check_room(model: PreTrainedModel, positions: int, wanted_by: str) -> None:
     Raises:
         UserError: It does not.
     """
-    room = getattr(model.config, "max_position_embeddings", None)
+    room = getattr(DecoderView.of(model).config, "max_position_embeddings", None)
     if room is not None and positions > room:
         raise UserError(
             f"{wanted_by} needs {positions} positions and the model has {room}",

@@ -43,7 +43,9 @@ from slm_plugin.models.border import reason
 from slm_plugin.models.configuration import plain_attention
 from slm_plugin.models.generation import without_generation
 from slm_plugin.models.operators import operators
+from slm_plugin.models.processor import save_processor
 from slm_plugin.models.streaming import is_streamed
+from slm_plugin.models.towers import TEXT, portable_names
 from slm_plugin.outputs.scratch import temporary_folder, whole_folder
 from slm_plugin.registry import register_exporter
 from slm_plugin.texts import shown
@@ -100,11 +102,12 @@ class CheckpointOptions(Options):
 class CheckpointExporter(Exporter):
     """Writes safetensors weights, config, tokenizer, chat template and generation config.
 
-    The folder is then loaded by a fresh process with ``AutoModelForCausalLM`` and
-    ``AutoTokenizer`` alone, on the CPU. Weights, parameter count (tied ones once), encoded
-    sentences and greedy tokens, with and without cache, must be equal to those of the model in
-    memory. Logits may differ by a share of the largest logit: 1e-4 in float32, 1e-2 in float16,
-    5e-2 in bfloat16; a greedy token may differ where two tokens are equal within twice that.
+    The folder is then loaded by a fresh process with ``AutoModelForCausalLM``, or for models of
+    images and text ``AutoModelForImageTextToText``, and ``AutoTokenizer`` alone, on the CPU.
+    Weights, parameter count (tied ones once), encoded sentences and greedy tokens, with and without
+    cache, must be equal to those of the model in memory. Logits may differ by a share of the
+    largest logit: 1e-4 in float32, 1e-2 in float16, 5e-2 in bfloat16; a greedy token may differ
+    where two tokens are equal within twice that.
 
     A model that is streamed from disk is written tensor by tensor, and the fresh process reads it
     layer by layer as well: the same figures, but no tokens are generated, and the record says so.
@@ -156,7 +159,7 @@ def save_checkpoint(session: Session, folder: Path, *, max_shard_size: str = "5G
             if is_streamed(model):
                 save_streamed(model, folder, max_shard_size=max_shard_size)
             else:
-                model.save_pretrained(folder, max_shard_size=max_shard_size)
+                _save_model(session, folder, max_shard_size)
             if session.tokenizer is not None:
                 _save_tokenizer(session.tokenizer, folder)
         # save_pretrained refuses settings that from_pretrained took, such as a temperature
@@ -170,8 +173,20 @@ def save_checkpoint(session: Session, folder: Path, *, max_shard_size: str = "5G
             f"cannot write the checkpoint {folder}: {error}",
             hint="check the free disk space and the permissions",
         ) from error
-    mend_config(folder, session.view.family.synonyms)
+    save_processor(model, folder)
+    family = session.view.family
+    nested = None if family.tower is None else TEXT
+    mend_config(folder, family.synonyms, nested=nested, tied=session.view.tied)
     mend_tokenizer_config(folder)
+
+
+def _save_model(session: Session, folder: Path, max_shard_size: str) -> None:
+    model = session.model
+    named = portable_names(model.state_dict(), session.view.family)
+    if named is None:
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+    else:
+        model.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=named)
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -234,6 +249,7 @@ def write_reference(session: Session, file: Path) -> float:
         Largest allowed difference of a logit.
     """
     facts = {
+        "class": session.view.family.auto_class,
         "parameters": str(sum(p.numel() for p in session.model.parameters())),
         "weights": session.fingerprint().weights,
     }
@@ -302,10 +318,12 @@ def _clean_config(session: Session) -> Iterator[GenerationConfig | None]:
     config, generation = without_generation(model)
     # transformers refuses to save a model that it still takes for a quantised one.
     config.__dict__.pop("quantization_config", None)
-    if session.view.family.own_head_dim:
-        config.head_dim = session.view.dimensions().head_dim
-    if not session.view.family.by_tensors:
-        config.tie_word_embeddings = session.view.tied
+    family = session.view.family
+    decoder = family.text_config(config)
+    if family.own_head_dim:
+        decoder.head_dim = session.view.dimensions().head_dim
+    if not family.by_tensors:
+        config.tie_word_embeddings = decoder.tie_word_embeddings = session.view.tied
     model.config, model.generation_config = config, GenerationConfig()
     try:
         yield generation

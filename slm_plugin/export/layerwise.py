@@ -14,6 +14,7 @@ from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.models.layerwise import build
 from slm_plugin.models.stored import write_tensors
 from slm_plugin.models.streaming import held, values
+from slm_plugin.models.towers import written_names
 from slm_plugin.models.view import DecoderView
 from slm_plugin.models.weight_files import INDEX
 
@@ -37,7 +38,8 @@ def save_streamed(model: PreTrainedModel, folder: Path, *, max_shard_size: str) 
     model.config.architectures = [type(model).__name__]
     model.config.dtype = str(model.dtype).removeprefix("torch.")
     model.config.save_pretrained(folder)
-    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    family = DecoderView.of(model).family
+    parameters: dict[str, Tensor] = written_names(dict(model.named_parameters()), family)
     shards = split_torch_state_dict_into_shards(
         parameters,
         filename_pattern="model{suffix}.safetensors",

@@ -81,7 +81,9 @@ class OnnxExporter(Exporter):
 
     @classmethod
     def unsuited(cls, family: Family, config: Mapping[str, Any]) -> str:
-        """Optimum's export of Falcon has no place for groups of key/value heads, nor for ALiBi."""
+        """A graph of a decoder has no images; Optimum's of Falcon no KV groups and no ALiBi."""
+        if family.tower is not None:
+            return "Optimum exports a decoder of text, without the images"
         for switch in ("new_decoder_architecture", "alibi"):
             if family.model_type == "falcon" and config.get(switch):
                 return f"Optimum exports no Falcon with {switch}"
@@ -97,8 +99,8 @@ class OnnxExporter(Exporter):
         """
         require_onnx("the onnx exporter")
         _refuse_unknown(session.view.family.model_type)
-        refuse_length_dependent(session.model.config)
-        if unproved_windows(session.model.config, session.view.embedding.num_embeddings):
+        refuse_length_dependent(session.view.config)
+        if unproved_windows(session.view.config, session.view.embedding.num_embeddings):
             with temporary_folder() as scratch:
                 rehearse(session, scratch, self)
 

@@ -106,7 +106,7 @@ def prompts(session: Session) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(session.seed)
     written = encode(session.tokenizer) if session.tokenizer is not None else []
     lengths = [*RANDOM_LENGTHS, *(() if written else SENTENCE_LENGTHS)]
-    beyond = probe_length(session.model.config, vocabulary)
+    beyond = probe_length(session.view.config, vocabulary)
     # A table of learned positions has an end.
     if beyond is not None and session.view.family.rotary != "none":
         lengths.append(beyond)

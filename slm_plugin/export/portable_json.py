@@ -14,12 +14,19 @@ from typing import Any
 
 from slm_plugin.files import write_text
 from slm_plugin.models.configuration import CODE
+from slm_plugin.models.families.family import FULL, SLIDING
 
 # What a model read from a GGUF file remembers of that file.
 GGUF_LEFTOVERS = ("_model_name_or_path", "_name_or_path")
 
 
-def mend_config(folder: Path, synonyms: Iterable[tuple[str, str]] = ()) -> None:
+def mend_config(
+    folder: Path,
+    synonyms: Iterable[tuple[str, str]] = (),
+    *,
+    nested: str | None = None,
+    tied: bool | None = None,
+) -> None:
     """Make ``config.json`` readable by both.
 
     Writes what stands under one of two synonyms under the other as well, because a release that
@@ -31,21 +38,39 @@ def mend_config(folder: Path, synonyms: Iterable[tuple[str, str]] = ()) -> None:
     Args:
         folder: The checkpoint.
         synonyms: Pairs of fields that two releases call by different names.
+        nested: Name of the object in it that describes the decoder; None for the whole.
+        tied: Whether the head is the embedding. Where there is an object, 4.57 reads this inside
+            of it and 5 beside it, and each leaves out its own default.
     """
     file = folder / "config.json"
     config = _read(file)
     for name in (*GGUF_LEFTOVERS, *CODE):
         config.pop(name, None)
+    decoder = config if nested is None else config[nested]
     for one, other in synonyms:
-        stated = config.get(one, config.get(other))
+        stated = decoder.get(one, decoder.get(other))
         if stated is not None:
-            config |= {one: stated, other: stated}
-    rope = config.get("rope_parameters")
-    if isinstance(rope, dict) and "rope_theta" in rope:
-        config["rope_theta"] = rope["rope_theta"]
-        if rope.get("rope_type", "default") != "default":
-            config["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
+            decoder |= {one: stated, other: stated}
+    _mend_rope(decoder)
+    if nested is not None:
+        config["tie_word_embeddings"] = decoder["tie_word_embeddings"] = tied
     _write(file, config)
+
+
+def _mend_rope(decoder: dict[str, Any]) -> None:
+    rope = decoder.get("rope_parameters")
+    if not isinstance(rope, dict):
+        return
+    full, sliding = rope.get(FULL, rope), rope.get(SLIDING, rope)
+    if "rope_theta" not in full:
+        return
+    decoder["rope_theta"] = full["rope_theta"]
+    # A table of their own for layers with windows.
+    if sliding.get("rope_theta", full["rope_theta"]) != full["rope_theta"]:
+        decoder["rope_local_base_freq"] = sliding["rope_theta"]
+    scaling = {name: value for name, value in full.items() if name != "rope_theta"}
+    if scaling.get("rope_type", "default") != "default" or "mrope_section" in scaling:
+        decoder["rope_scaling"] = scaling
 
 
 def mend_tokenizer_config(folder: Path) -> None:

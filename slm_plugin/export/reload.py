@@ -28,7 +28,7 @@ def measure(folder: Path, reference_file: Path) -> dict[str, Any]:
         folder: A checkpoint.
         reference_file: What `slm_plugin.export.checkpoint.write_reference` wrote.
     """
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     facts = facts_of(reference_file)
     if "class" in facts:
@@ -37,7 +37,8 @@ def measure(folder: Path, reference_file: Path) -> dict[str, Any]:
     if facts.get("memory") == "layerwise":
         streamed = measure_streamed(folder, expected, facts)
         return streamed if "error" in streamed else streamed | _sentences(folder, facts)
-    model, loading = AutoModelForCausalLM.from_pretrained(
+    auto_class = getattr(transformers, facts["class"])
+    model, loading = auto_class.from_pretrained(
         folder,
         dtype="auto",
         output_loading_info=True,

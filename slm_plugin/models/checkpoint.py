@@ -17,6 +17,7 @@ from slm_plugin.models.experts import stacked
 from slm_plugin.models.families import family_of
 from slm_plugin.models.families.family import Family
 from slm_plugin.models.stored import Stored, StoredTensor, are_equal
+from slm_plugin.models.towers import VISION_LAYERS, in_memory_names, vision_layers
 from slm_plugin.models.weight_files import check_companions, stored_tensors
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 # Redundant stored tensors, and why each is redundant:
 # - rotary frequencies, which old releases stored in each layer, follow from the config;
 # - a head beside tied embeddings is the embedding.
-FREQUENCIES = re.compile(r"model\.(layers\.([0-9]+)\.self_attn\.)?rotary_emb\.inv_freq")
+FREQUENCIES = re.compile(
+    r"model\.(language_model\.)?(layers\.([0-9]+)\.self_attn\.)?rotary_emb\.inv_freq"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,11 @@ class Checkpoint:
     name: str
     configuration: Configuration
     stored: dict[str, Stored]
+
+    @property
+    def config(self) -> Any:
+        """The config of the decoder."""
+        return self.family.text_config(self.configuration.config)
 
     @property
     def family(self) -> Family:
@@ -111,6 +119,7 @@ def _renamed(stored: dict[str, StoredTensor], configuration: Configuration) -> d
     begin one module further in, is whole where the embedding is the head.
     """
     family = family_of(configuration.architecture)
+    stored = in_memory_names(stored, family)
     prefix = f"{family.decoder}."
     inside = family.embedding_weight.removeprefix(prefix) in stored
     tied = bool(configuration.config.tie_word_embeddings)
@@ -165,7 +174,7 @@ def check_frequencies(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
 
 
 def _bases(checkpoint: Checkpoint) -> list[float]:
-    config: Any = checkpoint.configuration.config
+    config = checkpoint.config
     parameters = getattr(config, "rope_parameters", None) or {"rope_theta": config.rope_theta}
     by_kind = [one for one in parameters.values() if isinstance(one, dict)]
     return [float(one["rope_theta"]) for one in by_kind or [parameters]]
@@ -195,7 +204,7 @@ def _check_names(checkpoint: Checkpoint) -> None:
 
 def _check_sizes(checkpoint: Checkpoint) -> None:
     """Check the config's sizes against the files before any module is built."""
-    config, name, family = checkpoint.configuration.config, checkpoint.name, checkpoint.family
+    config, name, family = checkpoint.config, checkpoint.name, checkpoint.family
     _check_layers(checkpoint)
     sized = {family.embedding_weight: ("vocab_size", "hidden_size")}
     if "down_proj" in family.projections and "intermediate_size" not in family.names:
@@ -216,10 +225,10 @@ def _check_sizes(checkpoint: Checkpoint) -> None:
 
 def _check_layers(checkpoint: Checkpoint) -> None:
     """Check the number of layers before any is built."""
-    name, count = checkpoint.name, int(checkpoint.configuration.config.num_hidden_layers)
-    family = checkpoint.family
-    layer = re.compile(re.escape(f"{family.decoder}.{family.layers}.") + r"([0-9]{1,9})\.")
-    layers = {int(place[1]) for full in checkpoint.stored if (place := layer.match(full))}
+    name, family = checkpoint.name, checkpoint.family
+    _check_vision_layers(checkpoint)
+    count = int(checkpoint.config.num_hidden_layers)
+    layers = _layers_of(checkpoint, f"{family.decoder}.{family.layers}.")
     there = max(layers, default=-1) + 1
     # Stray tensors of one layer far above are left to the completeness rule, which names them.
     whole = len(layers) == there
@@ -237,9 +246,29 @@ def _check_layers(checkpoint: Checkpoint) -> None:
         )
 
 
+def _layers_of(checkpoint: Checkpoint, prefix: str) -> set[int]:
+    """Indices of the layers whose weights' names begin so."""
+    layer = re.compile(re.escape(prefix) + r"([0-9]{1,9})\.")
+    return {int(place[1]) for full in checkpoint.stored if (place := layer.match(full))}
+
+
+def _check_vision_layers(checkpoint: Checkpoint) -> None:
+    """Check the number of layers of the vision model, where there is one."""
+    if checkpoint.family.tower is None:
+        return
+    count = vision_layers(checkpoint.configuration.config.vision_config)
+    there = max((len(_layers_of(checkpoint, prefix)) for prefix in VISION_LAYERS), default=0)
+    if there != count:
+        raise ModelSourceError(
+            f"{checkpoint.name} holds the weights of {there} layers of its vision model, but its "
+            f"vision_config says {count}",
+            hint="correct vision_config, or fetch the weights that belong to the config",
+        )
+
+
 def _check_heads(checkpoint: Checkpoint) -> None:
     """Check head counts against the stored rows before any module is built."""
-    config: Any = checkpoint.configuration.config
+    config = checkpoint.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     for projection, field in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
         path = checkpoint.family.projections.get(projection)

@@ -108,7 +108,7 @@ def check_fields(config: Mapping[str, Any], family: Family, where: Where) -> Non
         if name in config:
             check(where.at(own), config[name])
         elif family.names.get(name, name) is not None:
-            raise ModelSourceError(f"{where.file} lacks {own}", hint="it describes no whole model")
+            raise ModelSourceError(f"{where} lacks {own}", hint="it describes no whole model")
     for name, check in {**OPTIONAL, **family.fields}.items():
         if name in config:
             check(where.at(family.own_name(name)), config[name])

@@ -19,18 +19,32 @@ TRAINED_ACTIVATIONS = ("prelu", "xielu")
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """A config file, as messages name it."""
+    """A config file, or an object in it, as messages name it.
+
+    Attributes:
+        file: The file.
+        part: Name of the object, where it is not the whole file.
+    """
 
     file: str
+    part: str = ""
 
     def at(self, field: str) -> str:
         """One of its fields."""
-        return f"{field} of {self.file}"
+        return f"{self.part}.{field} of {self.file}".lstrip(".")
+
+    def inside(self, part: str) -> Where:
+        """An object in it."""
+        return Where(self.file, part)
+
+    def __str__(self) -> str:
+        """The file, or the object and its file."""
+        return f"{self.part} of {self.file}" if self.part else self.file
 
     def contradiction(self, what: str) -> ModelSourceError:
         """Two statements that cannot both hold."""
         return ModelSourceError(
-            f"{self.file} contradicts itself: {what}", hint="keep the one that is right"
+            f"{self} contradicts itself: {what}", hint="keep the one that is right"
         )
 
     def check_agreement(self, stated: Mapping[str, Any]) -> None:

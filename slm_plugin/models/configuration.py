@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from slm_plugin.errors import ModelSourceError, UnsupportedModelError
 from slm_plugin.lazy import transformers
@@ -15,10 +15,11 @@ from slm_plugin.models.border import reading
 from slm_plugin.models.config_fields import check_fields, head_dim
 from slm_plugin.models.config_values import Where, problem
 from slm_plugin.models.families import family_of, family_of_type
-from slm_plugin.models.families.family import Family
+from slm_plugin.models.families.family import Family, Tower
 from slm_plugin.models.generation import GENERATION
 from slm_plugin.models.json_file import read_object
 from slm_plugin.models.rope import ORIGINAL, rope_fields, rope_settings
+from slm_plugin.models.towers import TEXT, VISION, split
 from slm_plugin.progress import say
 
 if TYPE_CHECKING:
@@ -135,33 +136,70 @@ def read_configuration(file: Path, stack: str | None = None) -> Configuration:
             f"{file}: {family.architecture} is no listed family, so its config cannot be checked",
             hint="load the model with transformers and pass it to slm_plugin.prune",
         )
-    _refuse_quantised(content, where)
-    check_fields(content, family, where)
     if family.by_tensors:
         return _whole_layers(content, family, where)
-    rope = rope_settings(content, head_dim(content, family), family, where)
     generation = {k: v for k, v in content.items() if k in GENERATION and v is not None}
-    kept = {k: v for k, v in content.items() if k not in GENERATION and k not in RUNTIME}
-    config_class = getattr(transformers, family.config_name)
-    _refuse_clobbering(kept, config_class, where)
+    if family.tower is None:
+        kept, attention = _decoder(content, family, where)
+        number_format = _number_format(content, where)
+    else:
+        kept, attention, number_format = _around_decoder(content, family, where)
+    kept |= {"architectures": [family.architecture], "dtype": number_format}
+    with reading(f"transformers {transformers.__version__} does not take {file}"):
+        config = getattr(transformers, family.config_name).from_dict(kept)
+        config._attn_implementation = attention
+    return Configuration(family.architecture, config, generation)
+
+
+def _decoder(
+    content: Mapping[str, Any], family: Family, where: Where
+) -> tuple[dict[str, Any], str]:
+    """The fields of a decoder for the installed transformers, and its attention."""
+    _refuse_quantised(content, where)
+    check_fields(content, family, where)
+    rope = rope_settings(content, head_dim(content, family), family, where)
+    kept = _kept(content, getattr(transformers, family.text_config_name), where)
     kept |= {name: float(kept[name]) for name in FRACTIONS if name in kept}
     for names in family.synonyms:
         stated = {name: kept[name] for name in names if kept.get(name) is not None}
         where.check_agreement(stated)
         kept |= {name: value for value in stated.values() for name in names}
-    kept |= {"architectures": [family.architecture], "dtype": _number_format(content, where)}
     if rope.scaling is not None:
         # The value is now in the scaling, and beside it where needed.
         kept.pop(ORIGINAL, None)
-    kept |= rope_fields(rope, family)
-    with reading(f"transformers {transformers.__version__} does not take {file}"):
-        config = config_class.from_dict(kept)
-        config._attn_implementation = _attention(content, family, where)
-    return Configuration(family.architecture, config, generation)
+    return kept | rope_fields(rope, family), _attention(content, family, where)
+
+
+def _around_decoder(
+    content: Mapping[str, Any], family: Family, where: Where
+) -> tuple[dict[str, Any], str, str | None]:
+    """The fields of a model of images and text, its attention and the format of its weights."""
+    tower = cast(Tower, family.tower)
+    _refuse_quantised(content, where)
+    parts = split(content, family, tower, where)
+    within = where.inside(VISION)
+    _refuse_quantised(parts.vision, within)
+    text, attention = _decoder(parts.text, family, where.inside(TEXT))
+    vision = _kept(parts.vision, transformers.PretrainedConfig, within)
+    vision["model_type"] = parts.vision.get("model_type", tower.vision[0])
+    kept = _kept(parts.outer, getattr(transformers, family.config_name), where)
+    kept |= {TEXT: {**text, "model_type": tower.text}, VISION: vision}
+    # The whole model has one format: those of the parts are left out.
+    number_format = _number_format(content, where) or _number_format(parts.text, where.inside(TEXT))
+    return kept, attention, number_format
+
+
+def _kept(content: Mapping[str, Any], config_class: type, where: Where) -> dict[str, Any]:
+    """What says which model it is."""
+    kept = {k: v for k, v in content.items() if k not in GENERATION and k not in RUNTIME}
+    _refuse_clobbering(kept, config_class, where)
+    return kept
 
 
 def _whole_layers(content: dict[str, Any], family: Family, where: Where) -> Configuration:
     """The config of an encoder: what belongs to its head stays in it, as its labels."""
+    _refuse_quantised(content, where)
+    check_fields(content, family, where)
     layers: dict[str, Any] = {
         name: content[name]
         for name in ("num_hidden_layers", "encoder_layers")
@@ -201,7 +239,7 @@ def _refuse_quantised(content: Mapping[str, Any], where: Where) -> None:
         if found is not None:
             method = found.get("quant_method") if isinstance(found, dict) else None
             raise ModelSourceError(
-                f"{where.file} describes quantised weights ({name}: {method or 'of some kind'})",
+                f"{where} describes quantised weights ({name}: {method or 'of some kind'})",
                 hint=DEQUANTISE,
             )
 
@@ -214,7 +252,7 @@ def _refuse_clobbering(content: Mapping[str, Any], config_class: type, where: Wh
     for name in content:
         if hasattr(config_class, name) and name not in known:
             raise ModelSourceError(
-                f"{where.file} holds '{name}', which is no setting of a model",
+                f"{where} holds '{name}', which is no setting of a model",
                 hint="remove it from config.json",
             )
 
@@ -244,5 +282,5 @@ def _attention(content: Mapping[str, Any], family: Family, where: Where) -> str:
     usable = ("eager",) if content.get("attn_logit_softcapping") else family.attentions
     stated = next((content[name] for name in ATTENTION if content.get(name) is not None), None)
     if stated not in (None, *usable):
-        say(f"{where.file} asks for the attention {stated!r}: {usable[0]} is used instead")
+        say(f"{where} asks for the attention {stated!r}: {usable[0]} is used instead")
     return str(stated) if stated in usable else usable[0]

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-from slm_plugin.lazy import nn, torch
+from slm_plugin.lazy import nn, torch, transformers
+from slm_plugin.models.families import family_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -17,10 +18,10 @@ def empty_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel
 
     Buffers have values: rotary frequencies and factors are computed from the config.
     """
-    from transformers import AutoModelForCausalLM
-
+    (architecture,) = config.architectures
+    auto_class = family_of(architecture).auto_class
     with _parameters_on_meta():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        model: PreTrainedModel = getattr(transformers, auto_class).from_config(
             config,
             dtype=dtype,
             trust_remote_code=False,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from slm_plugin.lazy import torch
 from slm_plugin.models.streaming import values
+from slm_plugin.models.towers import common_name
 from slm_plugin.record import Record
 
 if TYPE_CHECKING:
@@ -24,10 +25,12 @@ class Fingerprint(Record):
 def fingerprint(model: PreTrainedModel) -> Fingerprint:
     """Hash names, formats, shapes and bytes of all parameters (tied ones once), in name order.
 
+    A vision model that one release has one module further in than another gives the same hash.
     Streamed weights are read one at a time and give the same hash as those in memory.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    named = {common_name(name): parameter for name, parameter in model.named_parameters()}
+    for name, parameter in sorted(named.items()):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
         flat = values(parameter).cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().data)

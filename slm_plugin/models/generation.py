@@ -68,7 +68,14 @@ def read_generation(
         content = read_object(file)
     else:
         special = ("bos_token_id", "eos_token_id", "pad_token_id")
-        content = {name: getattr(config, name, None) for name in special} | dict(in_config)
+        # Models of images and text state them beside or inside of the text's config.
+        configs = (config, config.get_text_config(decoder=True))
+        content = {
+            name: next(
+                (found for one in configs if (found := getattr(one, name, None)) is not None), None
+            )
+            for name in special
+        } | dict(in_config)
     # What a library notes for itself, as where the settings came from, is not for the next one.
     content = {name: value for name, value in content.items() if not name.startswith("_")}
     for name in content:

@@ -70,7 +70,7 @@ def _check_plain(model: PreTrainedModel, stack: str | None) -> None:
     if view.family.by_tensors:
         _check_whole_layers(view)
         return
-    config = model.config
+    config = view.config
     if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
         say(
             "warning: the model computes attention by sdpa, which leaves out its "

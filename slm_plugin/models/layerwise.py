@@ -39,8 +39,8 @@ def build(
         checkpoint: The result of `read_checkpoint`.
         dtype: Number format in memory; ``auto`` takes the checkpoint's.
         device: Where the layers run.
-        streamed: Keep embedding and final norm in memory, and stream the layers and an untied
-            head; else everything is read into memory.
+        streamed: Stream the layers of the decoder and an untied head, and keep the rest in
+            memory: embedding, final norm, vision model; else everything is read into memory.
 
     Raises:
         ModelSourceError: Weights are missing, misshapen, not accounted for, or cannot be read.

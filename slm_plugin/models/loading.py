@@ -23,6 +23,7 @@ from slm_plugin.models.gguf.reading import Accept
 from slm_plugin.models.hub import fetched
 from slm_plugin.models.layerwise import build
 from slm_plugin.models.placement import outgrows, place_layers, places
+from slm_plugin.models.processor import keep_processor, read_processor
 from slm_plugin.models.streaming import is_streamed, values
 from slm_plugin.models.tokenizer import read_tokenizer
 from slm_plugin.models.view import DecoderView
@@ -232,15 +233,17 @@ def _from_files(
         encoder = read_encoder(folder, source.id, source.stack, source.memory, source.dtype, accept)
         return encoder, None
     checkpoint = read_checkpoint(folder, source.id)
-    family_of(checkpoint.configuration.architecture, source.stack)
-    configuration = checkpoint.configuration
-    accept(family_of(configuration.architecture), configuration.config.to_dict())
-    tokenizer = read_tokenizer(folder, checkpoint.configuration.config, source.id)
+    family = family_of(checkpoint.configuration.architecture, source.stack)
+    accept(family, checkpoint.config.to_dict())
+    config = checkpoint.configuration.config
+    tokenizer = read_tokenizer(folder, config, source.id, checkpoint.config.vocab_size)
+    processor = read_processor(folder) if family.tower is not None else {}
     device = pick_device(source.device)
     spread = source.memory == "whole" and source.device == "auto" and outgrows(device, checkpoint)
     model = build(checkpoint, source.dtype, device, streamed=source.memory == "layerwise" or spread)
     if spread:
         place_layers(model, places(model))
+    keep_processor(model, processor)
     return model, tokenizer
 
 

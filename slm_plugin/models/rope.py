@@ -10,7 +10,7 @@ first.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from slm_plugin.models.border import is_transformers_four
@@ -19,6 +19,8 @@ from slm_plugin.models.families.family import FULL, SLIDING, Family
 
 PART, NEOX_BASE = "rotary_pct", "rotary_emb_base"
 LOCAL, LOCAL_BASE = "rope_local_base_freq", 10_000.0
+SECTION, INTERLEAVED = "mrope_section", "mrope_interleaved"
+DEFAULT_SECTION = [24, 20, 20]
 ORIGINAL = "original_max_position_embeddings"
 # Kinds for which some release reads the length of training beside the scaling.
 ORIGINAL_KINDS = ("yarn", "longrope", "llama3")
@@ -54,12 +56,15 @@ class Rope:
             where it is stated.
         part: Part of a head that is turned.
         local_base: Base for layers with sliding attention, where they have a table of their own.
+        sections: How pairs of channels are shared out among three positions, where a token has
+            three.
     """
 
     base: float
     scaling: dict[str, Any] | None
     part: float = 1.0
     local_base: float | None = None
+    sections: Mapping[str, Any] = field(default_factory=dict)
 
 
 def rope_settings(config: Mapping[str, Any], head_dim: int, family: Family, where: Where) -> Rope:
@@ -79,6 +84,9 @@ def rope_settings(config: Mapping[str, Any], head_dim: int, family: Family, wher
         config, local = _by_kind(config, where)
     if family.rotary == "neox":
         config = _neox(config)
+    sections: dict[str, Any] = {}
+    if family.rotary == "mrope":
+        config, sections = _by_position(config, head_dim, where)
     parameters = _dict(config, "rope_parameters", where)
     legacy = _dict(config, "rope_scaling", where)
     base = _stated(config, parameters, legacy, "rope_theta", where)
@@ -108,7 +116,7 @@ def rope_settings(config: Mapping[str, Any], head_dim: int, family: Family, wher
         local = local or (LOCAL_BASE if LOCAL in family.fields else base)
         if LOCAL not in family.fields and local != base and is_transformers_four():
             raise where.contradiction(f"rope_theta {base}, and {local} for sliding_attention")
-    return Rope(base, scaling, part, local)
+    return Rope(base, scaling, part, local, sections)
 
 
 def rope_fields(rope: Rope, family: Family) -> dict[str, Any]:
@@ -130,8 +138,15 @@ def rope_fields(rope: Rope, family: Family) -> dict[str, Any]:
             # Its class wants these three and no other.
             factors = {name: scaling[name] for name in ("short_factor", "long_factor")}
             scaling = {**factors, "type": scaling["rope_type"]}
+        if rope.sections:
+            scaling = {"rope_type": "default", **(scaling or {}), **rope.sections}
         return {**beside, "rope_theta": base, "rope_scaling": scaling}
-    parameters = {"rope_type": "default", **(scaling or {}), "rope_theta": base}
+    parameters = {
+        "rope_type": "default",
+        **(scaling or {}),
+        **rope.sections,
+        "rope_theta": base,
+    }
     if family.partial_rotary is not None:
         parameters["partial_rotary_factor"] = beside.pop("partial_rotary_factor")
     if family.rotary == "by_kind":
@@ -167,6 +182,34 @@ def _by_kind(config: Mapping[str, Any], where: Where) -> tuple[Mapping[str, Any]
             bases[f"{place}.rope_theta"] = sliding["rope_theta"]
         found["rope_parameters"] = parameters[FULL]
     return found, _one_number(bases, where)
+
+
+def _by_position(
+    config: Mapping[str, Any], head_dim: int, where: Where
+) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """The config without what belongs to three positions, and that."""
+    found = dict(config)
+    stated: dict[str, Any] = {}
+    for name in ("rope_parameters", "rope_scaling"):
+        settings = _dict(config, name, where)
+        found[name] = {k: v for k, v in settings.items() if k not in (SECTION, INTERLEAVED)}
+        if settings.get(INTERLEAVED, True) is not True:
+            place = where.at(f"{name}.{INTERLEAVED}")
+            raise problem(place, settings[INTERLEAVED], "true: the class knows no other order")
+        if settings.get(SECTION) is not None:
+            stated[f"{name}.{SECTION}"] = settings[SECTION]
+    if not stated:
+        stated["rope_scaling." + SECTION] = DEFAULT_SECTION
+    for place, section in stated.items():
+        if not isinstance(section, list) or len(section) != 3:
+            raise problem(where.at(place), section, "a list of 3 numbers, one per position")
+        for one in section:
+            count(where.at(place), one)
+        if sum(section) != head_dim // 2:
+            raise problem(where.at(place), section, f"{head_dim // 2} pairs of channels in all")
+    if len({tuple(section) for section in stated.values()}) > 1:
+        raise where.contradiction(f"rope_parameters and another {SECTION} in rope_scaling")
+    return found, {SECTION: next(iter(stated.values())), INTERLEAVED: True}
 
 
 def _stated(

@@ -26,6 +26,8 @@ State = dict[Key, object]
 WEIGHT = "weight"
 # Rotary embeddings of these kinds update their frequencies at every forward pass.
 MOVING_ROPE = ("dynamic", "longrope")
+# What a forward pass leaves in a module: Qwen3-VL's offset of positions behind images.
+REMEMBERED = ("rope_deltas",)
 HOOKS = (
     "_forward_pre_hooks",
     "_forward_hooks",
@@ -157,9 +159,11 @@ def _modules(model: nn.Module) -> State:
             if attribute == "forward":
                 found["forward method of", place] = value
             plain = value is None or isinstance(value, bool | int | float | str)
+            if attribute in ("training", *REMEMBERED) or attribute[0] == "_":
+                continue
             # What a module remembers of the last length, as Wav2Vec2-Conformer's positions do.
             moving_part = moving or attribute.startswith("cached_")
-            if plain and not moving_part and attribute != "training" and attribute[0] != "_":
+            if plain and not moving_part:
                 found["attribute", f"{name}.{attribute}".lstrip(".")] = value
         for attribute, buffer in module._buffers.items():
             if buffer is not None and not moving and not buffer.is_meta:

@@ -35,14 +35,15 @@ TEXTS = (
 
 
 def read_tokenizer(
-    folder: Path, config: PretrainedConfig, name: str
+    folder: Path, config: PretrainedConfig, name: str, rows: int | None = None
 ) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a folder, None when it has no tokenizer files.
 
     Args:
         folder: Checkpoint folder; nothing in it is changed.
-        config: The model's config, which knows the vocabulary's size.
+        config: The model's config.
         name: How messages and the tokenizer name the checkpoint.
+        rows: Rows of the embedding; None for the ``vocab_size`` of the config.
 
     Raises:
         ModelSourceError: It is incomplete or damaged, needs code of its own or another release
@@ -65,7 +66,7 @@ def read_tokenizer(
         tokenizer.name_or_path = name
         ids = tokenizer(PROBE)["input_ids"]
         vocabulary = dict(tokenizer.get_vocab())
-    _check_ids(ids, vocabulary, tokenizer, config.vocab_size, name)
+    _check_ids(ids, vocabulary, tokenizer, config.vocab_size if rows is None else rows, name)
     # What cannot be written is found out now, not when hours of work are to be saved. The ids are
     # checked before: writing takes memory for every number up to the greatest id.
     with (

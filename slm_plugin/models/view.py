@@ -28,7 +28,8 @@ class Dimensions(Record):
     All ``*_parameters`` count scalars; tied embeddings count once. A unit that cannot be removed
     from models of this family has 0. Experts are those that a router chooses from, each with its
     row of the router; plans of versions that did not know them say 0. Where a model has two stacks
-    of layers, ``stack`` says which one this is. Without token ids ``vocab_size`` is 0.
+    of layers, ``stack`` says which one this is. Without token ids ``vocab_size`` is 0. The lowest
+    ``fixed_layers`` must stay where they are, because vision features are added behind them.
     """
 
     architecture: str
@@ -48,6 +49,7 @@ class Dimensions(Record):
     experts_per_token: int = 0
     expert_parameters: int = 0
     stack: str = ""
+    fixed_layers: int = 0
 
     @property
     def queries_per_group(self) -> int:
@@ -122,8 +124,13 @@ class DecoderView:
 
     @property
     def config(self) -> PretrainedConfig:
-        """The model's configuration."""
-        return self.model.config
+        """The configuration of the decoder, which is that of the model or a part of it."""
+        return cast("PretrainedConfig", self.family.text_config(self.model.config))
+
+    @property
+    def fixed_layers(self) -> int:
+        """Lowest layers that must stay where they are."""
+        return self.family.fixed_layers(self.model.config)
 
     @property
     def decoder(self) -> nn.Module:
@@ -211,15 +218,16 @@ class DecoderView:
             tied_embeddings=self.tied,
             parameters=sum(p.numel() for p in self.model.parameters()),
             layer_parameters=sum(p.numel() for _, p in own_parameters(first)),
-            channel_parameters=_channel(modules) if "channels" in family.units else 0,
+            channel_parameters=_channel(modules, family) if "channels" in family.units else 0,
             kv_group_parameters=(
-                _kv_group(modules, head_dim, heads // kv_heads)
+                _kv_group(modules, family, head_dim, heads // kv_heads)
                 if "kv_groups" in family.units
                 else 0
             ),
             experts=0 if experts is None else experts.count,
             experts_per_token=0 if experts is None else int(self.config.num_experts_per_tok),
             expert_parameters=0 if experts is None else experts.parameters,
+            fixed_layers=self.fixed_layers,
         )
 
     def _whole_layers(self) -> Dimensions:
@@ -374,17 +382,23 @@ def _shapes(layer: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
     return [(name, tuple(p.shape)) for name, p in own_parameters(layer)]
 
 
-def _channel(modules: dict[str, nn.Linear]) -> int:
+def _channel(modules: dict[str, nn.Linear], family: Family) -> int:
     """Scalars of one MLP channel of a layer."""
-    return sum(_unit_size(modules[name], rows=name != "down_proj") for name in MLP_PROJECTIONS)
+    return sum(
+        _unit_size(linear, rows=name != "down_proj")
+        for name, linear in modules.items()
+        for part in family.parts(name)
+        if part in MLP_PROJECTIONS
+    )
 
 
-def _kv_group(modules: dict[str, nn.Linear], head_dim: int, queries: int) -> int:
+def _kv_group(modules: dict[str, nn.Linear], family: Family, head_dim: int, queries: int) -> int:
     """Scalars of one key/value head of a layer with the query heads that read it."""
     return head_dim * sum(
-        _unit_size(modules[name], rows=name != "o_proj")
-        * (queries if name in ("q_proj", "o_proj") else 1)
-        for name in ATTENTION_PROJECTIONS
+        _unit_size(linear, rows=name != "o_proj") * (queries if part in ("q_proj", "o_proj") else 1)
+        for name, linear in modules.items()
+        for part in family.parts(name)
+        if part in ATTENTION_PROJECTIONS
     )
 
 

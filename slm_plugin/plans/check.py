@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from slm_plugin.errors import PlanError
 from slm_plugin.models.view import Dimensions
+from slm_plugin.plans.layout import check_fixed
 from slm_plugin.plans.operations import Block, Operation, by_kind
 from slm_plugin.plans.plan import PruningPlan
 from slm_plugin.texts import first_problem, shown
@@ -25,6 +26,7 @@ MAY_BE_ZERO = frozenset({
     "experts",
     "experts_per_token",
     "expert_parameters",
+    "fixed_layers",
 })  # fmt: skip
 _HINT = "write plans with `slm-plugin plan` and edit only `operations`"
 
@@ -81,6 +83,8 @@ def check_plan(plan: PruningPlan) -> None:
                     f"operations.{used[block]}"
                 )
             used[block] = number
+    # Behind the checks of indices, which may name billions of layers.
+    check_fixed(by_kind(plan.operations)[0], plan.before)
     _check_promise(plan)
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from slm_plugin.errors import PlanError
 from slm_plugin.plans.operations import Block, DepthOperation
+
+if TYPE_CHECKING:
+    from slm_plugin.models.view import Dimensions
 
 
 def layers_left(operations: Iterable[DepthOperation], layers: int) -> list[tuple[int, int]]:
@@ -36,6 +40,23 @@ def layers_left(operations: Iterable[DepthOperation], layers: int) -> list[tuple
     _check_alternation(left)
     indices = [block.layer for block in left]
     return list(zip(indices[::2], indices[1::2], strict=True))
+
+
+def check_fixed(operations: Iterable[DepthOperation], model: Dimensions) -> None:
+    """Check that no operation on layers touches one that must stay where it is.
+
+    Raises:
+        PlanError: One does.
+    """
+    fixed = model.fixed_layers
+    used = (block.layer for operation in operations for block in operation.used())
+    touched = min(used, default=fixed)
+    if touched < fixed:
+        raise PlanError(
+            f"the plan changes layer {touched}; the lowest {fixed} layers of {model.architecture} "
+            "must stay, because features of images are added to what each of them puts out",
+            hint=f"name layers from {fixed} on",
+        )
 
 
 def layer_mapping(operations: Iterable[DepthOperation], layers: int) -> list[int | None]:

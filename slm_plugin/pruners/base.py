@@ -143,6 +143,13 @@ def missed(target: Target, plan: PruningPlan, original: Dimensions) -> str:
     )
 
 
+def with_fixed_layers(protection: str, fixed: int) -> str:
+    """Description of protected layers, with those that the model's class protects."""
+    if not fixed:
+        return protection
+    return f"{protection}, and the lowest {fixed} fixed (vision features are added behind them)"
+
+
 def refuse_beyond(target: Target, wanted: int, most: int, layers: int, protection: str) -> None:
     """Check that protected layers leave enough to remove.
 

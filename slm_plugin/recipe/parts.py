@@ -117,7 +117,7 @@ def named_entries(
 
 
 def stored_config(model: str) -> Mapping[str, Any]:
-    """What is known of a model without loading it: the config of a folder, or of a bundled one."""
+    """What is known of a decoder without loading it: the config of a folder or a bundled model."""
     if model in BUNDLED:
         bundled = BUNDLED[model]
         return {"architectures": [bundled.architecture], "num_hidden_layers": bundled.layers}
@@ -129,7 +129,16 @@ def stored_config(model: str) -> Mapping[str, Any]:
     except (OSError, ValueError, RecursionError, RuntimeError, UserError):
         # Errors of a model are reported when it is loaded.
         return {}
-    return config if isinstance(config, dict) else {}
+    if not isinstance(config, dict):
+        return {}
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        return config
+    # Of a model of images and text, what describes its decoder, by the model's own name.
+    names = ("architectures", "model_type")
+    return {name: value for name, value in text.items() if name not in names} | {
+        name: config[name] for name in names if name in config
+    }
 
 
 def stored_family(config: Mapping[str, Any], stack: str | None) -> Family | None:

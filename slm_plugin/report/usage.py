@@ -7,7 +7,7 @@ import json
 import yaml
 
 from slm_plugin.export.base import ExportRecord
-from slm_plugin.models.families import reads_tensors
+from slm_plugin.models.families import family_of, reads_tensors
 from slm_plugin.models.view import Dimensions
 from slm_plugin.report.record import RunReport
 
@@ -50,6 +50,8 @@ def _code(export: ExportRecord, model: Dimensions) -> str:
     if reads_tensors(model.architecture, model.stack):
         return _encoder_code(export, model.architecture)
     module, name = _CLASSES[export.exporter]
+    if module == "transformers":
+        name = family_of(model.architecture).auto_class
     lines = [
         f"from transformers import {name}, AutoTokenizer"
         if module == "transformers"

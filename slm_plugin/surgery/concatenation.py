@@ -5,6 +5,7 @@ Source: CoMe (arXiv 2510.15304), channel merging.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from slm_plugin.models.families import family_of
 from slm_plugin.models.streaming import derived, values
 from slm_plugin.models.view import Dimensions, projections
 from slm_plugin.plans import LayerPart
-from slm_plugin.surgery.groups import READERS, axis, channel_members, kv_group_members
+from slm_plugin.surgery.groups import READERS, axis, channel_members, kv_group_members, pieces
 from slm_plugin.surgery.merge_rules import merge_weights, share_parameters
 
 if TYPE_CHECKING:
@@ -65,7 +66,10 @@ def concatenated_layer(
             merged = merge_weights(biases, given)
         else:
             dim = axis(projection) if leaf == "weight" else 0
-            merged = joined(given, tuple(member[projection] for member in members), dim)
+            # Of a matrix with several projections, those of all layers one after the other.
+            rows = [pieces(member, projection, dimensions) for member in members]
+            count = len(family.parts(projection))
+            merged = joined(given * count, tuple(itertools.chain(*zip(*rows, strict=True))), dim)
         if not isinstance(merged, nn.Parameter):
             merged = nn.Parameter(merged, requires_grad=parameter.requires_grad)
         setattr(owner, leaf, merged)

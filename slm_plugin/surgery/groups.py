@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
+from slm_plugin.models.families import family_of
 from slm_plugin.models.view import MLP_PROJECTIONS, Dimensions
 
 Members = dict[str, tuple[int, ...]]
@@ -24,8 +26,36 @@ def members(unit: str, indices: Iterable[int], dimensions: Dimensions) -> Member
         dimensions: Sizes of the decoder.
     """
     if unit == "channels":
-        return channel_members(indices)
-    return kv_group_members(indices, dimensions)
+        found = channel_members(indices)
+    else:
+        found = kv_group_members(indices, dimensions)
+    return {
+        name: tuple(itertools.chain(*pieces(found, name, dimensions)))
+        for name in family_of(dimensions.architecture).projections
+        if family_of(dimensions.architecture).parts(name)[0] in found
+    }
+
+
+def pieces(found: Members, projection: str, dimensions: Dimensions) -> list[tuple[int, ...]]:
+    """Rows or columns of units in one matrix, for each of the projections in it.
+
+    Args:
+        found: Rows and columns of the units, as if every projection were a matrix.
+        projection: Short name of the matrix.
+        dimensions: Sizes of the decoder.
+    """
+    sizes = {
+        "q_proj": dimensions.attention_heads * dimensions.head_dim,
+        "k_proj": dimensions.kv_heads * dimensions.head_dim,
+        "v_proj": dimensions.kv_heads * dimensions.head_dim,
+        "gate_proj": dimensions.intermediate_size,
+        "up_proj": dimensions.intermediate_size,
+    }
+    placed, start = [], 0
+    for part in family_of(dimensions.architecture).parts(projection):
+        placed.append(tuple(start + index for index in found[part]))
+        start += sizes.get(part, 0)
+    return placed
 
 
 def channel_members(channels: Iterable[int]) -> Members:

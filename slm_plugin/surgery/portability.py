@@ -34,6 +34,7 @@ def portability(before: Dimensions, after: Dimensions, config: PretrainedConfig)
         TargetError: The installed transformers cannot load the model.
     """
     refuse_unloadable(before, after)
+    refuse_scaled_heads(after, config)
     warnings = (
         split_warning(after),
         head_dim_warning(before, after),
@@ -133,6 +134,27 @@ def refuse_uneven_split(before: Dimensions, after: Dimensions) -> None:
         f"{after.attention_heads} heads: the hidden size {after.hidden_size} is no multiple of it",
         hint=f"the KV groups removed may be {', '.join(counts)}",
     )
+
+
+def refuse_scaled_heads(after: Dimensions, config: PretrainedConfig) -> None:
+    """Check that the class takes the factors of longrope with the remaining heads.
+
+    The config of Phi-3 counts the factors by hidden_size / heads, whatever its head_dim says.
+
+    Raises:
+        TargetError: It does not.
+    """
+    if family_of(after.architecture).rotary != "phi3" or _derived_head_dim(after):
+        return
+    settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+    kind = (settings or {}).get("rope_type", (settings or {}).get("type"))
+    if kind == "longrope":
+        raise TargetError(
+            f"{after.architecture} with longrope loads only where hidden_size is heads times "
+            f"head_dim, and {after.attention_heads} heads of {after.head_dim} are not "
+            f"{after.hidden_size}",
+            hint="remove channels alone: kv_groups: 0",
+        )
 
 
 def split_warning(after: Dimensions) -> str | None:

@@ -6,6 +6,7 @@ from tests.faults import Fault
 
 MATRIX = "models/families/test_matrix.py"
 ENCODERS = "models/families/test_encoders.py"
+TOWERS = "models/families/test_towers.py"
 FAULTS = (
     Fault(
         "Gemma 2's MLP is said to be added to the stream as it is",
@@ -158,5 +159,76 @@ FAULTS = (
         "    return float(torch.stack(gaps).max())",
         "    return 0.0 * float(torch.stack(gaps).max())",
         "models/test_encoders.py",
+    ),
+    Fault(
+        "any layer of Qwen3-VL may go, those with added features of images among them",
+        "models/families/towers.py",
+        """        deepstack="deepstack_visual_indexes",
+""",
+        "",
+        TOWERS,
+    ),
+    Fault(
+        "a plan may name a layer that must stay",
+        "plans/check.py",
+        "    check_fixed(by_kind(plan.operations)[0], plan.before)\n",
+        "",
+        TOWERS,
+    ),
+    Fault(
+        "the logits of Gemma 3 with images are said to be bounded",
+        "models/families/towers.py",
+        'reads=GEMMA3.reads - {"final_logit_softcapping"}',
+        "reads=GEMMA3.reads",
+        TOWERS,
+    ),
+    Fault(
+        "the sections of three positions are lost",
+        "models/rope.py",
+        "    return found, {SECTION: next(iter(stated.values())), INTERLEAVED: True}",
+        "    return found, {SECTION: DEFAULT_SECTION, INTERLEAVED: True}",
+        TOWERS,
+    ),
+    Fault(
+        "adapters are put into the vision model as well",
+        "recovery/training/lora.py",
+        "    if family.tower is None:",
+        "    if True:",
+        TOWERS,
+    ),
+    Fault(
+        "whether the head is the embedding is written in one place",
+        "export/portable_json.py",
+        'config["tie_word_embeddings"] = decoder["tie_word_embeddings"] = tied',
+        'decoder["tie_word_embeddings"] = tied',
+        TOWERS,
+    ),
+    Fault(
+        "files of the processor are not written",
+        "export/checkpoint.py",
+        "    save_processor(model, folder)\n",
+        "",
+        TOWERS,
+    ),
+    Fault(
+        "keys are said to stand before queries in the matrix of both",
+        "models/families/others.py",
+        '"qkv_proj": ("q_proj", "k_proj", "v_proj")',
+        '"qkv_proj": ("k_proj", "q_proj", "v_proj")',
+        MATRIX,
+    ),
+    Fault(
+        "rows of a projection are counted from the first row of its matrix",
+        "surgery/groups.py",
+        "        start += sizes.get(part, 0)\n",
+        "",
+        MATRIX,
+    ),
+    Fault(
+        "a concatenated layer has the rows of a matrix layer by layer",
+        "surgery/concatenation.py",
+        "joined(given * count, tuple(itertools.chain(*zip(*rows, strict=True))), dim)",
+        "joined(tuple(g for g in given for _ in range(count)), tuple(itertools.chain(*rows)), dim)",
+        "pruners/depth/test_merge_concat.py",
     ),
 )

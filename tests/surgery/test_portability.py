@@ -136,6 +136,21 @@ def test_channel_counts_that_lose_a_round_multiple_are_warned_of(
         assert f"intermediate_size {after} is no longer a multiple of {lost}:" in warnings[0]
 
 
+def test_heads_of_phi3_with_longrope_stay() -> None:
+    """Its config counts the factors by hidden_size / heads."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    rope = {"type": "longrope", **factors}
+    model = make_model("phi3", rope_scaling=rope, original_max_position_embeddings=64)
+    before = DecoderView.of(model).dimensions()
+    with pytest.raises(TargetError, match="longrope loads only where"):
+        portability(before, before.without_units(kv_groups=1), model.config)
+    assert portability(before, before.without_units(channels=16), model.config) == ()
+    # transformers itself, with the heads that would remain.
+    fewer = {**model.config.to_dict(), "num_attention_heads": 2, "num_key_value_heads": 1}
+    with pytest.raises(Exception, match="short_factor"):
+        type(model.config)(**fewer)
+
+
 def test_per_layer_lists_that_are_cut_are_warned_of() -> None:
     """Lists with differing entries are named when layers go, and only then."""
     kinds = ["full_attention", "sliding_attention"] * 3

@@ -14,6 +14,7 @@ from slm_plugin.models.families.llama import GRANITE, LLAMA, MISTRAL, QWEN2, QWE
 from slm_plugin.models.families.moe import GPT_OSS, MIXTRAL, QWEN2_MOE, QWEN3_MOE
 from slm_plugin.models.families.olmo import OLMO2, OLMO3
 from slm_plugin.models.families.others import PHI3, STABLELM
+from slm_plugin.models.families.towers import GEMMA3_TOWER, LLAVA, QWEN3_VL
 from slm_plugin.progress import say
 from slm_plugin.registry.installed import distribution_of, points
 
@@ -39,6 +40,9 @@ _BUILT_IN = (
     QWEN2_MOE,
     QWEN3_MOE,
     GPT_OSS,
+    GEMMA3_TOWER,
+    QWEN3_VL,
+    LLAVA,
     *ENCODERS,
 )
 _known: dict[tuple[str, str], Family] = {(f.architecture, f.stack): f for f in _BUILT_IN}

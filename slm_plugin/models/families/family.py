@@ -22,6 +22,35 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tower:
+    """What stands around the text decoder of a model of images and text.
+
+    Attributes:
+        text: Model type of ``text_config``.
+        text_class: Name of its config class.
+        vision: Model types that ``vision_config`` may have.
+        defaults: Fields that ``text_config`` may lack, because releases of transformers wrote only
+            what differs from the defaults of its class.
+        tied: Whether the head is the embedding where no config says so.
+        fields: Checks of the fields beside the two objects.
+        stored: Beginnings of names in checkpoints, each with what stands for it in memory.
+        nested_vision: transformers 4.57 has the vision model one module further in than 5.
+        deepstack: The list in ``vision_config`` with one entry for each of the lowest text layers
+            to whose outputs vision features are added; empty where they enter at the embedding.
+    """
+
+    text: str
+    text_class: str
+    vision: tuple[str, ...]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    tied: bool = False
+    fields: Mapping[str, Field] = field(default_factory=dict)
+    stored: tuple[tuple[str, str], ...] = ()
+    nested_vision: bool = False
+    deepstack: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """One stack of layers of a class of transformers, as a record that every method asks.
 
@@ -44,6 +73,7 @@ class Family:
         config_class: Name of its config class, where the model class does not give it.
         listed: A person has written the record; else it was made from a model by
             `slm_plugin.models.families.unlisted`.
+        tower: What stands around the decoder, in classes for images and text.
         decoder: Path of the module without the head.
         embedding: Path of the token embedding in the decoder.
         heads: Names that the head has, or had in some release.
@@ -57,6 +87,8 @@ class Family:
         mlp: Modules that make up its MLP block, in the same order.
         norms: Modules of a layer that are norms of the residual stream.
         projections: Linear maps of a layer: short name to path.
+        fused: Projections that are several in one matrix, by their short name: the short names of
+            these, in the order of their rows.
         residual: How the blocks are added to the residual stream.
         parallel_if: Config fields any of which makes the residual parallel, where a class has both.
         parallel_default: Whether it is parallel where the config states none of them.
@@ -76,8 +108,8 @@ class Family:
         router: Name, in the MLP, of the module that chooses experts; empty where there are none.
         stored_mlp: Name of the MLP in checkpoints.
         redundant: Pattern of stored tensors that follow from the config.
-        rotary: One rotary table for all layers, one per attention type, the words of Phi-3 or
-            GPT-NeoX, or none.
+        rotary: One rotary table for all layers, one per attention type, one by three positions,
+            the words of Phi-3 or GPT-NeoX, or none.
         partial_rotary: Part of a head that positions turn if the config does not state it; None
             where always the whole head is turned.
         own_head_dim: The class reads ``head_dim``; else it divides hidden_size by the heads.
@@ -108,6 +140,7 @@ class Family:
     model_type: str
     config_class: str = ""
     listed: bool = True
+    tower: Tower | None = None
     decoder: str = "model"
     embedding: str = "embed_tokens"
     heads: tuple[str, ...] = ("lm_head",)
@@ -119,6 +152,7 @@ class Family:
     mlp: tuple[str, ...] = ("mlp", "post_attention_layernorm")
     norms: tuple[str, ...] = ()
     projections: Mapping[str, str] = field(default_factory=lambda: SEPARATE)
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     residual: Literal["pre", "post", "sandwich", "parallel", "after", "conformer"] = "pre"
     parallel_if: tuple[str, ...] = ()
     parallel_default: bool = False
@@ -136,7 +170,7 @@ class Family:
     router: str = ""
     stored_mlp: str = ""
     redundant: str = ""
-    rotary: Literal["one", "by_kind", "phi3", "neox", "none"] = "one"
+    rotary: Literal["one", "by_kind", "mrope", "phi3", "neox", "none"] = "one"
     partial_rotary: float | None = None
     own_head_dim: bool = True
     default_head_dim: int | None = None
@@ -160,6 +194,29 @@ class Family:
         """Name of the config class, which most families have from the model class."""
         stem = self.architecture.removesuffix("ForCausalLM").removesuffix("Model")
         return self.config_class or f"{stem}Config"
+
+    @property
+    def text_config_name(self) -> str:
+        """Name of the class of the config that describes the decoder."""
+        return self.config_name if self.tower is None else self.tower.text_class
+
+    @property
+    def auto_class(self) -> str:
+        """The class of transformers that finds the model class by its config."""
+        return "AutoModelForCausalLM" if self.tower is None else "AutoModelForImageTextToText"
+
+    def text_config(self, config: Any) -> Any:
+        """The config that describes the decoder: the model's own, or one inside of it."""
+        return config if self.tower is None else config.text_config
+
+    def fixed_layers(self, config: Any) -> int:
+        """Lowest layers that must stay where they are, by the model's config.
+
+        Vision features are added to the output of layer 0, 1, ..., whichever layers these are.
+        """
+        if self.tower is None or not self.tower.deepstack:
+            return 0
+        return len(getattr(config.vision_config, self.tower.deepstack))
 
     def is_parallel(self, config: Mapping[str, Any]) -> bool:
         """Whether attention and MLP of a layer read the same input."""
@@ -216,6 +273,10 @@ class Family:
             if own is not None and own in found:
                 found[name] = found[own]
         return found
+
+    def parts(self, projection: str) -> tuple[str, ...]:
+        """The projections in one matrix, in the order of their rows; mostly it is one."""
+        return self.fused.get(projection, (projection,))
 
     def own_name(self, field: str) -> str:
         """The name of a field in this family's configs."""

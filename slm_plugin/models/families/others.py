@@ -23,7 +23,6 @@ STABLELM = Family(
     reads=frozenset({"qk_layernorm", "use_parallel_residual"}),
     partial_rotary=0.25,
 )
-FUSED = "its projections of queries, keys and values, and of gate and up, are one matrix each"
 PHI3 = Family(
     architecture="Phi3ForCausalLM",
     model_type="phi3",
@@ -33,8 +32,10 @@ PHI3 = Family(
         "gate_up_proj": "mlp.gate_up_proj",
         "down_proj": "mlp.down_proj",
     },
-    units=(),
-    why_not={"channels": FUSED, "kv_groups": FUSED},
+    fused={
+        "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+        "gate_up_proj": ("gate_proj", "up_proj"),
+    },
     window="all",
     fields={"resid_pdrop": share, "embd_pdrop": share},
     rotary="phi3",

@@ -46,7 +46,7 @@ class AngularDistance(BetweenEnds):
         wanted = self.wanted(session)
         scores = distances(session.captured(), wanted)
         # A block counted as one layer has as many positions as the shortened model has layers.
-        (start,) = lowest(scores, 1, self.eligible(len(scores)))
+        (start,) = lowest(scores, 1, self.removable(session.view, len(scores)))
         block = tuple(range(start, start + wanted))
         meaning = f"angular distance over {wanted} layers, 0 to 1, by the lowest of them"
         return depth_plan(

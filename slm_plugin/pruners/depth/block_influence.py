@@ -40,7 +40,7 @@ class BlockInfluence(BetweenEnds):
         """
         wanted = self.wanted(session)
         scores = block_influence(session.view, session.captured())
-        dropped = lowest(scores, wanted, self.eligible(len(scores)))
+        dropped = lowest(scores, wanted, self.removable(session.view))
         meaning = "block influence: 1 minus the mean cosine of a layer's input and output"
         return depth_plan(
             self,

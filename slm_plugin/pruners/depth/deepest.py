@@ -42,7 +42,7 @@ class Deepest(LayerDropping):
             TargetError: The target cannot be reached.
         """
         wanted = self.wanted(session)
-        deepest_first = self.eligible(len(session.view.layers))[::-1]
+        deepest_first = self.removable(session.view)[::-1]
         return depth_plan(
             self,
             session,

@@ -68,13 +68,17 @@ def depth_plan(
         explored=explored,
         layer_scores=layer_scores,
         notes=tuple(notes),
-        warnings=(*idle, *portability(before, after, session.model.config)),
+        warnings=(*idle, *portability(before, after, session.view.config)),
     )
 
 
 def kinds_of(view: DecoderView) -> tuple[object, ...]:
-    """The kind of every layer, for searches that merge; empty where all layers are alike."""
-    kinds = layer_kinds(view)
+    """What must be equal in layers that merge, for each; empty where all layers are alike.
+
+    A layer that must stay where it is equals no other one.
+    """
+    kinds: list[object] = list(layer_kinds(view))
+    kinds[: view.fixed_layers] = range(view.fixed_layers)
     return tuple(kinds) if len(set(kinds)) > 1 else ()
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from slm_plugin.component import Options
 from slm_plugin.counts import Natural
 from slm_plugin.errors import NumericalError
-from slm_plugin.models.view import Dimensions
+from slm_plugin.models.view import DecoderView, Dimensions
 from slm_plugin.plans import DropLayers
 from slm_plugin.pruners import base
 
@@ -35,11 +35,30 @@ class LayerDropping(base.Pruner):
     def protection(self) -> str:
         """Description of the protected layers."""
 
+    def removable(self, view: DecoderView, positions: int | None = None) -> list[int]:
+        """Indices of the layers of a model that may be removed, ascending.
+
+        Args:
+            view: The model.
+            positions: Number of positions that are scored, where not every layer is one.
+        """
+        layers = len(view.layers) if positions is None else positions
+        return [index for index in self.eligible(layers) if index >= view.fixed_layers]
+
+    def most_removable(self, current: Dimensions) -> int:
+        """Number of layers that may be removed."""
+        return sum(index >= current.fixed_layers for index in self.eligible(current.layers))
+
+    def describe_protection(self, current: Dimensions) -> str:
+        """Description of all protected layers, for messages."""
+        return base.with_fixed_layers(self.protection, current.fixed_layers)
+
     def check_target(self, original: Dimensions, current: Dimensions) -> None:
         """Check that the protected layers leave enough to remove."""
         wanted = base.layers_to_remove(self.target, original, current)
-        most = min(len(self.eligible(current.layers)), current.layers - 1)
-        base.refuse_beyond(self.target, wanted, most, current.layers, self.protection)
+        most = min(self.most_removable(current), current.layers - 1)
+        protection = self.describe_protection(current)
+        base.refuse_beyond(self.target, wanted, most, current.layers, protection)
 
     def wanted(self, session: Session) -> int:
         """Number of layers to drop.

@@ -176,7 +176,7 @@ class LayerCollapse(base.Pruner):
 
     def check_target(self, original: Dimensions, current: Dimensions) -> None:
         """Check that the range has room for a window and that the walk can reach the target."""
-        self._check_target(original, current, self._rules(current.layers))
+        self._check_target(original, current, self._rules(current))
 
     def _check_target(
         self, original: Dimensions, current: Dimensions, rules: CollapseRules
@@ -211,21 +211,21 @@ class LayerCollapse(base.Pruner):
             NumericalError: The model or a trial gives NaN.
         """
         before = session.view.dimensions()
-        rules = self._rules(before.layers, kinds_of(session.view))
+        rules = self._rules(before, kinds_of(session.view))
         self._check_target(session.original, before, rules)
         options = self.options
         with trials_of(session, self.name, options.criterion, options.merge_rule) as trials:
             found = self._search(session, before, rules, trials)
         return found_plan(self, session, options.criterion, trials, found)
 
-    def _rules(self, layers: int, kinds: tuple[object, ...] = ()) -> CollapseRules:
+    def _rules(self, model: Dimensions, kinds: tuple[object, ...] = ()) -> CollapseRules:
         options = self.options
         return CollapseRules(
-            layers=layers,
+            layers=model.layers,
             size=options.layers_per_merge,
             interval=options.interval,
-            lowest=options.lowest,
-            highest=layers - 1 if options.highest is None else options.highest,
+            lowest=max(options.lowest, model.fixed_layers),
+            highest=model.layers - 1 if options.highest is None else options.highest,
             rule=options.merge_rule,
             kinds=kinds,
         )

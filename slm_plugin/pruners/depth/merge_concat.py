@@ -15,12 +15,12 @@ from slm_plugin.calibration.captures import Batch, run_batches
 from slm_plugin.calibration.spool import Spool
 from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import inference_mode, torch
-from slm_plugin.models.view import DecoderView, layer_kinds
+from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import ConcatLayers, LayerPart, LayerScores, PruningPlan
 from slm_plugin.progress import counting
 from slm_plugin.pruners import base
 from slm_plugin.pruners.depth.angular import block_distances
-from slm_plugin.pruners.depth.depth_plan import depth_plan
+from slm_plugin.pruners.depth.depth_plan import depth_plan, kinds_of
 from slm_plugin.pruners.depth.dropping import lowest
 from slm_plugin.pruners.depth.measures.criteria import token_cosine
 from slm_plugin.pruners.depth.measures.sensitivity import sensitivities
@@ -62,7 +62,7 @@ class MergeConcat(base.Pruner):
         view = session.view
         before = view.dimensions()
         wanted = base.layers_to_remove(self.target, session.original, before)
-        kinds = layer_kinds(view)
+        kinds = kinds_of(view) or (None,) * before.layers
         most = sum(low == high for low, high in itertools.pairwise(kinds))
         unlike = "layers of different kinds, which never merge,"
         base.refuse_beyond(self.target, wanted, most, before.layers, unlike)
@@ -144,7 +144,7 @@ class Current:
         """Positions of layers with the same attention type as the next one.
 
         Args:
-            kinds: From `layer_kinds`, of the original layers.
+            kinds: From `kinds_of`, of the original layers.
         """
         pairs = itertools.pairwise(self.slots)
         return [at for at, (a, b) in enumerate(pairs) if kinds[a.first] == kinds[b.first]]

@@ -80,7 +80,7 @@ class Shapley(BetweenEnds):
             NumericalError: The model or a shortened one gives NaN.
         """
         wanted = self.wanted(session)
-        players = self.eligible(len(session.view.layers))
+        players = self.removable(session.view)
         with trials_of(session, self.name, "loss", DROP) as trials:
             value_of = value_function(trials)
             if 2 ** len(players) <= self.options.samples:

@@ -85,7 +85,7 @@ class Shortened(LayerDropping):
         """
         wanted = self.wanted(session)
         scores = self._scores(session)
-        dropped = lowest(scores, wanted, self.eligible(len(scores)))
+        dropped = lowest(scores, wanted, self.removable(session.view))
         return depth_plan(
             self,
             session,

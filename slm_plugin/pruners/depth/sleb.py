@@ -56,7 +56,7 @@ class Sleb(BetweenEnds):
             NumericalError: The model or a trial gives NaN.
         """
         wanted = self.wanted(session)
-        eligible = self.eligible(len(session.view.layers))
+        eligible = self.removable(session.view)
         with trials_of(session, self.name, self.options.criterion, DROP) as trials:
             found = dropped_in_turn(eligible, wanted, trials)
         return found_plan(self, session, self.options.criterion, trials, found)

@@ -153,7 +153,7 @@ class SlidingLayerMerging(base.Pruner):
 
     def check_target(self, original: Dimensions, current: Dimensions) -> None:
         """Check that the search can reach the target with the protected layers."""
-        self._check_target(original, current, self._rules(current.layers))
+        self._check_target(original, current, self._rules(current))
 
     def _check_target(self, original: Dimensions, current: Dimensions, rules: WalkRules) -> None:
         self._check_kind()
@@ -174,7 +174,7 @@ class SlidingLayerMerging(base.Pruner):
         """
         view = session.view
         before = view.dimensions()
-        rules = self._rules(before.layers, kinds_of(view))
+        rules = self._rules(before, kinds_of(view))
         self._check_target(session.original, before, rules)
         options = self.options
         with trials_of(
@@ -191,10 +191,10 @@ class SlidingLayerMerging(base.Pruner):
     def _released(self) -> bool:
         return self.options.compatibility == "released"
 
-    def _rules(self, layers: int, kinds: tuple[object, ...] = ()) -> WalkRules:
+    def _rules(self, model: Dimensions, kinds: tuple[object, ...] = ()) -> WalkRules:
         return WalkRules(
-            layers=layers,
-            protect_first=self.options.protect_first,
+            layers=model.layers,
+            protect_first=max(self.options.protect_first, model.fixed_layers),
             protect_last=self.options.protect_last,
             released=self._released,
             kinds=kinds,

@@ -36,8 +36,9 @@ class Streamline(BetweenEnds):
     def check_target(self, original: Dimensions, current: Dimensions) -> None:
         """Check that the protected layers leave enough; one layer of the span remains."""
         wanted = base.layers_to_remove(self.target, original, current)
-        most = max(0, len(self.eligible(current.layers)) - 1)
-        base.refuse_beyond(self.target, wanted, most, current.layers, self.protection)
+        most = max(0, self.most_removable(current) - 1)
+        protection = self.describe_protection(current)
+        base.refuse_beyond(self.target, wanted, most, current.layers, protection)
 
     def plan(self, session: Session) -> PruningPlan:
         """Score every span of the required size and replace the one with the least influence.
@@ -51,7 +52,11 @@ class Streamline(BetweenEnds):
         kinds = kinds_of(session.view)
         scores = block_influence(session.view, session.captured(), span)
         # A span counted as one layer has as many positions as the pruned model has layers.
-        low_ends = [low for low in self.eligible(len(scores)) if alike(kinds, low, low + span - 1)]
+        low_ends = [
+            low
+            for low in self.removable(session.view, len(scores))
+            if alike(kinds, low, low + span - 1)
+        ]
         if not low_ends:
             raise TargetError(
                 f"no {span} adjacent layers are of one kind, so none can replace them",

@@ -64,7 +64,9 @@ class Sublayer(BetweenEnds):
         wanted = self.wanted(session)
         layers = len(session.view.layers)
         with trials_of(session, self.name, self.options.criterion, DROP) as trials:
-            found, operations = dropped_in_pairs(layers, self.eligible(layers), wanted, trials)
+            found, operations = dropped_in_pairs(
+                layers, self.removable(session.view), wanted, trials
+            )
         return found_plan(self, session, self.options.criterion, trials, found, operations)
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from slm_plugin.errors import UnsupportedModelError
 from slm_plugin.lazy import nn, torch
+from slm_plugin.models.families import family_of
 from slm_plugin.models.view import DecoderView, Dimensions
 from slm_plugin.pruners.gradients import only_trainable
-from slm_plugin.surgery.groups import Members, channel_members, kv_group_members
+from slm_plugin.surgery.groups import Members, members
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,10 +60,12 @@ def check_coupling(view: DecoderView) -> None:
 
 def _expected_groups(dimensions: Dimensions) -> Iterator[tuple[str, Members]]:
     """Root projections, each with the group that surgery removes."""
+    family = family_of(dimensions.architecture)
+    matrix = {part: name for name in family.projections for part in family.parts(name)}
     last = dimensions.intermediate_size - 1
-    yield "gate_proj", channel_members(sorted({0, last}))
+    yield matrix["gate_proj"], members("channels", sorted({0, last}), dimensions)
     if dimensions.queries_per_group == 1:
-        yield "q_proj", kv_group_members((dimensions.kv_heads - 1,), dimensions)
+        yield matrix["q_proj"], members("kv_groups", (dimensions.kv_heads - 1,), dimensions)
 
 
 def _traced_group(

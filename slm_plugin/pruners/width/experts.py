@@ -75,7 +75,7 @@ class ExpertPruning(Pruner):
         before = session.view.dimensions()
         number = experts_to_remove(self.target, session.original, before)
         after = before.without_units(experts=number)
-        warnings = portability(before, after, session.model.config)
+        warnings = portability(before, after, session.view.config)
         scores = self._score(session)
         return PruningPlan(
             pruner=self.name,

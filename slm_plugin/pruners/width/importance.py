@@ -7,15 +7,10 @@ from typing import TYPE_CHECKING
 
 from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import torch
-from slm_plugin.models.view import (
-    ATTENTION_PROJECTIONS,
-    MLP_PROJECTIONS,
-    DecoderView,
-    Dimensions,
-)
+from slm_plugin.models.view import DecoderView, Dimensions
 from slm_plugin.plans import UnitScores
 from slm_plugin.pruners.gradients import loss_gradients
-from slm_plugin.surgery.groups import axis, kv_group_members
+from slm_plugin.surgery.groups import axis, members
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,7 +72,11 @@ def _score_layers(
 ) -> Iterator[UnitScores]:
     for layer, salience in enumerate(saliences):
         lines = {name: _per_line(name, value) for name, value in salience.items()}
-        channels = torch.stack([lines[name] for name in MLP_PROJECTIONS]).sum(0)
+        size = dimensions.intermediate_size
+        every = members("channels", range(size), dimensions)
+        channels = torch.cat([lines[n][list(own)].view(-1, size) for n, own in every.items()]).sum(
+            0
+        )
         groups = torch.stack(
             [_group_sum(lines, group, dimensions) for group in range(dimensions.kv_heads)]
         )
@@ -91,8 +90,8 @@ def _per_line(projection: str, salience: Tensor) -> Tensor:
 
 
 def _group_sum(lines: Mapping[str, Tensor], group: int, dimensions: Dimensions) -> Tensor:
-    members = kv_group_members((group,), dimensions)
-    return torch.stack([lines[n][list(members[n])].sum() for n in ATTENTION_PROJECTIONS]).sum()
+    own = members("kv_groups", (group,), dimensions)
+    return torch.stack([lines[name][list(indices)].sum() for name, indices in own.items()]).sum()
 
 
 def rounded(scores: Tensor, layer: int) -> tuple[float, ...]:

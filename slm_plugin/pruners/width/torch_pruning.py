@@ -95,7 +95,7 @@ class TorchPruning(Pruner):
         before = session.view.dimensions()
         cut = self._cut(session.original, before)
         after = before.without_units(cut.channels, cut.kv_groups)
-        warnings = portability(before, after, session.model.config)
+        warnings = portability(before, after, session.view.config)
         check_coupling(session.view)
         scores = self._score(session)
         return PruningPlan(

@@ -5,6 +5,7 @@ Source: LoRA (arXiv 2106.09685); the defaults are those of the SLM and Shortened
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -31,8 +32,11 @@ CLIP_NORM = 1.0
 
 
 def _targets(family: Family) -> list[str] | str:
-    """Names of the modules that get adapters."""
-    return [path.rpartition(".")[2] for path in family.projections.values()] or "all-linear"
+    """Names of the modules that get adapters, or a pattern of them: those of the decoder alone."""
+    names = [path.rpartition(".")[2] for path in family.projections.values()]
+    if family.tower is None:
+        return names or "all-linear"
+    return rf"{re.escape(family.decoder)}\..*\.({'|'.join(names)})"
 
 
 class LoraOptions(Options):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from slm_plugin.calibration.captures import capture, run_layers
 from slm_plugin.errors import NumericalError, PlanError, TargetError
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import ConcatLayers, LayerPart, PruningPlan
@@ -20,7 +21,7 @@ from slm_plugin.report.explain import explain
 from slm_plugin.report.plan_effects import layer_mapping
 from slm_plugin.session import apply
 from slm_plugin.surgery.concatenation import concatenated_layer
-from tests.conftest import make_model
+from tests.conftest import make_model, random_tokens
 from tests.pruners.depth.strategies import (
     TOKENS,
     greedy,
@@ -229,6 +230,27 @@ def test_a_merged_mlp_adds_up_the_chosen_channels_of_both(family: str) -> None:
             chosen = list(given.channels)
             expected += z[:, chosen] @ layer.mlp.down_proj.weight[:, chosen].T
         torch.testing.assert_close(made.mlp(x), expected)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "phi3"])
+def test_halves_of_equal_layers_are_that_layer(name: str) -> None:
+    """In any order of the units, also where several projections are one matrix."""
+    model = grouped(name)
+    view = DecoderView.of(model)
+    pair, sizes = list(view.layers)[:2], view.dimensions()
+    pair[1].load_state_dict(pair[0].state_dict())
+    channels, groups = sizes.intermediate_size, sizes.kv_heads
+    halves = [
+        part(0, range(channels // 2, channels), range(groups // 2, groups), 0.5, 0.5),
+        part(1, range(channels // 2), range(groups // 2), 0.5, 0.5),
+    ]
+    made = concatenated_layer(halves, pair, sizes)
+    (batch,) = capture(view, [random_tokens()])
+    with torch.no_grad():
+        found, expected = (
+            run_layers([layer], batch.inputs[0], batch.arguments[0]) for layer in (made, pair[0])
+        )
+    torch.testing.assert_close(found, expected)
 
 
 def test_twins_give_the_same_half_twice() -> None:

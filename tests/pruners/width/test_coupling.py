@@ -16,8 +16,8 @@ pytest.importorskip("torch_pruning")
 from slm_plugin.errors import UnsupportedModelError
 from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.models.view import DecoderView
-from slm_plugin.pruners.width import coupling
 from slm_plugin.pruners.width.coupling import check_coupling
+from slm_plugin.surgery import groups
 from slm_plugin.surgery.groups import Members, channel_members, kv_group_members
 from tests.conftest import make_model
 
@@ -103,7 +103,7 @@ def test_wrong_channel_group_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
         right = channel_members(channels)
         return {**right, "down_proj": tuple(i + 1 for i in right["down_proj"])}
 
-    monkeypatch.setattr(coupling, "channel_members", shifted)
+    monkeypatch.setattr(groups, "channel_members", shifted)
     with pytest.raises(UnsupportedModelError, match=r"couples down_proj of layer 0 differently"):
         check_coupling(DecoderView.of(make_model(num_hidden_layers=2)))
 
@@ -111,11 +111,11 @@ def test_wrong_channel_group_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
 def test_wrong_attention_group_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one query head a key head, groups that pair q with another k are refused."""
 
-    def swapped(groups: tuple[int, ...], dimensions: Any) -> Members:
-        right = kv_group_members(groups, dimensions)
+    def swapped(chosen: tuple[int, ...], dimensions: Any) -> Members:
+        right = kv_group_members(chosen, dimensions)
         return {**right, "k_proj": kv_group_members((0,), dimensions)["k_proj"]}
 
-    monkeypatch.setattr(coupling, "kv_group_members", swapped)
+    monkeypatch.setattr(groups, "kv_group_members", swapped)
     model = make_model(num_hidden_layers=2, num_key_value_heads=4)
     with pytest.raises(UnsupportedModelError, match=r"couples k_proj of layer 0 differently"):
         check_coupling(DecoderView.of(model))
