@@ -15,8 +15,12 @@ from slm_plugin.outputs.place import Input, local, located, resolve_output
 from slm_plugin.recipe.mistakes import Mistakes, Place, Placed, Problem
 
 # Keys whose texts may be paths without a slash; other texts have to look like a path.
-_KEYS = ("id", "source", "include_path")
-_NAMES = {"model.id": "the model", "calibration.source": "the calibration file"}
+_KEYS = ("id", "source", "path", "include_path")
+_NAMES = {
+    "model.id": "the model",
+    "calibration.source": "the calibration file",
+    "calibration.path": "the calibration file",
+}
 
 
 def inputs_of(data: dict[str, Any], file: Path | None) -> tuple[Input, ...]:

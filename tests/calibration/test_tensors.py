@@ -151,6 +151,20 @@ def test_a_source_is_checked_when_a_recipe_is_read(
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_an_output_does_not_overwrite_the_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are an input, whose name without a slash is a path too."""
+    monkeypatch.chdir(tmp_path)
+    save_file(make_inputs("bert"), "a.safetensors")
+    with pytest.raises(RecipeError, match="the calibration file"):
+        Recipe.from_dict({
+            "model": {"id": "some/model"},
+            "calibration": {"source": "tensors", "path": "a.safetensors"},
+            "output": "a.safetensors",
+        })  # fmt: skip
+
+
 def test_tensors_do_not_calibrate_a_decoder(tmp_path: Path) -> None:
     """Which reads token ids."""
     make_model().save_pretrained(tmp_path / "model")
