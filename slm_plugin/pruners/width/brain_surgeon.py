@@ -152,23 +152,24 @@ def error_curve(inputs: ReaderInputs, removed: int, size: int) -> Tensor:
         size: Columns of a unit.
 
     Returns:
-        ``(units,)``: for each unit, the squared error relative to the squared output once it and
-        all units with smaller errors are removed and the others are adapted.
+        ``(units,)``, from 0 to 1: for each unit, the squared error relative to the squared output,
+        both with the ridge, once it and all units with smaller errors are removed and the others
+        are adapted.
 
     Raises:
         CalibrationError: There are fewer than 2 samples.
     """
-    fitted, held_out = gram(inputs)
-    if not fitted.ndim or not held_out.ndim:
+    if inputs.samples < 2:
         raise CalibrationError(
             f"layer {inputs.layer} is ranked on fewer than 2 calibration samples",
             hint="one sample is held out to choose the ridge: raise `samples`",
         )
+    fitted, held_out = gram(inputs)
     weight, whole = inputs.weight, fitted + held_out
     ridge = best_ridge(weight, fitted, held_out, removed, size)
     units = weight.shape[1] // size
     found = eliminate(weight, whole, ridge=ridge, most=units, size=size)
-    output = float((weight @ whole * weight).sum())
     curve = torch.empty(units, dtype=torch.float64)
     curve[torch.tensor(found.order)] = torch.tensor(found.errors, dtype=torch.float64)
-    return curve / output if output else curve
+    # Without any unit the error is the whole output.
+    return curve / found.errors[-1] if found.errors[-1] else curve

@@ -42,6 +42,11 @@ class ReaderInputs:
         """Number of batches."""
         return len(self._batches)
 
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return sum(len(batch.tokens) for batch in self._batches)
+
     @no_grad
     def batches(self) -> Iterator[Tensor]:
         """Its inputs on every batch, each ``(samples, length, features)``, float64."""

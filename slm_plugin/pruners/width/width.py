@@ -60,7 +60,7 @@ class WidthOptions(Options):
     score: Annotated[
         ScoreName,
         Field(
-            description="those of Taylor look at the gradient of the loss, magnitude at the weights "
+            description="those of Taylor look at the loss's gradient, magnitude at the weights "
             "alone, the others at what each layer computes"
         ),
     ] = "taylor"
