@@ -195,3 +195,8 @@ def run_layers(layers: Iterable[nn.Module], hidden: Tensor, arguments: dict[str,
         output = layer(hidden, **arguments)
         hidden = output[0] if isinstance(output, tuple) else output
     return hidden
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """The tensor in float64, on its device, or on the CPU for MPS, which has no float64."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()

@@ -249,7 +249,6 @@ def write_reference(session: Session, file: Path) -> float:
         Largest allowed difference of a logit.
     """
     facts = {
-        "class": session.view.family.auto_class,
         "parameters": str(sum(p.numel() for p in session.model.parameters())),
         "weights": session.fingerprint().weights,
     }
@@ -266,7 +265,7 @@ def write_reference(session: Session, file: Path) -> float:
     tolerance = (
         TOLERANCES.get(str(session.model.dtype), TOLERANCES["torch.float32"]) * expected.scale
     )
-    facts["tolerance"] = repr(tolerance)
+    facts |= {"class": session.view.family.auto_class, "tolerance": repr(tolerance)}
     if streamed:
         facts["memory"] = "layerwise"
     expected.write(file, facts)

@@ -41,7 +41,7 @@ def write_outputs(session: Session, file: Path, facts: dict[str, str]) -> None:
     given = random_inputs(session.view, session.seed)
     tensors = {f"{_GIVEN}{name}": tensor for name, tensor in given.items()}
     tensors |= {f"{_FOUND}{name}": tensor for name, tensor in outputs_of(model, given).items()}
-    named = {"class": type(model).__name__, "threads": str(torch.get_num_threads())}
+    named = {"named": type(model).__name__, "threads": str(torch.get_num_threads())}
     save_file({n: t.contiguous() for n, t in tensors.items()}, file, metadata=facts | named)
 
 
@@ -60,8 +60,8 @@ def measure_encoder(folder: Path, file: Path, facts: dict[str, str]) -> dict[str
 
     torch.set_num_threads(int(facts["threads"]))
     named = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
-    if named != [facts["class"]]:
-        return {"error": f"its config names {named}, not {facts['class']}"}
+    if named != [facts["named"]]:
+        return {"error": f"its config names {named}, not {facts['named']}"}
     model, loading = getattr(transformers, named[0]).from_pretrained(
         folder,
         dtype="auto",

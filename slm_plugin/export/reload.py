@@ -31,7 +31,7 @@ def measure(folder: Path, reference_file: Path) -> dict[str, Any]:
     import transformers
 
     facts = facts_of(reference_file)
-    if "class" in facts:
+    if "named" in facts:
         return measure_encoder(folder, reference_file, facts) | _sentences(folder, facts)
     expected, facts = Reference.read(reference_file)
     if facts.get("memory") == "layerwise":

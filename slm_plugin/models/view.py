@@ -52,6 +52,11 @@ class Dimensions(Record):
     fixed_layers: int = 0
 
     @property
+    def family(self) -> Family:
+        """What is true of the model's class."""
+        return family_of(self.architecture, self.stack)
+
+    @property
     def queries_per_group(self) -> int:
         """Query heads that share one key/value head."""
         return self.attention_heads // self.kv_heads

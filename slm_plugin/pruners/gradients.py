@@ -61,22 +61,91 @@ def loss_gradients(
         NumericalError: The loss is NaN or infinite.
     """
     if weights_of is None:
-        weights = [
-            {name: linear.weight for name, linear in view.projections(layer).items()}
-            for layer in view.layers
-        ]
+        weights = _linear_weights(view)
     else:
         weights = [weights_of(layer) for layer in view.layers]
-    flat = [weight for layer in weights for weight in layer.values()]
-    sums = {id(weight): torch.zeros_like(weight, dtype=torch.float32) for weight in flat}
+    sums = _zeros(weights)
+    small = (part for tokens in batches for part in split(tokens, BACKWARD_TOKENS))
+    samples = _backward(view, weights, small, lambda name, gradient: sums[name].add_(gradient))
+    return _by_layer(weights, sums, samples)
+
+
+def gradient_moments(
+    view: DecoderView, batches: Iterable[Tensor]
+) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+    """Mean of the samples' gradients, and mean of their squares: one backward pass per sample.
+
+    Args:
+        view: The model.
+        batches: Token ids, each ``(samples, length)`` with the same length.
+
+    Returns:
+        Twice as `loss_gradients` returns it, for the linear maps.
+
+    Raises:
+        NumericalError: The loss is NaN or infinite.
+    """
+    weights = _linear_weights(view)
+    means, squares = _zeros(weights), _zeros(weights)
+
+    def add(name: int, gradient: Tensor) -> None:
+        means[name].add_(gradient)
+        squares[name].add_(gradient.float().square())
+
+    one_by_one = (sample for tokens in batches for sample in split(tokens, 1))
+    samples = _backward(view, weights, one_by_one, add)
+    return _by_layer(weights, means, samples), _by_layer(weights, squares, samples)
+
+
+def _linear_weights(view: DecoderView) -> list[dict[str, Tensor]]:
+    return [
+        {name: linear.weight for name, linear in view.projections(layer).items()}
+        for layer in view.layers
+    ]
+
+
+def _zeros(weights: list[dict[str, Tensor]]) -> dict[int, Tensor]:
+    """A float32 sum for every weight, by its identity."""
+    flat = (weight for layer in weights for weight in layer.values())
+    return {id(weight): torch.zeros_like(weight, dtype=torch.float32) for weight in flat}
+
+
+def _by_layer(
+    weights: list[dict[str, Tensor]], sums: dict[int, Tensor], samples: int
+) -> list[dict[str, Tensor]]:
+    for total in sums.values():
+        total /= samples
+    return [{name: sums[id(weight)] for name, weight in layer.items()} for layer in weights]
+
+
+def _backward(
+    view: DecoderView,
+    weights: list[dict[str, Tensor]],
+    parts: Iterable[Tensor],
+    add: Callable[[int, Tensor], object],
+) -> int:
+    """Hand the gradient of every part's summed loss to a function, weight by weight.
+
+    Each gradient is freed at once.
+
+    Returns:
+        The number of samples.
+    """
     samples = 0
+    flat = [weight for layer in weights for weight in layer.values()]
+
+    def move(weight: Tensor) -> None:
+        if weight.grad is not None:
+            add(id(weight), weight.grad)
+        weight.grad = None
+
     with only_trainable(view.model, flat):
         hooks = [
-            weight.register_post_accumulate_grad_hook(_move_into(sums[id(weight)]))  # type: ignore[no-untyped-call]
+            weight.register_post_accumulate_grad_hook(move)  # type: ignore[no-untyped-call]
             for weight in flat
         ]
         try:
-            for tokens in _small(batches):
+            for tokens in parts:
                 # The model shifts the labels itself: position t predicts token t+1.
                 loss = view.model(**view.inputs(tokens), labels=tokens).loss
                 _require_finite(loss)
@@ -85,23 +154,7 @@ def loss_gradients(
         finally:
             for hook in hooks:
                 hook.remove()
-    for total in sums.values():
-        total /= samples
-    return [{name: sums[id(weight)] for name, weight in layer.items()} for layer in weights]
-
-
-def _small(batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    for tokens in batches:
-        yield from split(tokens, BACKWARD_TOKENS)
-
-
-def _move_into(total: Tensor) -> Callable[[Tensor], None]:
-    def move(weight: Tensor) -> None:
-        if weight.grad is not None:
-            total.add_(weight.grad)
-        weight.grad = None
-
-    return move
+    return samples
 
 
 def _require_finite(loss: Tensor) -> None:

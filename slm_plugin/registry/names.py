@@ -260,6 +260,7 @@ pruners: Registry[Pruner] = Registry(
         "streamline": "slm_plugin.pruners.depth.streamline",
         "sublayer": "slm_plugin.pruners.depth.sublayer",
         "torch_pruning": "slm_plugin.pruners.width.torch_pruning",
+        "width": "slm_plugin.pruners.width.width",
     },
     _PRUNER,
 )

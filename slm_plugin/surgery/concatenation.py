@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from slm_plugin.errors import PlanError
 from slm_plugin.lazy import nn, torch
-from slm_plugin.models.families import family_of
 from slm_plugin.models.streaming import derived, values
 from slm_plugin.models.view import Dimensions, projections
 from slm_plugin.plans import LayerPart
@@ -53,7 +52,7 @@ def concatenated_layer(
     norms = _weighted(part.norm_share for part in parts)
     biases = _weighted(part.bias_share for part in parts)
     made = share_parameters(layers[0])
-    family = family_of(dimensions.architecture)
+    family = dimensions.family
     short = {id(linear): name for name, linear in projections(made, family).items()}
     for name, parameter in list(made.named_parameters()):
         path, _, leaf = name.rpartition(".")

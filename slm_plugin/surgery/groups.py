@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
-from slm_plugin.models.families import family_of
 from slm_plugin.models.view import MLP_PROJECTIONS, Dimensions
 
 Members = dict[str, tuple[int, ...]]
@@ -31,8 +30,8 @@ def members(unit: str, indices: Iterable[int], dimensions: Dimensions) -> Member
         found = kv_group_members(indices, dimensions)
     return {
         name: tuple(itertools.chain(*pieces(found, name, dimensions)))
-        for name in family_of(dimensions.architecture).projections
-        if family_of(dimensions.architecture).parts(name)[0] in found
+        for name in dimensions.family.projections
+        if dimensions.family.parts(name)[0] in found
     }
 
 
@@ -52,7 +51,7 @@ def pieces(found: Members, projection: str, dimensions: Dimensions) -> list[tupl
         "up_proj": dimensions.intermediate_size,
     }
     placed, start = [], 0
-    for part in family_of(dimensions.architecture).parts(projection):
+    for part in dimensions.family.parts(projection):
         placed.append(tuple(start + index for index in found[part]))
         start += sizes.get(part, 0)
     return placed

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from slm_plugin.lazy import nn
-from slm_plugin.models.families import family_of
 from slm_plugin.models.view import DecoderView, Dimensions, layer_lists
 from slm_plugin.plans import ConcatLayers, DepthOperation, MergeLayers
 from slm_plugin.plans.layout import check_fixed, layers_left
@@ -68,7 +67,7 @@ def made_layer(
     Raises:
         PlanError: The operation does not fit the layers.
     """
-    family = family_of(dimensions.architecture, dimensions.stack)
+    family = dimensions.family
     if isinstance(operation, ConcatLayers):
         return concatenated_layer(operation.parts, run, dimensions)
     if isinstance(operation, MergeLayers):

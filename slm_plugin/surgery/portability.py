@@ -144,7 +144,7 @@ def refuse_scaled_heads(after: Dimensions, config: PretrainedConfig) -> None:
     Raises:
         TargetError: It does not.
     """
-    if family_of(after.architecture).rotary != "phi3" or _derived_head_dim(after):
+    if after.family.rotary != "phi3" or _derived_head_dim(after):
         return
     settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
     kind = (settings or {}).get("rope_type", (settings or {}).get("type"))

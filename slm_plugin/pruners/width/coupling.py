@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from slm_plugin.errors import UnsupportedModelError
 from slm_plugin.lazy import nn, torch
-from slm_plugin.models.families import family_of
 from slm_plugin.models.view import DecoderView, Dimensions
 from slm_plugin.pruners.gradients import only_trainable
 from slm_plugin.surgery.groups import Members, members
@@ -60,7 +59,7 @@ def check_coupling(view: DecoderView) -> None:
 
 def _expected_groups(dimensions: Dimensions) -> Iterator[tuple[str, Members]]:
     """Root projections, each with the group that surgery removes."""
-    family = family_of(dimensions.architecture)
+    family = dimensions.family
     matrix = {part: name for name in family.projections for part in family.parts(name)}
     last = dimensions.intermediate_size - 1
     yield matrix["gate_proj"], members("channels", sorted({0, last}), dimensions)

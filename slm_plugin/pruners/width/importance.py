@@ -9,7 +9,7 @@ from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import torch
 from slm_plugin.models.view import DecoderView, Dimensions
 from slm_plugin.plans import UnitScores
-from slm_plugin.pruners.gradients import loss_gradients
+from slm_plugin.pruners.gradients import gradient_moments, loss_gradients
 from slm_plugin.surgery.groups import axis, members
 
 if TYPE_CHECKING:
@@ -61,6 +61,62 @@ def taylor(view: DecoderView, batches: Iterable[Tensor]) -> tuple[UnitScores, ..
     return tuple(_score_layers(saliences, view.dimensions()))
 
 
+def taylor_sum(view: DecoderView, batches: Iterable[Tensor]) -> tuple[UnitScores, ...]:
+    """Score units by ``|sum of w * dL/dw|`` over each row or column of their group.
+
+    The values of one row or column may cancel: it is the change of the loss, to first order, when
+    the whole line becomes zero. The lines of a group are added.
+
+    Raises:
+        NumericalError: The loss or a score is NaN or infinite.
+
+    Source: LLM-Pruner (arXiv 2305.11627), section 3.2, vector-wise importance (``vectorize``).
+    """
+    gradients = loss_gradients(view, batches)
+    saliences = (
+        {name: linear.weight.detach() * gradient[name] for name, linear in modules.items()}
+        for modules, gradient in zip(map(view.projections, view.layers), gradients, strict=True)
+    )
+    return tuple(_score_layers(saliences, view.dimensions(), whole_lines=True))
+
+
+def taylor_second(
+    view: DecoderView, batches: Iterable[Tensor], *, mixed: bool = False
+) -> tuple[UnitScores, ...]:
+    """Score units by the second-order term of the loss: the sum of ``w^2 F`` over their weights.
+
+    F is the diagonal of the empirical Fisher matrix, the mean over samples of the squared gradient,
+    which stands for the diagonal of the Hessian.
+
+    Args:
+        view: The model, in evaluation mode.
+        batches: Calibration token ids, each ``(samples, length)``.
+        mixed: Sum ``|w g - w^2 F / 2|`` instead, with the first-order term.
+
+    Raises:
+        NumericalError: The loss or a score is NaN or infinite.
+
+    Source: LLM-Pruner (arXiv 2305.11627), equation 5, element-wise importance of second and of
+        mixed order (``param_second`` and ``param_mix`` of the released code).
+    """
+    means, squares = gradient_moments(view, batches)
+
+    def salience(weight: Tensor, mean: Tensor, square: Tensor) -> Tensor:
+        second = weight.float().square() * square
+        return (weight.float() * mean - second / 2).abs() if mixed else second
+
+    saliences = (
+        {
+            name: salience(linear.weight.detach(), mean[name], square[name])
+            for name, linear in modules.items()
+        }
+        for modules, mean, square in zip(
+            map(view.projections, view.layers), means, squares, strict=True
+        )
+    )
+    return tuple(_score_layers(saliences, view.dimensions()))
+
+
 def kept_units(scores: Sequence[float], removed: int) -> tuple[int, ...]:
     """Units that remain when the lowest-scored are removed; ties remove the lowest index first."""
     order = sorted(range(len(scores)), key=scores.__getitem__)
@@ -68,15 +124,16 @@ def kept_units(scores: Sequence[float], removed: int) -> tuple[int, ...]:
 
 
 def _score_layers(
-    saliences: Iterable[Mapping[str, Tensor]], dimensions: Dimensions
+    saliences: Iterable[Mapping[str, Tensor]], dimensions: Dimensions, *, whole_lines: bool = False
 ) -> Iterator[UnitScores]:
     for layer, salience in enumerate(saliences):
         lines = {name: _per_line(name, value) for name, value in salience.items()}
+        if whole_lines:
+            lines = {name: line.abs() for name, line in lines.items()}
         size = dimensions.intermediate_size
         every = members("channels", range(size), dimensions)
-        channels = torch.cat([lines[n][list(own)].view(-1, size) for n, own in every.items()]).sum(
-            0
-        )
+        of_channels = [lines[name][list(own)].view(-1, size) for name, own in every.items()]
+        channels = torch.cat(of_channels).sum(0)
         groups = torch.stack(
             [_group_sum(lines, group, dimensions) for group in range(dimensions.kv_heads)]
         )
@@ -94,11 +151,11 @@ def _group_sum(lines: Mapping[str, Tensor], group: int, dimensions: Dimensions) 
     return torch.stack([lines[name][list(indices)].sum() for name, indices in own.items()]).sum()
 
 
-def rounded(scores: Tensor, layer: int) -> tuple[float, ...]:
+def rounded(scores: Tensor, layer: int, digits: int = SIGNIFICANT_DIGITS) -> tuple[float, ...]:
     """Scores for a plan, rounded to be readable and free of rounding noise."""
     if not torch.isfinite(scores).all():
         raise NumericalError(
             f"layer {layer} has scores that are NaN or infinite",
             hint="check the model's weights, or load it in float32",
         )
-    return tuple(float(f"{score:.{SIGNIFICANT_DIGITS}g}") for score in scores.tolist())
+    return tuple(float(f"{score:.{digits}g}") for score in scores.tolist())

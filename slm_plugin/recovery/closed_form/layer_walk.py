@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from slm_plugin.calibration.captures import Batch, enter, run_layers
+from slm_plugin.calibration.captures import Batch, enter, in_float64, run_layers
 from slm_plugin.calibration.spool import Spool
 from slm_plugin.progress import track
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
@@ -17,7 +17,6 @@ from slm_plugin.recovery.closed_form.boundaries import (
     reference_of,
     target_of,
 )
-from slm_plugin.recovery.closed_form.least_squares import in_float64
 from slm_plugin.recovery.closed_form.rewriting import Write, rewriting
 
 if TYPE_CHECKING:

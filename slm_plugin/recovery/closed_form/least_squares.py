@@ -10,9 +10,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from slm_plugin.calibration.captures import in_float64
+from slm_plugin.calibration.held_out import is_held_out
 from slm_plugin.errors import CalibrationError, NumericalError
 from slm_plugin.lazy import torch
-from slm_plugin.recovery.closed_form.held_out import is_held_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,11 +148,6 @@ class _Sums:
         """Squared norm of the residual after a change, from the sums alone."""
         left = self.residual + float((change * (self.gram @ change - 2 * self.cross)).sum())
         return max(0.0, left)
-
-
-def in_float64(tensor: Tensor) -> Tensor:
-    """The tensor in float64, on its device, or on the CPU for MPS, which has no float64."""
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def _rows(tensor: Tensor, samples: Tensor) -> Tensor:

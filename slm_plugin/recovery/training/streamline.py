@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from slm_plugin.calibration.held_out import is_held_out
 from slm_plugin.component import Options
 from slm_plugin.counts import Count
 from slm_plugin.errors import CalibrationError, UserError
@@ -19,7 +20,6 @@ from slm_plugin.progress import track
 from slm_plugin.pruners.gradients import only_trainable
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.closed_form.boundaries import reference_of
-from slm_plugin.recovery.closed_form.held_out import is_held_out
 from slm_plugin.recovery.training.loop import refuse_non_finite, shuffled, warmup_cosine
 from slm_plugin.recovery.training.objectives import Loss, imitation_loss, language_loss
 from slm_plugin.registry import register_recovery

@@ -46,6 +46,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "streamline": {},
     "sublayer": {},
     "torch_pruning": {"importance": "magnitude", "multiple_of": 4},
+    "width": {"score": "obs", "multiple_of": 4},
 }
 # An expert is a larger part of a tiny model than other units.
 RATIOS = {"experts": 0.2}

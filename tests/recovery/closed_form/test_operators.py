@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from slm_plugin.calibration.held_out import is_held_out
 from slm_plugin.errors import (
     NumericalError,
     PlanError,
@@ -21,7 +22,6 @@ from slm_plugin.pipeline import run
 from slm_plugin.plans import MergeLayers
 from slm_plugin.recipe import Recipe
 from slm_plugin.recovery.closed_form import ghost, least_squares, linear_patch
-from slm_plugin.recovery.closed_form.held_out import is_held_out
 from slm_plugin.recovery.closed_form.layer_walk import LayerBatch
 from tests.conftest import make_checkpoint, make_model
 from tests.pruners.depth.strategies import layer_outputs

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from slm_plugin.lazy import inference_mode, torch
-from slm_plugin.models.families import family_of
 from slm_plugin.models.streaming import values
 from slm_plugin.models.view import Dimensions, projections
 
@@ -33,7 +32,7 @@ def sensitivities(
 
     Source: CoMe (arXiv 2510.15304), channel sensitivity.
     """
-    modules = projections(layer, family_of(dimensions.architecture))
+    modules = projections(layer, dimensions.family)
     readers = [modules[name] for name in ("down_proj", "o_proj")]
     totals = [torch.zeros(linear.in_features, dtype=torch.float64) for linear in readers]
     tokens = [0, 0]

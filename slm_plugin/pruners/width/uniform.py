@@ -1,0 +1,151 @@
+"""What strategies share that remove the same number of MLP channels and KV groups everywhere."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, Field
+
+from slm_plugin.counts import Count, Natural
+from slm_plugin.extras import require
+from slm_plugin.models.view import Dimensions
+from slm_plugin.plans import KeepChannels, KeepHeads, PruningPlan, UnitScores
+from slm_plugin.pruners.base import Pruner
+from slm_plugin.pruners.width.budget import Cut, size_note, uniform_cut
+from slm_plugin.pruners.width.coupling import check_coupling
+from slm_plugin.pruners.width.importance import kept_units
+from slm_plugin.surgery.portability import portability, refuse_unloadable
+from slm_plugin.target import Target
+
+if TYPE_CHECKING:
+    from slm_plugin.models.families.family import Family
+    from slm_plugin.session import Session
+
+KvGroups = Annotated[
+    Annotated[Natural, Field(strict=True)] | Literal["auto"],
+    Field(
+        description="KV groups to remove from every layer, each with its query heads; auto "
+        "removes the same share of them as of the prunable parameters, rounded down"
+    ),
+]
+MultipleOf = Annotated[
+    Count, Field(description="the remaining intermediate size is a multiple of this")
+]
+
+
+class UniformWidth(Pruner):
+    """Remove the same number of MLP channels and KV groups from every layer.
+
+    Each layer ranks its own units. The result has uniform layers and loads with stock classes.
+    The coupled groups are checked against torch-pruning's dependency graph; surgery uses
+    torch-pruning's primitives. A subclass implements `score`.
+
+    Args:
+        options: An instance of the class's ``Options``.
+        target: How much to prune.
+        kv_groups: KV groups to remove from every layer.
+        multiple_of: The remaining intermediate size is a multiple of this.
+    """
+
+    kind: ClassVar[Literal["depth", "width"]] = "width"
+    targets: ClassVar[tuple[str, ...]] = ("ratio", "parameters")
+    extra: ClassVar[str | None] = "width"
+
+    def __init__(
+        self,
+        options: BaseModel,
+        target: Target,
+        *,
+        kv_groups: int | Literal["auto"],
+        multiple_of: int,
+    ) -> None:
+        super().__init__(options, target)
+        self._kv_groups, self._multiple_of = kv_groups, multiple_of
+
+    @abstractmethod
+    def score(self, session: Session, cut: Cut) -> tuple[UnitScores, ...]:
+        """The importance of every unit that may go, layer by layer.
+
+        Args:
+            session: The session, whose model must not change.
+            cut: How many units of every layer will go.
+
+        Raises:
+            CalibrationError: There is no calibration set, and these scores need one.
+            NumericalError: The loss or a score is NaN or infinite.
+        """
+
+    def check_target(self, original: Dimensions, current: Dimensions) -> None:
+        """Check the target before any work.
+
+        Raises:
+            TargetError: The target is out of reach; the hint names the reachable range.
+        """
+        self._cut(original, current)
+
+    @classmethod
+    def unsuited(cls, family: Family, config: Mapping[str, Any]) -> str:
+        """MLP channels at least must be removable."""
+        return "" if "channels" in family.units else family.reason("channels")
+
+    def plan(self, session: Session) -> PruningPlan:
+        """Score all units and choose those that remain, without changing the model.
+
+        Raises:
+            TargetError: The target is out of reach; the hint names the reachable range.
+            UnsupportedModelError: torch-pruning couples the projections differently.
+            CalibrationError: The scores need a calibration set and there is none.
+            NumericalError: The loss or a score is NaN or infinite.
+        """
+        require("width", f"the pruner {self.name}")
+        before = session.view.dimensions()
+        cut = self._cut(session.original, before)
+        after = before.without_units(cut.channels, cut.kv_groups)
+        warnings = portability(before, after, session.view.config)
+        check_coupling(session.view)
+        scores = self.score(session, cut)
+        return PruningPlan(
+            pruner=self.name,
+            kind="width",
+            options=self.options.model_dump(mode="json"),
+            target=self.target,
+            fingerprint=session.fingerprint(),
+            before=before,
+            after=after,
+            operations=tuple(op for layer in scores for op in _operations(layer, cut)),
+            scores=scores,
+            notes=_notes(self.target, session.original, before, after),
+            warnings=warnings,
+        )
+
+    def _cut(self, original: Dimensions, current: Dimensions) -> Cut:
+        cut = uniform_cut(
+            self.target,
+            original,
+            current,
+            kv_groups=self._kv_groups,
+            multiple_of=self._multiple_of,
+        )
+        refuse_unloadable(current, current.without_units(cut.channels, cut.kv_groups))
+        return cut
+
+
+def _operations(units: UnitScores, cut: Cut) -> list[KeepChannels | KeepHeads]:
+    if units.unit == "mlp_channel" and cut.channels:
+        return [KeepChannels(layer=units.layer, indices=kept_units(units.scores, cut.channels))]
+    if units.unit == "kv_group" and cut.kv_groups:
+        return [KeepHeads(layer=units.layer, kv_groups=kept_units(units.scores, cut.kv_groups))]
+    return []
+
+
+def _notes(
+    target: Target, original: Dimensions, before: Dimensions, after: Dimensions
+) -> tuple[str, ...]:
+    """Notes on how the target was met."""
+    return (
+        f"every layer keeps {after.intermediate_size:,} of {before.intermediate_size:,} MLP "
+        f"channels and {after.kv_heads} of {before.kv_heads} KV groups",
+        size_note(target, original, before, after),
+    )

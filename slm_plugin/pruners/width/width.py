@@ -1,0 +1,138 @@
+"""Uniform width pruning by any of the published scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from slm_plugin.component import Options
+from slm_plugin.models.view import Dimensions
+from slm_plugin.plans import UnitScores
+from slm_plugin.pruners.width import input_scores
+from slm_plugin.pruners.width.brain_surgeon import error_curve
+from slm_plugin.pruners.width.budget import Cut
+from slm_plugin.pruners.width.importance import (
+    magnitude,
+    rounded,
+    taylor,
+    taylor_second,
+    taylor_sum,
+)
+from slm_plugin.pruners.width.input_sums import ReaderInputs, reader_inputs
+from slm_plugin.pruners.width.uniform import KvGroups, MultipleOf, UniformWidth
+from slm_plugin.registry import register_pruner
+from slm_plugin.target import Target
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from slm_plugin.session import Session
+
+ScoreName = Literal[
+    "activation",
+    "contribution",
+    "flap",
+    "leverage",
+    "magnitude",
+    "obs",
+    "taylor",
+    "taylor_mixed",
+    "taylor_second",
+    "taylor_sum",
+    "wanda_sp",
+]
+# Scores of single columns of the projections that read the units.
+BY_COLUMN: dict[str, Callable[[ReaderInputs], Tensor]] = {
+    "activation": input_scores.activation,
+    "flap": input_scores.flap,
+    "leverage": input_scores.leverage,
+    "wanda_sp": input_scores.wanda_sp,
+}
+# Errors of a curve may differ little.
+CURVE_DIGITS = 9
+
+
+class WidthOptions(Options):
+    """The score, and how the removal is split between MLP and attention."""
+
+    score: Annotated[
+        ScoreName,
+        Field(
+            description="those of Taylor look at the loss's gradient, magnitude at the weights "
+            "alone, the others at what each layer computes"
+        ),
+    ] = "taylor"
+    kv_groups: KvGroups = 0
+    multiple_of: MultipleOf = 8
+
+
+@register_pruner("width")
+class Width(UniformWidth):
+    """Remove the same number of MLP channels, and of KV groups, from every layer by a score.
+
+    The scores see the model as it is when the stage begins. Repair the projections that read the
+    remaining channels with ``recover: refit``.
+    """
+
+    Options = WidthOptions
+
+    def __init__(self, options: WidthOptions, target: Target) -> None:
+        super().__init__(
+            options, target, kv_groups=options.kv_groups, multiple_of=options.multiple_of
+        )
+        self.options: WidthOptions = options
+
+    @property
+    def needs_calibration(self) -> bool:
+        """All scores but the magnitude look at data."""
+        return self.options.score != "magnitude"
+
+    def score(self, session: Session, cut: Cut) -> tuple[UnitScores, ...]:
+        """See `UniformWidth.score`."""
+        view, name = session.view, self.options.score
+        if name == "magnitude":
+            return magnitude(view)
+        if name == "taylor":
+            return taylor(view, session.batches())
+        if name == "taylor_sum":
+            return taylor_sum(view, session.batches())
+        if name in ("taylor_second", "taylor_mixed"):
+            return taylor_second(view, session.batches(), mixed=name == "taylor_mixed")
+        return tuple(self._by_inputs(session, cut))
+
+    def _by_inputs(self, session: Session, cut: Cut) -> Iterator[UnitScores]:
+        dimensions = session.view.dimensions()
+        if cut.channels:
+            for inputs in reader_inputs(session, "down_proj"):
+                scores = self._of_channels(inputs, cut.channels)
+                yield _scores(inputs, "mlp_channel", scores)
+        if cut.kv_groups:
+            for inputs in reader_inputs(session, "o_proj"):
+                scores = self._of_groups(inputs, cut.kv_groups, dimensions)
+                yield _scores(inputs, "kv_group", scores)
+
+    def _of_channels(self, inputs: ReaderInputs, removed: int) -> Tensor:
+        if self.options.score == "obs":
+            return error_curve(inputs, removed, size=1)
+        if self.options.score == "contribution":
+            return input_scores.contribution(inputs, removed)
+        return BY_COLUMN[self.options.score](inputs)
+
+    def _of_groups(self, inputs: ReaderInputs, removed: int, dimensions: Dimensions) -> Tensor:
+        """Scores of KV groups: of their columns together, or the sum over them."""
+        size = dimensions.queries_per_group * dimensions.head_dim
+        if self.options.score == "obs":
+            return error_curve(inputs, removed, size)
+        if self.options.score == "contribution":
+            return input_scores.group_contribution(inputs, size)
+        return BY_COLUMN[self.options.score](inputs).reshape(-1, size).sum(1)
+
+
+def _scores(
+    inputs: ReaderInputs, unit: Literal["mlp_channel", "kv_group"], scores: Tensor
+) -> UnitScores:
+    return UnitScores(
+        layer=inputs.layer, unit=unit, scores=rounded(scores, inputs.layer, CURVE_DIGITS)
+    )
