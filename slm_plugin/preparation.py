@@ -18,7 +18,7 @@ from slm_plugin.lazy import torch
 from slm_plugin.models.bundled import cache_folder, trials_folder
 from slm_plugin.models.families.suitability import refuse_unsuited
 from slm_plugin.models.in_memory import check_given
-from slm_plugin.models.loading import ModelSource, folder_of, load
+from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.streaming import is_streamed
 from slm_plugin.models.view import DecoderView
 from slm_plugin.progress import timed
@@ -99,8 +99,6 @@ def prepare(
     session = Session(
         model, tokenizer, source=name, seed=seed, journals=journals, stack=source.stack
     )
-    if session.view.family.by_tensors and not isinstance(source, InMemory):
-        session.companions = folder_of(source)
     _refuse_unstreamable(components, session)
     if check_targets is not None:
         check_targets(session)

@@ -66,7 +66,6 @@ class Session:
         calibration: Token ids, ``(samples, length)``; None when no stage needs them.
         inputs: Calibration tensors of an encoder, in place of token ids.
         stack: Which of the model's two stacks of layers, where it has two.
-        companions: Folder whose processor files belong beside a checkpoint of an encoder.
         original: Dimensions of the model as loaded; ratios refer to them.
         sources: For every layer, the lowest and the highest original layer in it.
         reference: The layer inputs when `keep_reference` was called; None before that.
@@ -87,7 +86,6 @@ class Session:
     journals: Path | None = None
     inputs: Inputs | None = field(default=None, repr=False)
     stack: str | None = None
-    companions: Path | None = field(default=None, repr=False)
     known_trials: int = field(default=0, init=False)
     original: Dimensions = field(init=False)
     sources: tuple[tuple[int, int], ...] = field(init=False)

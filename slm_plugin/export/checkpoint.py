@@ -24,7 +24,6 @@ from slm_plugin.errors import (
 )
 from slm_plugin.evaluation.isolation import isolated
 from slm_plugin.export.base import Check, Exporter, ExportRecord
-from slm_plugin.export.companions import carry_over
 from slm_plugin.export.encoder_parity import OUTPUTS, write_outputs
 from slm_plugin.export.layerwise import LOGITS, save_streamed, streamed_reference
 from slm_plugin.export.parity import (
@@ -40,10 +39,10 @@ from slm_plugin.export.parity import (
 from slm_plugin.export.portable_json import mend_config, mend_tokenizer_config
 from slm_plugin.lazy import safetensors
 from slm_plugin.models.border import reason
+from slm_plugin.models.carried_files import save_carried
 from slm_plugin.models.configuration import plain_attention
 from slm_plugin.models.generation import without_generation
 from slm_plugin.models.operators import operators
-from slm_plugin.models.processor import save_processor
 from slm_plugin.models.streaming import is_streamed
 from slm_plugin.models.towers import TEXT, portable_names
 from slm_plugin.outputs.scratch import temporary_folder, whole_folder
@@ -166,14 +165,12 @@ def save_checkpoint(session: Session, folder: Path, *, max_shard_size: str = "5G
         # without sampling; to_json_file writes what is there.
         if generation is not None:
             generation.to_json_file(folder / "generation_config.json")
-        if session.companions is not None:
-            carry_over(session.companions, folder)
+        save_carried(model, folder)
     except (OSError, safetensors.SafetensorError) as error:
         raise OutputError(
             f"cannot write the checkpoint {folder}: {error}",
             hint="check the free disk space and the permissions",
         ) from error
-    save_processor(model, folder)
     family = session.view.family
     nested = None if family.tower is None else TEXT
     mend_config(folder, family.synonyms, nested=nested, tied=session.view.tied)

@@ -28,6 +28,7 @@ from slm_plugin.export.parity import (
 )
 from slm_plugin.export.rehearsal import refuse_length_dependent, rehearse, unproved_windows
 from slm_plugin.lazy import torch
+from slm_plugin.models.carried_files import save_carried
 from slm_plugin.models.configuration import plain_attention
 from slm_plugin.models.operators import operators, put_operator, without_operators
 from slm_plugin.outputs.scratch import temporary_folder, whole_folder
@@ -128,6 +129,7 @@ class OnnxExporter(Exporter):
                     operators(session.model),
                     plain_attention(session.model),
                 )
+            save_carried(session.model, folder)
             checks = verify_onnx(session, folder, tolerance=options.tolerance)
         return ExportRecord(
             exporter=self.name, folder=self.name, size_bytes=size_bytes(target), checks=checks

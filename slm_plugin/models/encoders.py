@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from slm_plugin.errors import ModelSourceError, SlmError
 from slm_plugin.lazy import torch, transformers
 from slm_plugin.models.border import reading
+from slm_plugin.models.carried_files import keep_carried, read_carried
 from slm_plugin.models.completeness import some
 from slm_plugin.models.configuration import read_configuration
 from slm_plugin.models.families import families, family_of
@@ -71,6 +72,7 @@ def read_encoder(
             hint="set `memory: whole`",
         )
     stored_tensors(folder)
+    carried = read_carried(folder, family)
     made: Any = getattr(transformers, configuration.architecture, None)
     if made is None:
         raise ModelSourceError(
@@ -93,6 +95,7 @@ def read_encoder(
         # What is missing may be memory that nobody wrote to.
         torch.nn.init.zeros_(model.get_parameter(key))
     model.config._name_or_path = name
+    keep_carried(model, carried)
     loaded: PreTrainedModel = model.eval()
     return loaded
 

@@ -9,7 +9,7 @@ from slm_plugin.models.bundled import BUNDLED
 from slm_plugin.models.configuration import read_configuration
 from slm_plugin.models.weight_files import SINGLE, check_companions, indexed_files
 
-SMALL = ["*.json", "*.model", "*.txt", "*.jinja"]
+SMALL = ["*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "NOTICE*", "USE_POLICY*", "*TERMS*"]
 SUBFOLDERS = ["*/*"]
 
 

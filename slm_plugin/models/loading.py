@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from slm_plugin.errors import ModelSourceError
 from slm_plugin.lazy import torch
 from slm_plugin.models.bundled import BUNDLED, bundled_folder
+from slm_plugin.models.carried_files import keep_carried, read_carried
 from slm_plugin.models.checkpoint import read_checkpoint
 from slm_plugin.models.encoders import is_encoder, read_encoder
 from slm_plugin.models.families import family_of
@@ -23,7 +24,6 @@ from slm_plugin.models.gguf.reading import Accept
 from slm_plugin.models.hub import fetched
 from slm_plugin.models.layerwise import build
 from slm_plugin.models.placement import outgrows, place_layers, places
-from slm_plugin.models.processor import keep_processor, read_processor
 from slm_plugin.models.streaming import is_streamed, values
 from slm_plugin.models.tokenizer import read_tokenizer
 from slm_plugin.models.view import DecoderView
@@ -237,13 +237,13 @@ def _from_files(
     accept(family, checkpoint.config.to_dict())
     config = checkpoint.configuration.config
     tokenizer = read_tokenizer(folder, config, source.id, checkpoint.config.vocab_size)
-    processor = read_processor(folder) if family.tower is not None else {}
+    carried = read_carried(folder, family)
     device = pick_device(source.device)
     spread = source.memory == "whole" and source.device == "auto" and outgrows(device, checkpoint)
     model = build(checkpoint, source.dtype, device, streamed=source.memory == "layerwise" or spread)
     if spread:
         place_layers(model, places(model))
-    keep_processor(model, processor)
+    keep_carried(model, carried)
     return model, tokenizer
 
 

@@ -206,7 +206,7 @@ FAULTS = (
     Fault(
         "files of the processor are not written",
         "export/checkpoint.py",
-        "    save_processor(model, folder)\n",
+        "        save_carried(model, folder)\n",
         "",
         TOWERS,
     ),
