@@ -67,7 +67,7 @@ def test_no_table_lets_a_name_act(
     option = {"name": EVIL, "default": EVIL, "description": EVIL}
     row = {"kind": "pruner", "name": EVIL, "summary": EVIL, "ready": False, "extra": EVIL}
     dims = sample_plans.ORIGINAL.model_dump() | {"architecture": EVIL}
-    family = {"residual": EVIL, "kinds": {EVIL: 1}}
+    family = {"residual": EVIL, "kinds": {EVIL: 1}, "fixed_layers": 1}
     found = {"dimensions": dims, "parameters": {"head": 1}, "units": {}, "family": family}
     report, _ = samples.nasty(EVIL)
     tables = (

@@ -261,8 +261,8 @@ def test_a_checkpoint_that_computes_something_else_is_told(
     found = prune(model, None, "deepest", layers_removed=1)
     mended = checkpoint.mend_config
 
-    def mend(folder: Path, synonyms: Any) -> None:
-        mended(folder, synonyms)
+    def mend(folder: Path, *given: Any, **named: Any) -> None:
+        mended(folder, *given, **named)
         changed(folder, layer_norm_eps=0.1)
 
     monkeypatch.setattr(checkpoint, "mend_config", mend)
