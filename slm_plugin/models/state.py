@@ -90,7 +90,11 @@ def weights_of(model: nn.Module) -> State:
 
     A streamed parameter is represented by its source, because files do not change.
     """
-    return {(WEIGHT, name): _value(p) for name, p in model.named_parameters()}
+    return _weights(dict(model.named_parameters()))
+
+
+def _weights(parameters: Mapping[str, Tensor]) -> State:
+    return {(WEIGHT, name): _value(parameter) for name, parameter in parameters.items()}
 
 
 def _value(parameter: Tensor) -> object:
@@ -109,7 +113,15 @@ def state_of(model: PreTrainedModel) -> State:
 
     Training mode, gradients and their flags are not included: `kept_trainability` restores them.
     """
-    return {**weights_of(model), **_layout(model), **_modules(model), **_settings(model)}
+    # Walked once: for a small model, walking its modules takes longer than all checksums.
+    parameters, modules = dict(model.named_parameters()), dict(model.named_modules())
+    return {
+        **_weights(parameters),
+        **_layout(parameters),
+        **_members(parameters, modules),
+        **_modules(modules),
+        **_settings(model),
+    }
 
 
 def changes(before: Mapping[Key, object], after: Mapping[Key, object]) -> list[Key]:
@@ -140,30 +152,30 @@ def _same(one: object, other: object) -> bool:
     return isinstance(one, int | float | str | tuple | list | dict) and bool(one == other)
 
 
-def _layout(model: nn.Module) -> State:
+def _layout(parameters: Mapping[str, Tensor]) -> State:
     return {
         ("layout of", name): (tuple(p.shape), str(p.dtype), str(p.device), type(p).__name__)
-        for name, p in model.named_parameters()
+        for name, p in parameters.items()
     }
 
 
-def _modules(model: nn.Module) -> State:
-    found = _members(model)
-    for name, module in model.named_modules():
+def _modules(modules: Mapping[str, nn.Module]) -> State:
+    found: State = {}
+    for name, module in modules.items():
         place = name or "the model"
         found["module", place] = type(module).__qualname__
         # transformers calls it by either name, by release.
         kind = str(getattr(module, "rope_type", ""))
         moving = kind in MOVING_ROPE
         for attribute, value in vars(module).items():
+            if attribute[0] == "_" or attribute in ("training", *REMEMBERED):
+                continue
             if attribute == "forward":
                 found["forward method of", place] = value
-            plain = value is None or isinstance(value, bool | int | float | str)
-            if attribute in ("training", *REMEMBERED) or attribute[0] == "_":
-                continue
             # What a module remembers of the last length, as Wav2Vec2-Conformer's positions do.
-            moving_part = moving or attribute.startswith("cached_")
-            if plain and not moving_part:
+            if moving or attribute.startswith("cached_"):
+                continue
+            if value is None or isinstance(value, bool | int | float | str):
                 found["attribute", f"{name}.{attribute}".lstrip(".")] = value
         for attribute, buffer in module._buffers.items():
             if buffer is not None and not moving and not buffer.is_meta:
@@ -175,9 +187,9 @@ def _modules(model: nn.Module) -> State:
     return found
 
 
-def _members(model: nn.Module) -> State:
+def _members(parameters: Mapping[str, Tensor], modules: Mapping[str, nn.Module]) -> State:
     """What hangs below every module: walks name a part once, even if it stands in two places."""
-    parts = [*model.named_parameters(), *model.named_modules()]
+    parts = (*parameters.items(), *modules.items())
     names = {id(part): name for name, part in parts}
     return {
         ("members of", name or "the model"): tuple(
@@ -185,7 +197,7 @@ def _members(model: nn.Module) -> State:
             for attribute, part in {**module._modules, **module._parameters}.items()
             if attribute != NAME
         )
-        for name, module in model.named_modules()
+        for name, module in modules.items()
     }
 
 
