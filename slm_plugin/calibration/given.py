@@ -20,6 +20,9 @@ HINT = (
     "`input_ids`, or a source as in a recipe, such as {'source': 'builtin'}"
 )
 
+# Beginnings of the names of inputs that hold images.
+PIXELS = ("pixel_", "image")
+
 
 def token_ids(
     given: object, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
@@ -98,6 +101,12 @@ def _batch(one: Any, number: int) -> Tensor:
             raise CalibrationError(
                 f"{where} has no `input_ids`; it has {', '.join(map(str, one)) or 'nothing'}",
                 hint=HINT,
+            )
+        seen = [str(name) for name in one if str(name).startswith(PIXELS)]
+        if seen:
+            raise CalibrationError(
+                f"{where} holds `{seen[0]}`, and text alone calibrates",
+                hint="leave out images, and samples whose text refers to them",
             )
         one, mask = one["input_ids"], one.get("attention_mask")
     try:

@@ -292,11 +292,16 @@ def _token_file(source: CalibrationSource) -> Tensor:
     return tokens.to(torch.int64)
 
 
+# What the configs of models of images and text call the tokens in whose place features are put.
+IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id")
+
+
 def check_ids(tokens: Tensor, source: str, model: PreTrainedModel) -> None:
     """Refuse token ids that a model cannot read.
 
     Raises:
-        CalibrationError: They are no token ids, beyond the vocabulary, or too many in a sample.
+        CalibrationError: They are no token ids, beyond the vocabulary, or too many in a sample, or
+            stand for an image.
     """
     refuse_ids(tokens, source)
     size = DecoderView.of(model).config.vocab_size
@@ -305,6 +310,14 @@ def check_ids(tokens: Tensor, source: str, model: PreTrainedModel) -> None:
             f"{source} holds token id {int(tokens.max())}; the vocabulary ends at {size - 1}",
             hint="the ids were made with another tokenizer",
         )
+    for name in IMAGE_TOKENS:
+        token = getattr(model.config, name, None)
+        if token is not None and bool((tokens == token).any()):
+            raise CalibrationError(
+                f"{source} holds token {token}, which stands for an image, and text alone "
+                "calibrates",
+                hint="leave out what belongs to images",
+            )
     if tokens.shape[1] > DecoderView.of(model).config.max_position_embeddings:
         raise CalibrationError(
             f"{source} has samples of {tokens.shape[1]} tokens; the model has "

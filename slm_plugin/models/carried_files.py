@@ -16,6 +16,8 @@ from slm_plugin.errors import ModelSourceError
 from slm_plugin.models.configuration import CODE
 from slm_plugin.models.families.family import Family
 from slm_plugin.models.json_file import read_object
+from slm_plugin.models.weight_files import is_inside
+from slm_plugin.progress import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,7 +46,11 @@ TOKENIZER = (
 )
 SETTINGS = ("_config.json", "chat_template.json")
 # Licences ask for themselves, or for a notice, to go with whatever is made of a model.
-LICENCE = re.compile(r"(licen[cs]e|notice|copying|use_policy|\w*terms)[\w.-]*", re.IGNORECASE)
+LICENCE = re.compile(
+    r"(?!.*\.(py|json|safetensors|bin|gguf|pth?|pkl)$)"
+    r".*(licen[cs]e|notice|copying|use_policy|terms|eula).*",
+    re.IGNORECASE,
+)
 _KEPT = "_slm_carried_files"
 
 
@@ -60,12 +66,16 @@ def read_carried(folder: Path, family: Family) -> dict[str, bytes]:
     Raises:
         ModelSourceError: One of them cannot be read, or is malformed.
     """
-    names = [name.name for name in sorted(folder.iterdir()) if LICENCE.fullmatch(name.name)]
+    names = sorted(file.name for file in folder.iterdir() if LICENCE.fullmatch(file.name))
     if family.by_tensors or family.tower is not None:
         names += PROCESSOR
     if family.by_tensors:
         names += TOKENIZER
-    return {name: _content(folder / name) for name in names if (folder / name).is_file()}
+    files = [folder / name for name in names if (folder / name).is_file()]
+    for file in files:
+        if not is_inside(file, folder):
+            say(f"warning: {file} is a link out of its folder and is not carried over")
+    return {file.name: _content(file) for file in files if is_inside(file, folder)}
 
 
 def _content(file: Path) -> bytes:

@@ -37,7 +37,7 @@ def check_companions(folder: Path) -> None:
     """
     for file in sorted(folder.iterdir()):
         read = file.suffix in READ and file.is_symlink()
-        if read and not _inside(file, folder):
+        if read and not is_inside(file, folder):
             raise ModelSourceError(
                 f"{file} is a link that leads out of its folder, to {_target(file)}",
                 hint="copy the file into the folder, or name the folder that holds it",
@@ -170,7 +170,7 @@ def _no_weights(folder: Path, stray: set[str]) -> ModelSourceError:
     )
 
 
-def _inside(file: Path, folder: Path) -> bool:
+def is_inside(file: Path, folder: Path) -> bool:
     """Whether a link ends in its folder, or in the blobs of the Hub's cache that it is part of."""
     try:
         home, target = folder.resolve(), file.resolve()

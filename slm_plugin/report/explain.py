@@ -130,7 +130,7 @@ def _layer_table(plan: PruningPlan) -> Table:
 
 def _expert_table(plan: PruningPlan) -> Table:
     rows = [
-        _row(str(layer), f"{numbers.spans(kept)} of {plan.before.experts}")
+        _row(str(layer), f"{len(kept)} of {plan.before.experts}: {numbers.spans(kept)}")
         for layer, kept in sorted(kept_experts(plan).items())
     ]
     return Table(tuple(map(Column, ("layer", "experts"))), tuple(rows), title="Remaining units")
@@ -148,7 +148,7 @@ def _unit_table(plan: PruningPlan) -> Table:
             _row(
                 str(layer),
                 f"{remaining:,} of {before.intermediate_size:,}",
-                f"{numbers.spans(kept)} of {before.kv_heads}",
+                f"{len(kept)} of {before.kv_heads}: {numbers.spans(kept)}",
                 f"{heads} of {before.attention_heads}",
             )
         )

@@ -23,13 +23,14 @@ def test_a_licence_goes_with_the_checkpoint(tmp_path: Path, memory: str, reload_
     for other in ("README.md", "notes.txt", "preprocessor_config.json"):
         (source / other).write_text("{")
     (source / "license").mkdir()
+    (source / "LICENSE.link").symlink_to("/etc/hostname")
     model, tokenizer = load(ModelSource(id=str(source), memory=memory))  # type: ignore[arg-type]
     session = Session(model, tokenizer)
     session.export(CheckpointExporter(CheckpointExporter.Options()), tmp_path)
     folder = tmp_path / "checkpoint"
     assert (folder / "NOTICE.md").read_bytes() == b"\xff no UTF-8\r\n"
     assert (folder / "GEMMA_TERMS.html").read_text() == "<p>terms</p>"
-    for other in ("README.md", "notes.txt", "preprocessor_config.json", "license"):
+    for other in ("README.md", "notes.txt", "preprocessor_config.json", "license", "LICENSE.link"):
         assert not (folder / other).exists()
 
 
@@ -43,6 +44,11 @@ def test_a_licence_goes_with_the_checkpoint(tmp_path: Path, memory: str, reload_
         ("USE_POLICY.md", True),
         ("COPYING", True),
         ("GEMMA_TERMS.html", True),
+        ("MODEL_LICENSE", True),
+        ("THIRD_PARTY_NOTICES.txt", True),
+        ("Tongyi Qianwen LICENSE AGREEMENT", True),
+        ("license_check.py", False),
+        ("license.json", False),
         ("config.json", False),
         ("model.safetensors", False),
         ("README.md", False),

@@ -57,19 +57,19 @@ def test_scores_are_listed_lowest_first() -> None:
 
 
 def test_every_layer_with_what_it_keeps_is_told() -> None:
-    """Channels by number, KV groups by name, query heads by number."""
+    """Channels by number, KV groups by number and index, query heads by number."""
     plan = sample_plans.width_plan()
     found = rows(printed(plan))
     assert [row[0] for row in found] == [str(layer) for layer in range(27)]
     assert {(row[1], row[3]) for row in found} == {("1,360 of 1,536", "6 of 9")}
-    assert {row[2] for row in found} <= {"0-1 of 3", "0, 2 of 3", "1-2 of 3"}
+    assert {row[2] for row in found} <= {"2 of 3: 0-1", "2 of 3: 0, 2", "2 of 3: 1-2"}
 
 
 def test_layers_that_lose_only_channels_keep_all_heads() -> None:
     """What no operation names stays whole."""
     operations = (KeepChannels(layer=3, indices=(0, 5)),)
     plan = sample_plans.width_plan().model_copy(update={"operations": operations})
-    assert rows(printed(plan)) == [["3", "2 of 1,536", "0-2 of 3", "9 of 9"]]
+    assert rows(printed(plan)) == [["3", "2 of 1,536", "3 of 3: 0-2", "9 of 9"]]
 
 
 def test_the_effect_is_said_in_layers_and_parameters() -> None:

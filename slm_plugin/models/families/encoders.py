@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from slm_plugin.extras import found_version
-from slm_plugin.models.config_values import count, only, optional, problem, share, truth
+from slm_plugin.models.config_values import count, only, optional, problem, share, token, truth
 from slm_plugin.models.families.family import Family
 
 # transformers 4.57 computes the positions of a conformer by one implementation alone.
@@ -142,7 +142,7 @@ WHISPER_FIELDS = {
     "max_target_positions": count,
     "encoder_layerdrop": share,
     "decoder_layerdrop": share,
-    "pad_token_id": optional(count),
+    "pad_token_id": optional(token),
 }
 
 

@@ -68,12 +68,12 @@ def eliminate(
     units = weight.shape[1] // size
     left = weight.clone()
     diagonal = gram.diagonal().reshape(units, size).sum(1)
-    dead = (diagonal == 0).nonzero().flatten()[:most]
-    order, errors = dead.tolist(), [0.0] * len(dead)
-    left[:, _columns(dead, size)] = 0
-    alive = torch.ones(units, dtype=torch.bool, device=gram.device)
-    alive[dead] = False
-    names = alive.nonzero().flatten()
+    order = (diagonal == 0).nonzero().flatten()[:most].tolist()
+    errors = [0.0] * len(order)
+    left[:, _columns(torch.tensor(order, dtype=torch.long), size)] = 0
+    names = diagonal.nonzero().flatten()
+    if not len(names):
+        return Elimination(order, errors, left)
     columns = _columns(names, size)
     damped = gram[columns][:, columns]
     damped.diagonal().add_(ridge * gram.diagonal().mean())

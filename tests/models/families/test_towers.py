@@ -13,7 +13,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from slm_plugin.errors import ModelSourceError, PlanError, SlmError, TargetError
+from slm_plugin import prune
+from slm_plugin.errors import CalibrationError, ModelSourceError, PlanError, SlmError, TargetError
 from slm_plugin.export.checkpoint import CheckpointExporter
 from slm_plugin.inspection import inspection
 from slm_plugin.models.configuration import read_configuration
@@ -414,3 +415,19 @@ def test_inspection_counts_the_vision_model(tower: str, tmp_path: Path) -> None:
     shown = command("inspect", str(tmp_path)).stdout
     assert "vision" in shown
     assert ("must stay" in shown) == (tower == "qwen3_vl")
+
+
+def test_images_do_not_calibrate(tower: str) -> None:
+    """Neither pixels nor the tokens in whose place they are put are left out in silence."""
+    model = make_model(tower)
+    ids = random_tokens(4, 12)
+    for name in ("pixel_values", "image_grid_thw"):
+        with pytest.raises(CalibrationError, match=f"holds `{name}`, and text alone calibrates"):
+            prune(model, None, "deepest", layers_removed=1, calibration={"input_ids": ids, name: 0})
+    ids[1, 3] = next(
+        value
+        for name in ("image_token_id", "image_token_index")
+        if (value := getattr(model.config, name, None)) is not None
+    )
+    with pytest.raises(CalibrationError, match="stands for an image"):
+        prune(model, None, "deepest", layers_removed=1, calibration=ids)

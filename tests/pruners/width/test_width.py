@@ -118,3 +118,15 @@ def test_taylor_forms_are_their_formulas() -> None:
         )
         assert found.scores[channel] == pytest.approx(value, rel=1e-3)
     assert expected["taylor_sum"] <= expected["taylor"]
+
+
+def test_a_layer_without_any_input_is_pruned_for_nothing() -> None:
+    """Every channel is dead: all of them cost nothing, and no matrix has to be factorised."""
+    model = make_model()
+    with torch.no_grad():
+        model.model.layers[2].mlp.gate_proj.weight.zero_()
+    _, pruner = plan_of("obs")
+    session = Session(model, calibration=TOKENS)
+    plan = session.plan(pruner)
+    assert set(plan.scores[2].scores) == {0.0}
+    session.apply(plan)
