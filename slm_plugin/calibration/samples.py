@@ -92,7 +92,7 @@ class CalibrationSource(TextSource):
         if family.by_tensors and self.source != "tensors" and self.path is None:
             names = ", ".join(family.inputs)
             return (
-                f"a {family.label} is calibrated by tensors ({names}), not by '{self.source}'; "
+                f"a {family.label} is calibrated by tensors ({names}), not by text; "
                 "write `calibration: {source: tensors, path: FILE.safetensors}`"
             )
         if self.source == "tensors" and not family.by_tensors:

@@ -56,7 +56,7 @@ class Footprint(Evaluator):
         Raises:
             UserError: It does not.
         """
-        check_room(session.model, self.options.tokens, "footprint")
+        check_room(session.model, self.options.tokens, "footprint", "`tokens`")
 
     def measure(self, session: Session) -> list[Measurement]:
         """Count parameters and bytes, and run one prefill.

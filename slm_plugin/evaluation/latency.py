@@ -56,7 +56,12 @@ class Latency(Evaluator):
         Raises:
             UserError: They do not.
         """
-        check_room(session.model, self.options.prompt_tokens + self.options.new_tokens, "latency")
+        check_room(
+            session.model,
+            self.options.prompt_tokens + self.options.new_tokens,
+            "latency",
+            "`prompt_tokens` and `new_tokens` together",
+        )
 
     def measure(self, session: Session) -> list[Measurement]:
         """Time prefill and decode.

@@ -113,7 +113,7 @@ class Perplexity(Evaluator):
         Raises:
             UserError: It does not.
         """
-        check_room(session.model, self.options.length, "a piece of the perplexity text")
+        check_room(session.model, self.options.length, "a piece of the perplexity text", "`length`")
 
     def measure(self, session: Session) -> list[Measurement]:
         """Score the text.

@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from slm_plugin.session import Session
 
 
-def check_room(model: PreTrainedModel, positions: int, wanted_by: str) -> None:
+def check_room(model: PreTrainedModel, positions: int, wanted_by: str, option: str) -> None:
     """Check that a sequence fits the model's positions.
+
+    Args:
+        model: The model.
+        positions: Length of the sequence.
+        wanted_by: Who asks for it.
+        option: What in a recipe makes it so long.
 
     Raises:
         UserError: It does not.
@@ -26,7 +32,7 @@ def check_room(model: PreTrainedModel, positions: int, wanted_by: str) -> None:
     if room is not None and positions > room:
         raise UserError(
             f"{wanted_by} needs {positions} positions and the model has {room}",
-            hint=f"request at most {room} tokens",
+            hint=f"set {option} to at most {room}",
         )
 
 
