@@ -11,8 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slm_plugin.lazy import inference_mode, safetensors, torch, transformers
-from slm_plugin.models.fingerprint import fingerprint
+from slm_plugin.lazy import inference_mode, safetensors, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,23 +55,13 @@ def measure_encoder(folder: Path, file: Path, facts: dict[str, str]) -> dict[str
     Returns:
         The figures; ``error`` alone where the checkpoint does not fit.
     """
-    from slm_plugin.export.reload import unfit_weights
+    from slm_plugin.export.reload import compared_weights, loaded
 
     torch.set_num_threads(int(facts["threads"]))
     named = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
     if named != [facts["named"]]:
         return {"error": f"its config names {named}, not {facts['named']}"}
-    model, loading = getattr(transformers, named[0]).from_pretrained(
-        folder,
-        dtype="auto",
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        attn_implementation=facts.get("attention"),
-    )
-    misfit = unfit_weights(loading)
+    model, misfit = loaded(named[0], folder, facts)
     if misfit:
         return {"error": misfit}
     with safetensors.safe_open(file, framework="pt") as stored:
@@ -80,11 +69,7 @@ def measure_encoder(folder: Path, file: Path, facts: dict[str, str]) -> dict[str
     given = {n.removeprefix(_GIVEN): t for n, t in tensors.items() if n.startswith(_GIVEN)}
     wanted = {n.removeprefix(_FOUND): t for n, t in tensors.items() if n.startswith(_FOUND)}
     found = outputs_of(model.eval(), given)
-    return {
-        "outputs": _difference(found, wanted),
-        "parameters": abs(sum(p.numel() for p in model.parameters()) - int(facts["parameters"])),
-        "weights": int(fingerprint(model).weights != facts["weights"]),
-    }
+    return {"outputs": _difference(found, wanted), **compared_weights(model, facts)}
 
 
 def random_inputs(view: DecoderView, seed: int) -> dict[str, Tensor]:

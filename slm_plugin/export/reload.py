@@ -17,7 +17,7 @@ from typing import Any
 from slm_plugin.export.encoder_parity import measure_encoder
 from slm_plugin.export.layerwise import measure_streamed
 from slm_plugin.export.parity import Reference, departure, encode
-from slm_plugin.lazy import safetensors
+from slm_plugin.lazy import safetensors, transformers
 from slm_plugin.models.fingerprint import fingerprint
 
 
@@ -28,8 +28,6 @@ def measure(folder: Path, reference_file: Path) -> dict[str, Any]:
         folder: A checkpoint.
         reference_file: What `slm_plugin.export.checkpoint.write_reference` wrote.
     """
-    import transformers
-
     facts = facts_of(reference_file)
     if "named" in facts:
         return measure_encoder(folder, reference_file, facts) | _sentences(folder, facts)
@@ -37,24 +35,36 @@ def measure(folder: Path, reference_file: Path) -> dict[str, Any]:
     if facts.get("memory") == "layerwise":
         streamed = measure_streamed(folder, expected, facts)
         return streamed if "error" in streamed else streamed | _sentences(folder, facts)
-    auto_class = getattr(transformers, facts["class"])
-    model, loading = auto_class.from_pretrained(
+    model, misfit = loaded(facts["class"], folder, facts)
+    if misfit:
+        return {"error": misfit}
+    return {
+        **asdict(departure(model, expected, float(facts["tolerance"]))),
+        **compared_weights(model, facts),
+        **_sentences(folder, facts),
+    }
+
+
+def loaded(name: str, folder: Path, facts: dict[str, str]) -> tuple[Any, str]:
+    """The checkpoint as a class of transformers reads it, and what `unfit_weights` says of it."""
+    model, loading = getattr(transformers, name).from_pretrained(
         folder,
         dtype="auto",
         output_loading_info=True,
         ignore_mismatched_sizes=True,
         local_files_only=True,
+        use_safetensors=True,
         trust_remote_code=False,
         attn_implementation=facts.get("attention"),
     )
-    misfit = unfit_weights(loading)
-    if misfit:
-        return {"error": misfit}
+    return model, unfit_weights(loading)
+
+
+def compared_weights(model: Any, facts: dict[str, str]) -> dict[str, int]:
+    """How the loaded weights differ from those in memory, in number and by their checksum."""
     return {
-        **asdict(departure(model, expected, float(facts["tolerance"]))),
         "parameters": abs(sum(p.numel() for p in model.parameters()) - int(facts["parameters"])),
         "weights": int(fingerprint(model).weights != facts["weights"]),
-        **_sentences(folder, facts),
     }
 
 

@@ -11,9 +11,10 @@ from slm_plugin.component import Options
 from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import KeepExperts, PruningPlan, UnitScores
 from slm_plugin.pruners.base import Pruner
-from slm_plugin.pruners.width.budget import experts_to_remove, size_note
+from slm_plugin.pruners.width.budget import experts_to_remove
 from slm_plugin.pruners.width.expert_scores import routed_mass, taylor
 from slm_plugin.pruners.width.importance import kept_units
+from slm_plugin.pruners.width.width_plan import width_plan
 from slm_plugin.registry import register_pruner
 from slm_plugin.surgery.portability import portability
 from slm_plugin.target import Target
@@ -77,34 +78,18 @@ class ExpertPruning(Pruner):
         after = before.without_units(experts=number)
         warnings = portability(before, after, session.view.config)
         scores = self._score(session)
-        return PruningPlan(
-            pruner=self.name,
-            kind="width",
-            options=self.options.model_dump(mode="json"),
-            target=self.target,
-            fingerprint=session.fingerprint(),
-            before=before,
-            after=after,
-            operations=tuple(
-                KeepExperts(layer=one.layer, experts=kept_units(one.scores, number))
-                for one in scores
-            ),
-            scores=scores,
-            notes=_notes(self.target, session.original, before, after),
-            warnings=warnings,
+        operations = (
+            KeepExperts(layer=one.layer, experts=kept_units(one.scores, number)) for one in scores
         )
+        return width_plan(self, session, after, operations, scores, _kept(before, after), warnings)
 
     def _score(self, session: Session) -> tuple[UnitScores, ...]:
         score = taylor if self.options.importance == "taylor" else routed_mass
         return score(session.view, session.batches())
 
 
-def _notes(
-    target: Target, original: Dimensions, before: Dimensions, after: Dimensions
-) -> tuple[str, ...]:
-    """Notes on how the target was met."""
+def _kept(before: Dimensions, after: Dimensions) -> str:
     return (
         f"every layer keeps {after.experts} of {before.experts} experts; each token has "
-        f"{after.experts_per_token} of them as before, so a pass computes as much",
-        size_note(target, original, before, after),
+        f"{after.experts_per_token} of them as before, so a pass computes as much"
     )

@@ -13,9 +13,10 @@ from slm_plugin.extras import require
 from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import KeepChannels, KeepHeads, PruningPlan, UnitScores
 from slm_plugin.pruners.base import Pruner
-from slm_plugin.pruners.width.budget import Cut, size_note, uniform_cut
+from slm_plugin.pruners.width.budget import Cut, uniform_cut
 from slm_plugin.pruners.width.coupling import check_coupling
 from slm_plugin.pruners.width.importance import kept_units
+from slm_plugin.pruners.width.width_plan import width_plan
 from slm_plugin.surgery.portability import portability, refuse_unloadable
 from slm_plugin.target import Target
 
@@ -103,22 +104,12 @@ class UniformWidth(Pruner):
         before = session.view.dimensions()
         cut = self._cut(session.original, before)
         after = before.without_units(cut.channels, cut.kv_groups)
+        # What cannot load is refused before the scores take their time.
         warnings = portability(before, after, session.view.config)
         check_coupling(session.view)
         scores = self.score(session, cut)
-        return PruningPlan(
-            pruner=self.name,
-            kind="width",
-            options=self.options.model_dump(mode="json"),
-            target=self.target,
-            fingerprint=session.fingerprint(),
-            before=before,
-            after=after,
-            operations=tuple(op for layer in scores for op in _operations(layer, cut)),
-            scores=scores,
-            notes=_notes(self.target, session.original, before, after),
-            warnings=warnings,
-        )
+        operations = (operation for layer in scores for operation in _operations(layer, cut))
+        return width_plan(self, session, after, operations, scores, _kept(before, after), warnings)
 
     def _cut(self, original: Dimensions, current: Dimensions) -> Cut:
         cut = uniform_cut(
@@ -140,12 +131,8 @@ def _operations(units: UnitScores, cut: Cut) -> list[KeepChannels | KeepHeads]:
     return []
 
 
-def _notes(
-    target: Target, original: Dimensions, before: Dimensions, after: Dimensions
-) -> tuple[str, ...]:
-    """Notes on how the target was met."""
+def _kept(before: Dimensions, after: Dimensions) -> str:
     return (
         f"every layer keeps {after.intermediate_size:,} of {before.intermediate_size:,} MLP "
-        f"channels and {after.kv_heads} of {before.kv_heads} KV groups",
-        size_note(target, original, before, after),
+        f"channels and {after.kv_heads} of {before.kv_heads} KV groups"
     )

@@ -1,0 +1,50 @@
+"""The plan that removes the same units from every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from slm_plugin.models.view import Dimensions
+from slm_plugin.plans import PruningPlan, UnitScores, WidthOperation
+from slm_plugin.pruners.base import Pruner
+from slm_plugin.pruners.width.budget import size_note
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
+
+
+def width_plan(
+    pruner: Pruner,
+    session: Session,
+    after: Dimensions,
+    operations: Iterable[WidthOperation],
+    scores: tuple[UnitScores, ...],
+    kept: str,
+    warnings: tuple[str, ...],
+) -> PruningPlan:
+    """Put a width plan together.
+
+    Args:
+        pruner: The strategy.
+        session: The session, with the model as it is.
+        after: Dimensions that the model will have.
+        operations: What every layer keeps.
+        scores: The scores that decided.
+        kept: A sentence on what every layer keeps.
+        warnings: What not every reader of the result takes.
+    """
+    before = session.view.dimensions()
+    return PruningPlan(
+        pruner=pruner.name,
+        kind="width",
+        options=pruner.options.model_dump(mode="json"),
+        target=pruner.target,
+        fingerprint=session.fingerprint(),
+        before=before,
+        after=after,
+        operations=tuple(operations),
+        scores=scores,
+        notes=(kept, size_note(pruner.target, session.original, before, after)),
+        warnings=warnings,
+    )
