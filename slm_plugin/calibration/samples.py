@@ -304,7 +304,8 @@ def check_ids(tokens: Tensor, source: str, model: PreTrainedModel) -> None:
             stand for an image.
     """
     refuse_ids(tokens, source)
-    size = DecoderView.of(model).config.vocab_size
+    config = DecoderView.of(model).config
+    size = config.vocab_size
     if int(tokens.max()) >= size:
         raise CalibrationError(
             f"{source} holds token id {int(tokens.max())}; the vocabulary ends at {size - 1}",
@@ -318,8 +319,8 @@ def check_ids(tokens: Tensor, source: str, model: PreTrainedModel) -> None:
                 "calibrates",
                 hint="leave out what belongs to images",
             )
-    if tokens.shape[1] > DecoderView.of(model).config.max_position_embeddings:
+    if tokens.shape[1] > config.max_position_embeddings:
         raise CalibrationError(
             f"{source} has samples of {tokens.shape[1]} tokens; the model has "
-            f"{DecoderView.of(model).config.max_position_embeddings} positions"
+            f"{config.max_position_embeddings} positions"
         )

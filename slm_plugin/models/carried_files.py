@@ -71,11 +71,15 @@ def read_carried(folder: Path, family: Family) -> dict[str, bytes]:
         names += PROCESSOR
     if family.by_tensors:
         names += TOKENIZER
-    files = [folder / name for name in names if (folder / name).is_file()]
-    for file in files:
-        if not is_inside(file, folder):
+    found = {}
+    for file in (folder / name for name in names):
+        if not file.is_file():
+            continue
+        if is_inside(file, folder):
+            found[file.name] = _content(file)
+        else:
             say(f"warning: {file} is a link out of its folder and is not carried over")
-    return {file.name: _content(file) for file in files if is_inside(file, folder)}
+    return found
 
 
 def _content(file: Path) -> bytes:

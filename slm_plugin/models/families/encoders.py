@@ -5,6 +5,7 @@ A record holds for every class with a head, because dropping layers leaves heads
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from slm_plugin.extras import found_version
@@ -94,23 +95,7 @@ WAV2VEC2 = Family(
     excluded="Wav2Vec2ForMaskedLM",
     **WHOLE_LAYERS,
 )
-HUBERT = Family(
-    architecture="HubertModel",
-    model_type="hubert",
-    embedding="",
-    layers="encoder.layers",
-    norm="encoder.layer_norm",
-    attention=("attention", "layer_norm"),
-    mlp=("feed_forward", "final_layer_norm"),
-    residual="after",
-    pre_if="do_stable_layer_norm",
-    fields=SPEECH,
-    inputs=("input_values", "attention_mask"),
-    frames="convolved",
-    sees_all=True,
-    trained_only=r"(.*\.)?masked_spec_embed",
-    **WHOLE_LAYERS,
-)
+HUBERT = replace(WAV2VEC2, architecture="HubertModel", model_type="hubert", excluded="")
 CONFORMER = Family(
     architecture="Wav2Vec2ConformerModel",
     model_type="wav2vec2-conformer",

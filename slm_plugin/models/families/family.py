@@ -33,7 +33,7 @@ class Tower:
             what differs from the defaults of its class.
         tied: Whether the head is the embedding where no config says so.
         fields: Checks of the fields beside the two objects.
-        stored: Beginnings of names in checkpoints, each with what stands for it in memory.
+        stored: Beginnings of names in checkpoints, each with its name in memory.
         nested_vision: transformers 4.57 has the vision model one module further in than 5.
         deepstack: The list in ``vision_config`` with one entry for each of the lowest text layers
             to whose outputs vision features are added; empty where they enter at the embedding.

@@ -86,7 +86,7 @@ def taylor_second(
     """Score units by the second-order term of the loss: the sum of ``w^2 F`` over their weights.
 
     F is the diagonal of the empirical Fisher matrix, the mean over samples of the squared gradient,
-    which stands for the diagonal of the Hessian.
+    used in place of the diagonal of the Hessian.
 
     Args:
         view: The model, in evaluation mode.
