@@ -592,7 +592,7 @@ def _bench(folder: Path, arguments: argparse.Namespace) -> Bench:
     if arguments.real:
         calibration = "{{source: builtin, samples: 8, length: 64, seed: {seed}}}"
         return Bench(folder, "smollm2-135m", arguments.count, calibration)
-    from tests.conftest import make_checkpoint
+    from tests.tiny import make_checkpoint
 
     os.environ["SLM_PLUGIN_CACHE"] = str(folder / "cache")
     make_checkpoint(folder / "model", num_hidden_layers=6)

@@ -8,7 +8,7 @@ subclasses of PyTorch's classes lie in `slm_plugin.models.torch_subclasses`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -53,19 +53,20 @@ if not TYPE_CHECKING:
 
 def inference_mode(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate as ``torch.inference_mode()`` does, generators too, but import PyTorch at a call."""
-
-    @wraps(function)
-    def decorated(*args: P.args, **kwargs: P.kwargs) -> R:
-        return torch.inference_mode()(function)(*args, **kwargs)
-
-    return decorated
+    return _decorated(function, lambda: torch.inference_mode()(function))
 
 
 def no_grad(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate as ``torch.no_grad()`` does, generators too, but import PyTorch at a call."""
+    return _decorated(function, lambda: torch.no_grad()(function))
+
+
+def _decorated(function: Callable[P, R], decorate: Callable[[], Callable[P, R]]) -> Callable[P, R]:
+    """The function that decorates itself at its first call."""
+    once = cache(decorate)
 
     @wraps(function)
-    def decorated(*args: P.args, **kwargs: P.kwargs) -> R:
-        return torch.no_grad()(function)(*args, **kwargs)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return once()(*args, **kwargs)
 
-    return decorated
+    return call

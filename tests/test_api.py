@@ -37,7 +37,7 @@ from slm_plugin.models.border import is_transformers_four
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.registry import recoveries
 from slm_plugin.result import RunResult
-from tests.conftest import make_checkpoint, make_model, make_tokenizer, random_tokens
+from tests.tiny import make_checkpoint, make_model, make_tokenizer, random_tokens
 
 TOKENS = random_tokens(6, 12)
 TEXTS = [" ".join(f"w{3 + (7 * i + j) % 120}" for j in range(60)) for i in range(8)]

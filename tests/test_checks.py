@@ -9,7 +9,7 @@ import pytest
 from slm_plugin.checks import refuse_targets
 from slm_plugin.errors import RecipeError, TargetError
 from slm_plugin.recipe import Recipe
-from tests.conftest import SMOLLM2, make_checkpoint
+from tests.tiny import SMOLLM2, make_checkpoint
 
 STAGES = """\
 version: 1

@@ -16,7 +16,7 @@ from slm_plugin.errors import VerificationError
 from slm_plugin.export.checkpoint import save_checkpoint, verify_checkpoint
 from slm_plugin.models import bundled
 from slm_plugin.session import Session
-from tests.conftest import make_model, make_tokenizer
+from tests.tiny import make_model, make_tokenizer
 
 HOME = Path(slm_plugin.__file__).resolve().parents[1]
 NAMES = ("json", "random", "torch", "numpy", "transformers", "typing", "safetensors", "runpy")

@@ -23,8 +23,8 @@ from slm_plugin.recovery.base import Recovery
 from slm_plugin.registry import Registry, evaluators, exporters, pruners, recoveries
 from slm_plugin.session import Session
 from slm_plugin.target import Target
-from tests.conftest import make_model, make_tokenizer, random_tokens
 from tests.recovery.pruned import remove
+from tests.tiny import make_model, make_tokenizer, random_tokens
 
 OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("evaluator", "perplexity"): {"source": "text.txt", "length": 8},

@@ -18,8 +18,8 @@ from slm_plugin.comparison.configuration import Comparison
 from slm_plugin.models import families
 from slm_plugin.recipe import Recipe
 from slm_plugin.registry import pruners
-from tests.conftest import VOCABULARY, make_model, make_tokenizer
 from tests.encoders import make_inputs
+from tests.tiny import VOCABULARY, make_model, make_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])

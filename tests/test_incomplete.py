@@ -17,7 +17,9 @@ from slm_plugin.outputs.marker import MARKER
 from slm_plugin.outputs.scratch import names
 from slm_plugin.plans import PruningPlan
 from slm_plugin.recipe import Recipe
-from tests.conftest import make_checkpoint
+from tests.tiny import make_checkpoint
+
+pytestmark = pytest.mark.usefixtures("no_matplotlib")
 
 WEIGHTS = CheckpointExporter.export
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 from torch import equal
 from typer.testing import CliRunner
 
 from slm_plugin import Recipe, run
 from slm_plugin.cli.commands import app
-from tests.conftest import make_model, make_tokenizer, random_tokens
+from tests.tiny import make_model, make_tokenizer, random_tokens
+
+pytestmark = pytest.mark.usefixtures("no_matplotlib")
 
 RECIPE = """\
 version: 1

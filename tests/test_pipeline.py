@@ -28,7 +28,9 @@ from slm_plugin.errors import (
 from slm_plugin.evaluation.perplexity import Perplexity, PerplexityOptions
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.outputs.marker import MARKER
-from tests.conftest import command, make_checkpoint, make_model
+from tests.tiny import command, make_checkpoint, make_model
+
+pytestmark = pytest.mark.usefixtures("no_matplotlib")
 
 
 @pytest.fixture

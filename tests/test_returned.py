@@ -21,7 +21,7 @@ from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.returned import several
 from slm_plugin.session import Session
 from slm_plugin.target import Target
-from tests.conftest import make_model
+from tests.tiny import make_model
 
 Edit = Callable[[PruningPlan], PruningPlan]
 

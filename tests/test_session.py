@@ -33,8 +33,8 @@ from slm_plugin.pruners.depth.deepest import Deepest
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.session import Session
 from slm_plugin.target import Target
-from tests.conftest import make_model, make_tokenizer, random_tokens
 from tests.recovery.pruned import remove
+from tests.tiny import make_model, make_tokenizer, random_tokens
 
 Deed = Callable[[Session], object]
 # A context that is entered and never left ends with its object: these do not.

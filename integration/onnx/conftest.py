@@ -11,7 +11,7 @@ from slm_plugin.export.onnx import OnnxExporter, OnnxOptions
 from slm_plugin.plans import DropLayers
 from slm_plugin.session import Session
 from slm_plugin.surgery.layers import apply_layers
-from tests.conftest import FAMILIES, make_model, make_tokenizer
+from tests.tiny import FAMILIES, make_model, make_tokenizer
 
 
 def pruned_session(family: str = "llama", **settings: Any) -> Session:

@@ -18,7 +18,7 @@ from slm_plugin.export.ort_heads import load_ort_model
 from slm_plugin.export.parity import NEW_TOKENS, reference
 from slm_plugin.models.operators import operators, put_operator
 from slm_plugin.session import Session
-from tests.conftest import FAMILIES
+from tests.tiny import FAMILIES
 
 # What Optimum 0.1 for ONNX lacks: OLMo 3, two mixtures of experts, and ALiBi.
 LACKED = ("olmo3", "mixtral", "qwen2_moe")

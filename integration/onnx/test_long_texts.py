@@ -17,7 +17,7 @@ from slm_plugin.export.parity import logits_of, prompts
 from slm_plugin.pipeline import run
 from slm_plugin.recipe import Recipe
 from slm_plugin.session import Session
-from tests.conftest import make_model, make_tokenizer, random_tokens
+from tests.tiny import make_model, make_tokenizer, random_tokens
 
 pytest.importorskip("optimum.onnxruntime", exc_type=ImportError)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import make_model
+from tests.tiny import make_model
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = """\

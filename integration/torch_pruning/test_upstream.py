@@ -19,7 +19,7 @@ SCRIPT = """
 import faulthandler
 import torch
 import torch_pruning as tp
-from tests.conftest import make_model
+from tests.tiny import make_model
 
 model = make_model(num_hidden_layers=1, num_key_value_heads={kv_heads})
 graph = tp.DependencyGraph().build_dependency(

@@ -22,7 +22,7 @@ from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.registry import pruners
 from slm_plugin.session import Session
 from slm_plugin.target import Target
-from tests.conftest import make_model, make_tokenizer, random_tokens
+from tests.tiny import make_model, make_tokenizer, random_tokens
 
 OTHER = os.environ.get("SLM_PLUGIN_OTHER_PYTHON", "")
 pytestmark = pytest.mark.skipif(not OTHER, reason="SLM_PLUGIN_OTHER_PYTHON is not set")
@@ -89,7 +89,7 @@ READ = """
 import sys, torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
-from tests.conftest import random_tokens
+from tests.tiny import random_tokens
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
 with torch.inference_mode():
     save_file({"logits": model(random_tokens(2, 20)).logits}, sys.argv[2])
@@ -120,7 +120,7 @@ WRITE = """
 import sys, torch, transformers
 from safetensors.torch import save_file
 from integration.transformers_versions.test_cross_reading import CASES, tiny_model
-from tests.conftest import make_tokenizer, random_tokens
+from tests.tiny import make_tokenizer, random_tokens
 model = tiny_model(sys.argv[1])
 model.generation_config.temperature = 0.5
 model.generation_config.do_sample = True

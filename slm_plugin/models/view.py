@@ -157,7 +157,7 @@ class DecoderView:
     @property
     def norm(self) -> nn.Module:
         """The norm behind the last layer; the identity where there is none."""
-        path = self.family.norm_of(self.config.to_dict())
+        path = self.family.norm_of(vars(self.config))
         return self.decoder.get_submodule(path) if path else nn.Identity()
 
     @property

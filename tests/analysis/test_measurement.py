@@ -16,7 +16,7 @@ from slm_plugin.analysis.record import Figures
 from slm_plugin.errors import CalibrationError, NumericalError
 from slm_plugin.pruners.depth.measures.cka import gram, gram_cka
 from slm_plugin.session import Session
-from tests.conftest import make_model, random_tokens
+from tests.tiny import make_model, random_tokens
 
 LAYERS, SAMPLES, LENGTH = 5, 6, 12
 Array = NDArray[np.float64]

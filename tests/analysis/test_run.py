@@ -16,7 +16,7 @@ from slm_plugin.calibration.samples import digest
 from slm_plugin.cli import writing
 from slm_plugin.errors import OutputError
 from slm_plugin.outputs.marker import MARKER
-from tests.conftest import make_checkpoint, random_tokens
+from tests.tiny import make_checkpoint, random_tokens
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from slm_plugin.models.stored import StoredTensor
 from slm_plugin.pruners.depth.slm import SlidingLayerMerging, SlmOptions
 from slm_plugin.session import Session
 from slm_plugin.target import Target
-from tests.conftest import make_model, random_tokens
+from tests.tiny import make_model, random_tokens
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from slm_plugin.calibration.spool import Spool
 from slm_plugin.errors import CalibrationError, NumericalError
 from slm_plugin.models.view import DecoderView
 from slm_plugin.session import Session
-from tests.conftest import make_model, random_tokens
+from tests.tiny import make_model, random_tokens
 
 
 def test_layer_inputs_are_the_hidden_states(family: str) -> None:

@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from slm_plugin.calibration.samples import CalibrationSource, digest, draw
 from slm_plugin.calibration.sources import passages
 from slm_plugin.errors import CalibrationError
-from tests.conftest import make_model, make_tokenizer, random_tokens
+from tests.tiny import make_model, make_tokenizer, random_tokens
 
 
 def words(count: int, start: int = 3) -> str:

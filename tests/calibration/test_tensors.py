@@ -14,8 +14,8 @@ from slm_plugin.calibration.tensors import given_inputs, read_tensors, stored_in
 from slm_plugin.errors import CalibrationError, RecipeError, UserError
 from slm_plugin.models.view import DecoderView
 from slm_plugin.recipe import Recipe
-from tests.conftest import make_model
 from tests.encoders import make_encoder, make_inputs, stack_of
+from tests.tiny import make_model
 
 Tensors = dict[str, torch.Tensor]
 Change = Callable[[Tensors], Any]

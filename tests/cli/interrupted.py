@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.conftest import make_checkpoint, random_tokens
+from tests.tiny import make_checkpoint, random_tokens
 
 PROMISE = "error: interrupted; nothing was written\n"
 RECIPE = """\

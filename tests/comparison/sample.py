@@ -8,7 +8,7 @@ from slm_plugin.comparison.record import Cell, ComparisonReport, Cost
 from slm_plugin.evaluation.base import Measurement
 from slm_plugin.models.fingerprint import Fingerprint
 from slm_plugin.target import Target
-from tests.conftest import SMOLLM2
+from tests.tiny import SMOLLM2
 
 # Label, layers removed, perplexity, accuracy on two tasks, decode speed, seconds of planning.
 ROWS = (

@@ -13,7 +13,7 @@ from slm_plugin.evaluation.base import Measurement
 from slm_plugin.pruners.depth.deepest import Deepest
 from slm_plugin.session import Session
 from slm_plugin.target import Target
-from tests.conftest import make_model
+from tests.tiny import make_model
 
 FIGURE = Measurement(name="perplexity", value=math.inf, protocol="p", better="lower")
 CELL = Cell(label="dense", measured={"perplexity": (FIGURE,), "a": (FIGURE,)})

@@ -11,7 +11,7 @@ import torch
 from slm_plugin.comparison.cost import measure_cost
 from slm_plugin.evaluation import footprint
 from slm_plugin.session import Session
-from tests.conftest import make_model
+from tests.tiny import make_model
 
 needs_proc = pytest.mark.skipif(
     not footprint.RESET.exists(), reason="the peak is read from Linux's /proc"

@@ -27,7 +27,9 @@ from slm_plugin.pruners.depth.deepest import Deepest
 from slm_plugin.recovery.closed_form.rescale import Rescale
 from slm_plugin.session import Session
 from slm_plugin.target import Target
-from tests.conftest import make_checkpoint
+from tests.tiny import make_checkpoint
+
+pytestmark = pytest.mark.usefixtures("no_matplotlib")
 
 
 @pytest.fixture

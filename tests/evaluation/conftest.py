@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from slm_plugin.session import Session
-from tests.conftest import make_model, make_tokenizer, random_tokens
+from tests.tiny import make_model, make_tokenizer, random_tokens
 
 
 @pytest.fixture

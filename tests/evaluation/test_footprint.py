@@ -19,7 +19,7 @@ from slm_plugin.evaluation.footprint import (
 from slm_plugin.evaluation.prefill import prefill
 from slm_plugin.models.view import DecoderView
 from slm_plugin.session import Session
-from tests.conftest import make_model, random_tokens
+from tests.tiny import make_model, random_tokens
 
 HIDDEN, MLP, LAYERS, QUERIES, GROUPS, HEAD, VOCABULARY = 32, 48, 6, 4, 2, 8, 128
 LAYER = 2 * HIDDEN * HEAD * (QUERIES + GROUPS) + 3 * HIDDEN * MLP + 2 * HIDDEN

@@ -14,7 +14,7 @@ from slm_plugin.evaluation import latency
 from slm_plugin.evaluation.latency import Latency, LatencyOptions, decode
 from slm_plugin.evaluation.prefill import prefill, random_prompt
 from slm_plugin.session import Session
-from tests.conftest import make_model, random_tokens
+from tests.tiny import make_model, random_tokens
 
 
 def measure(session: Session, **options: object) -> dict[str, float]:

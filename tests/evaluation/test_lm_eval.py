@@ -24,7 +24,7 @@ from slm_plugin.errors import MissingExtraError, UserError
 from slm_plugin.evaluation.base import Measurement
 from slm_plugin.evaluation.lm_eval import LmEval, LmEvalOptions
 from slm_plugin.session import Session
-from tests.conftest import make_model, make_tokenizer
+from tests.tiny import make_model, make_tokenizer
 
 DATA = """
 import os
@@ -84,17 +84,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     (path / "both.yaml").write_text(GROUP.format(name="words_both", aggregate=""))
     (path / "stock.yaml").write_text("group: words_stock\ntask: [words_few, some_stock_task]\n")
     return str(path)
-
-
-@pytest.fixture
-def no_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep lm-eval's own 14,000 tasks out of the index, which takes it half a minute to read."""
-
-    class Small(lm_eval.tasks.TaskManager):
-        def __init__(self, include_path: str | None = None, include_defaults: bool = True) -> None:
-            super().__init__(include_path=include_path, include_defaults=False)
-
-    monkeypatch.setattr(lm_eval.tasks, "TaskManager", Small)
 
 
 def rows(folder: str, source: str) -> list[dict[str, Any]]:

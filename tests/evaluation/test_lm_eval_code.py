@@ -12,14 +12,15 @@ import pytest
 pytest.importorskip("lm_eval", reason="needs lm-eval")
 
 import lm_eval.tasks
-from lm_eval.tasks import TaskManager
 
 from slm_plugin.errors import RecipeError, UserError
 from slm_plugin.evaluation.lm_eval import LmEval, LmEvalOptions
 from slm_plugin.evaluation.lm_eval_files import read_task_file
 from slm_plugin.recipe import Recipe
 from slm_plugin.session import Session
-from tests.conftest import command, make_checkpoint, make_model, make_tokenizer
+from tests.tiny import command, make_checkpoint, make_model, make_tokenizer
+
+pytestmark = pytest.mark.usefixtures("no_index")
 
 CODE = """
 from pathlib import Path
@@ -47,17 +48,6 @@ TASK: dict[str, Any] = {
     "doc_to_target": '"{{gold}}"',
     "metric_list": "[{metric: acc, aggregation: mean, higher_is_better: true}]",
 }
-
-
-@pytest.fixture(autouse=True)
-def no_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep lm-eval's own 14,000 tasks out of the index, which takes it half a minute to read."""
-
-    class Small(TaskManager):
-        def __init__(self, include_path: str | None = None, include_defaults: bool = True) -> None:
-            super().__init__(include_path=include_path, include_defaults=False)
-
-    monkeypatch.setattr(lm_eval.tasks, "TaskManager", Small)
 
 
 @pytest.fixture

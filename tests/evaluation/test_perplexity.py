@@ -19,7 +19,7 @@ from slm_plugin.evaluation.base import Measurement
 from slm_plugin.evaluation.perplexity import Perplexity, PerplexityOptions, cut, token_ids
 from slm_plugin.models import head
 from slm_plugin.session import Session
-from tests.conftest import VOCABULARY, make_model, make_tokenizer, random_tokens
+from tests.tiny import VOCABULARY, make_model, make_tokenizer, random_tokens
 
 
 def write_words(path: Path, ids: Sequence[int]) -> str:

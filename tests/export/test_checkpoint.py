@@ -20,7 +20,7 @@ from slm_plugin.export.checkpoint import (
     verify_checkpoint,
 )
 from slm_plugin.session import Session
-from tests.conftest import make_model, make_tokenizer
+from tests.tiny import make_model, make_tokenizer
 
 FIVE = int(transformers.__version__.split(".")[0]) >= 5
 SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "head_dim": 8}

@@ -22,7 +22,7 @@ from slm_plugin.models.streaming import is_streamed
 from slm_plugin.plans import DropLayers, MergeLayers
 from slm_plugin.session import Session
 from slm_plugin.surgery.layers import apply_layers
-from tests.conftest import make_model, make_tokenizer
+from tests.tiny import make_model, make_tokenizer
 
 FIVE = int(transformers.__version__.split(".")[0]) >= 5
 SMALL = {"hidden_size": 48, "head_dim": 8, "num_hidden_layers": 5}

@@ -24,8 +24,8 @@ from slm_plugin.export.lengths import (
 from slm_plugin.export.parity import logits_of, prompts
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.session import Session
-from tests.conftest import make_model, random_tokens
 from tests.export.test_checkpoint import edit_config, saved
+from tests.tiny import make_model, random_tokens
 
 FIVE = int(transformers.__version__.split(".")[0]) >= 5
 FACTORS = [1.0, 1.5, 2.0, 3.0]

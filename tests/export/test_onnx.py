@@ -12,7 +12,7 @@ from slm_plugin.errors import MissingExtraError
 from slm_plugin.export.onnx import OnnxExporter, OnnxOptions
 from slm_plugin.export.ort_heads import load_ort_model
 from slm_plugin.session import Session
-from tests.conftest import make_model
+from tests.tiny import make_model
 
 
 @pytest.fixture

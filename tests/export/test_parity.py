@@ -23,7 +23,7 @@ from slm_plugin.export.parity import (
     reference,
 )
 from slm_plugin.session import Session
-from tests.conftest import make_model, make_tokenizer, random_tokens
+from tests.tiny import make_model, make_tokenizer, random_tokens
 
 
 @torch.no_grad()

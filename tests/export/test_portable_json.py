@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer
 from slm_plugin.export.checkpoint import save_checkpoint
 from slm_plugin.export.portable_json import mend_config, mend_tokenizer_config
 from slm_plugin.session import Session
-from tests.conftest import make_model, make_tokenizer
+from tests.tiny import make_model, make_tokenizer
 
 FIVE = int(transformers.__version__.split(".")[0]) >= 5
 LLAMA3 = {

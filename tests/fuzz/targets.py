@@ -28,9 +28,9 @@ from slm_plugin.report.explain import explain
 from slm_plugin.session import Session
 from slm_plugin.target import Target
 from tests.comparison import test_configuration
-from tests.conftest import make_model, make_tokenizer, random_tokens
 from tests.fuzz.mutations import ODD, as_json, damaged
 from tests.recipe.bad_recipes import GOOD
+from tests.tiny import make_model, make_tokenizer, random_tokens
 
 
 class Kind(ABC):

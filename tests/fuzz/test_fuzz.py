@@ -10,7 +10,7 @@ from tests.fuzz.run import fuzz
 from tests.fuzz.targets import KINDS, Recipes
 
 # Of each kind; `make fuzz` tries 2000 of them, `python -m tests.fuzz --count 20000` more.
-COUNT = 200
+COUNT = 100
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel
 
-from tests.conftest import make_model
+from tests.tiny import make_model
 
 VOCABULARY = 340
 CORPUS = [

@@ -11,7 +11,7 @@ from slm_plugin.models.carried_files import LICENCE, read_carried
 from slm_plugin.models.families.llama import LLAMA
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.session import Session
-from tests.conftest import make_checkpoint
+from tests.tiny import make_checkpoint
 
 
 @pytest.mark.parametrize("memory", ["whole", "layerwise"])

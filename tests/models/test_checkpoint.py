@@ -17,7 +17,7 @@ from slm_plugin.errors import ModelSourceError
 from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.streaming import is_streamed
-from tests.conftest import make_model, random_tokens
+from tests.tiny import make_model, random_tokens
 
 Memory = Literal["whole", "layerwise"]
 MEMORIES = pytest.mark.parametrize("memory", ["whole", "layerwise"])

@@ -19,8 +19,8 @@ from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.preparation import InMemory, prepare
 from slm_plugin.recipe import Recipe
 from slm_plugin.surgery.layers import apply_layers
-from tests.conftest import command
 from tests.encoders import make_encoder, make_inputs, stack_of
+from tests.tiny import command
 
 
 def saved(folder: Path, name: str, head: str | None = None, **settings: Any) -> Path:

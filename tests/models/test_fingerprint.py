@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from slm_plugin.models.fingerprint import fingerprint
-from tests.conftest import make_model
+from tests.tiny import make_model
 
 
 def test_equal_weights_have_equal_fingerprints() -> None:

@@ -13,7 +13,7 @@ from slm_plugin.export.checkpoint import save_checkpoint
 from slm_plugin.models.generation import without_generation
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.session import Session
-from tests.conftest import make_model
+from tests.tiny import make_model
 
 SETTINGS = {"temperature": 0.7, "num_beams": 4, "repetition_penalty": 1.2}
 

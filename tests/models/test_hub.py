@@ -13,7 +13,7 @@ import pytest
 from slm_plugin.errors import ModelSourceError, SlmError
 from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.models.loading import ModelSource, load
-from tests.conftest import make_model
+from tests.tiny import make_model
 
 Memory = Literal["whole", "layerwise"]
 

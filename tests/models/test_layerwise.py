@@ -30,7 +30,7 @@ from slm_plugin.session import Session, apply
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.surgery.merge_rules import merged_layer
 from slm_plugin.target import Target
-from tests.conftest import make_model, random_tokens
+from tests.tiny import make_model, random_tokens
 
 RULES = ("telescoped", "rdsc", "mean", "keep_low", "keep_high", "ema(0.3)", "weighted(1,2,3)")
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from slm_plugin.errors import ModelSourceError
 from slm_plugin.models.loading import ModelSource, load, pick_device
-from tests.conftest import make_model, random_tokens
+from tests.tiny import make_model, random_tokens
 
 
 def saved(model: PreTrainedModel, folder: Path) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import slm_plugin
-from tests.conftest import make_checkpoint
+from tests.tiny import make_checkpoint
 
 PACKAGE = Path(slm_plugin.__file__).parent
 CALLS = ("from_pretrained", "from_config")

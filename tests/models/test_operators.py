@@ -10,8 +10,8 @@ import torch
 from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.models.operators import operators, put_operator, without_operators
 from slm_plugin.models.view import DecoderView
-from tests.conftest import make_model, random_tokens
 from tests.pruners.depth.strategies import layer_outputs
+from tests.tiny import make_model, random_tokens
 
 TOKENS = random_tokens(2, 12)
 

@@ -20,7 +20,7 @@ from slm_plugin.pruners.depth.slm import SlidingLayerMerging, SlmOptions
 from slm_plugin.recipe import Recipe
 from slm_plugin.session import Session, apply
 from slm_plugin.target import Target
-from tests.conftest import make_model, random_tokens
+from tests.tiny import make_model, random_tokens
 
 CPU = torch.device("cpu")
 

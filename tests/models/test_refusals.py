@@ -10,7 +10,7 @@ import pytest
 
 from slm_plugin.errors import ModelSourceError
 from slm_plugin.models.loading import ModelSource, load
-from tests.conftest import make_model, make_tokenizer
+from tests.tiny import make_model, make_tokenizer
 
 RAN = "open({marker!r}, 'w').close()\nfrom transformers import PreTrainedTokenizerFast as X\n"
 

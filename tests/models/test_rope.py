@@ -15,7 +15,7 @@ from slm_plugin.errors import ModelSourceError
 from slm_plugin.models.config_values import Where
 from slm_plugin.models.families.llama import LLAMA
 from slm_plugin.models.rope import Rope, rope_settings
-from tests.conftest import make_model
+from tests.tiny import make_model
 
 WHERE = Where("config.json")
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from slm_plugin.errors import ModelSourceError
 from slm_plugin.models.stored import total_bytes, write_tensors
 from slm_plugin.models.weight_files import INDEX, SINGLE, stored_tensors
-from tests.conftest import make_model
+from tests.tiny import make_model
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])

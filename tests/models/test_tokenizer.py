@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from slm_plugin.errors import ModelSourceError
 from slm_plugin.models.tokenizer import read_tokenizer
-from tests.conftest import make_model, make_tokenizer
+from tests.tiny import make_model, make_tokenizer
 
 FOUR = transformers.__version__.startswith("4.")
 CONFIG = make_model().config

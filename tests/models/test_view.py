@@ -8,7 +8,7 @@ from transformers import BloomConfig, BloomForCausalLM
 from slm_plugin.errors import UnsupportedModelError
 from slm_plugin.models.families.llama import LLAMA
 from slm_plugin.models.view import DecoderView, Dimensions, projections
-from tests.conftest import make_model
+from tests.tiny import make_model
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
 

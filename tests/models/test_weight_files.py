@@ -16,7 +16,7 @@ from slm_plugin.errors import ModelSourceError
 from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.weight_files import INDEX, SINGLE
-from tests.conftest import make_model
+from tests.tiny import make_model
 
 Memory = Literal["whole", "layerwise"]
 MEMORIES = pytest.mark.parametrize("memory", ["whole", "layerwise"])

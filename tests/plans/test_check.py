@@ -12,8 +12,8 @@ import pytest
 from slm_plugin.errors import PlanError
 from slm_plugin.plans import PruningPlan
 from slm_plugin.session import Session
-from tests.conftest import make_model, random_tokens
 from tests.fuzz.targets import some_plans
+from tests.tiny import make_model, random_tokens
 
 Tree = dict[str, Any]
 

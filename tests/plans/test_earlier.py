@@ -19,7 +19,7 @@ from slm_plugin.plans import PruningPlan
 from slm_plugin.registry import pruners
 from slm_plugin.session import Session
 from slm_plugin.target import Target
-from tests.conftest import make_model, random_tokens
+from tests.tiny import make_model, random_tokens
 
 FOLDER = Path(__file__).parents[1] / "data" / "plans"
 SOURCES = {

@@ -14,7 +14,7 @@ from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.models.view import DecoderView, projections
 from slm_plugin.pruners.gradients import loss_gradients, only_trainable
 from slm_plugin.surgery.groups import kv_group_members
-from tests.conftest import make_model, random_tokens
+from tests.tiny import make_model, random_tokens
 
 GROUPINGS = [4, 2, 1]
 

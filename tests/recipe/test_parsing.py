@@ -25,6 +25,7 @@ def test_a_good_recipe_becomes_ready_components() -> None:
     assert (recipe.name, recipe.output, recipe.seed) == ("good", Path("OUTPUT"), 1234)
 
 
+@pytest.mark.usefixtures("no_index")
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
 def test_each_mistake_is_told_in_one_line(bad: Bad, tmp_path: Path) -> None:
     """The first line of the complaint names file, line, column, key and remedy."""

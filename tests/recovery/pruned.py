@@ -10,7 +10,7 @@ from slm_plugin.recovery.base import RecoveryRecord
 from slm_plugin.registry import recoveries
 from slm_plugin.session import Session, apply
 from slm_plugin.target import Target
-from tests.conftest import random_tokens
+from tests.tiny import random_tokens
 
 TOKENS = random_tokens(15, 16)
 # Which of all tokens, one after the other, are fitted: every fifth sample is held out.

@@ -19,7 +19,7 @@ from slm_plugin.plans import (
     UnitScores,
 )
 from slm_plugin.target import Target
-from tests.conftest import SMOLLM2
+from tests.tiny import SMOLLM2
 
 ORIGINAL = SMOLLM2
 SHALLOW = ORIGINAL.without_layers(3)

@@ -22,7 +22,7 @@ from slm_plugin.models.view import DecoderView, projections
 from slm_plugin.plans import KeepChannels, KeepHeads, WidthOperation
 from slm_plugin.surgery import portability
 from slm_plugin.surgery.channels import apply_channels
-from tests.conftest import make_model, random_tokens
+from tests.tiny import make_model, random_tokens
 
 LAYERS = 3
 # KV groups that stay in each layer: another choice in each, head counts that every release loads.

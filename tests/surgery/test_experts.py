@@ -18,8 +18,8 @@ from slm_plugin.models.view import DecoderView, experts_of
 from slm_plugin.plans import DropLayers, KeepChannels, KeepExperts
 from slm_plugin.surgery import apply_operations
 from slm_plugin.surgery.channels import apply_channels
-from tests.conftest import make_model
 from tests.models.families.test_matrix import generated, logits, reloaded
+from tests.tiny import make_model
 
 LAYERS, EXPERTS = 3, 6
 # Which experts stay, in each layer others.

@@ -9,7 +9,7 @@ from transformers.models.llama.modeling_llama import repeat_kv
 from slm_plugin.models.families.llama import LLAMA
 from slm_plugin.models.view import DecoderView, projections
 from slm_plugin.surgery.groups import axis, channel_members, kv_group_members
-from tests.conftest import make_model
+from tests.tiny import make_model
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from slm_plugin.errors import PlanError
 from slm_plugin.plans import DropLayers, MergeLayers
 from slm_plugin.surgery.layers import apply_layers
-from tests.conftest import make_model, random_tokens
 from tests.oracles.slm_released import merge
+from tests.tiny import make_model, random_tokens
 
 RULES = ["telescoped", "rdsc", "mean", "keep_low", "keep_high", "ema(0.5)"]
 

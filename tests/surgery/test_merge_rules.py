@@ -12,7 +12,7 @@ from slm_plugin.models.families.llama import LLAMA
 from slm_plugin.models.view import projections
 from slm_plugin.plans.rules import check_rule
 from slm_plugin.surgery.merge_rules import candidates, merge_weights, merged_layer
-from tests.conftest import make_model
+from tests.tiny import make_model
 
 
 def weights(count: int, seed: int = 0) -> list[torch.Tensor]:

@@ -14,7 +14,7 @@ from slm_plugin.models.families import family_of
 from slm_plugin.models.view import DecoderView, Dimensions
 from slm_plugin.surgery import portability as rules
 from slm_plugin.surgery.portability import portability
-from tests.conftest import FAMILIES, make_model
+from tests.tiny import FAMILIES, make_model
 
 MAJOR = int(transformers.__version__.split(".")[0])
 

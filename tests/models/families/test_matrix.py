@@ -28,7 +28,7 @@ from slm_plugin.session import Session
 from slm_plugin.surgery.groups import members
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target
-from tests.conftest import FAMILIES, make_image, make_model, make_tokenizer, random_tokens
+from tests.tiny import FAMILIES, make_image, make_model, make_tokenizer, random_tokens
 
 TOKENS = random_tokens(3, 24)
 # A strategy with options that keep a search on a tiny model short.
@@ -57,6 +57,10 @@ RECOVERIES: dict[str, dict[str, Any]] = {
     "refit": {"o_proj": True},
     "rescale": {},
 }
+# Those that add modules, which a cache has to pass.
+ADDED = ("ghost", "linear_patch")
+# Those whose operations another one has on the disk and with a cache.
+SEEN = ("laco", "streamline", "torch_pruning")
 
 
 @pytest.fixture(params=sorted(FAMILIES))
@@ -220,7 +224,7 @@ def test_the_stream_gains_what_the_blocks_put_out(every: str) -> None:
     assert torch.equal(alone, mlp) == family.is_parallel(view.config.to_dict())
 
 
-@pytest.mark.parametrize("removed", [(1,), (0, 2, 5), (1, 2, 3, 4)])
+@pytest.mark.parametrize("removed", [(0, 2, 5), (1, 2, 3, 4)])
 def test_dropping_layers_is_deletion_by_transformers(every: str, removed: tuple[int, ...]) -> None:
     """Logits of the pruned model are those of a smaller model with the other layers' weights."""
     model = make_model(every)
@@ -233,12 +237,14 @@ def test_dropping_layers_is_deletion_by_transformers(every: str, removed: tuple[
     assert generated(model, use_cache=True) == generated(model, use_cache=False)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_a_pruned_model_survives_the_disk(
-    every: str, tied: bool, tmp_path: Path, reload_here: None
-) -> None:
-    """Saved, verified, read by the stock class and by this package; streamed as well."""
-    model = make_model(every, tie_word_embeddings=tied)
+def test_a_pruned_model_survives_the_disk(every: str, tmp_path: Path, reload_here: None) -> None:
+    """Saved, verified, read by the stock class and by this package; streamed as well.
+
+    With the head tied to the embedding where the family's models have it so.
+    """
+    record, _ = FAMILIES[every]
+    usual = getattr(transformers, record.architecture).config_class()
+    model = make_model(every, tie_word_embeddings=usual.tie_word_embeddings)
     apply_layers(model, [DropLayers(indices=free(model, (1, 4)))])
     session = Session(model)
     session.export(CheckpointExporter(CheckpointExporter.Options()), tmp_path)
@@ -342,7 +348,7 @@ def test_every_strategy_plans_what_it_promises(every: str, name: str, tmp_path: 
     measured = session.view.dimensions()
     assert measured == made.after
     assert measured.parameters < made.before.parameters
-    if cls.unlisted:
+    if cls.unlisted or name in SEEN:
         # What drops layers alone was seen on the disk and with a cache by the tests above.
         return
     assert generated(model, use_cache=True) == generated(model, use_cache=False)
@@ -373,7 +379,8 @@ def test_every_repair_runs_and_a_fit_lowers_the_error(every: str, name: str) -> 
     session.release()
     after = error()
     assert after < before or (name in ("linear_patch", "rescale") and math.isfinite(after))
-    assert generated(model, use_cache=True) == generated(model, use_cache=False)
+    if name in ADDED:
+        assert generated(model, use_cache=True) == generated(model, use_cache=False)
 
 
 def test_every_family_is_analysed(every: str) -> None:
@@ -387,7 +394,7 @@ def test_every_family_is_analysed(every: str) -> None:
 
 
 def test_every_evaluator_measures(every: str, tmp_path: Path) -> None:
-    """Perplexity is that of the class's own loss; latency and memory are measured."""
+    """Perplexity is that of the class's own loss; memory is measured."""
     model = make_model(every)
     session = Session(model, make_tokenizer())
     file = tmp_path / "text.txt"
@@ -398,12 +405,8 @@ def test_every_evaluator_measures(every: str, tmp_path: Path) -> None:
     with torch.no_grad():
         loss = float(model(ids, labels=ids).loss)
     assert math.exp(loss) in [pytest.approx(one.value, rel=1e-4) for one in found]
-    for name, options in (
-        ("latency", {"prompt_tokens": 8, "new_tokens": 4, "repeats": 1}),
-        ("footprint", {"tokens": 16}),
-    ):
-        cls = evaluators.get(name)
-        assert session.measure(cls(cls.Options(**options)))
+    footprint = evaluators.get("footprint")
+    assert session.measure(footprint(footprint.Options(tokens=16)))
 
 
 def test_refusals_are_made_when_a_recipe_is_read(every: str, tmp_path: Path) -> None:

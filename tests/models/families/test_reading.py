@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from slm_plugin.errors import ModelSourceError, SlmError
 from slm_plugin.models.loading import ModelSource, load
-from tests.conftest import make_model, random_tokens
+from tests.tiny import make_model, random_tokens
 
 TOKENS = random_tokens(2, 20)
 FOUR = transformers.__version__.startswith("4.")

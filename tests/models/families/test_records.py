@@ -22,7 +22,7 @@ from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import DropLayers
 from slm_plugin.report.families import families_markdown
 from slm_plugin.surgery.layers import apply_layers
-from tests.conftest import command, make_model, random_tokens
+from tests.tiny import command, make_model, random_tokens
 
 PAGE = Path(__file__).parents[3] / "docs" / "families.md"
 OLMO = Family(architecture="OlmoForCausalLM", model_type="olmo", reads=frozenset({"clip_qkv"}))

@@ -30,7 +30,7 @@ from slm_plugin.registry import exporters, pruners
 from slm_plugin.session import Session
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target
-from tests.conftest import AROUND, command, make_image, make_model, random_tokens
+from tests.tiny import AROUND, command, make_image, make_model, random_tokens
 
 TOWERS = sorted(AROUND)
 SECTIONS = {"rope_type": "default", "mrope_section": [2, 1, 1]}

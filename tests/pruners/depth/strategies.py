@@ -9,7 +9,7 @@ from slm_plugin.plans import DropLayers, PruningPlan
 from slm_plugin.registry import pruners
 from slm_plugin.session import Session
 from slm_plugin.target import Target
-from tests.conftest import random_tokens
+from tests.tiny import random_tokens
 
 TOKENS = random_tokens(6, 10)
 

@@ -9,8 +9,8 @@ import torch
 
 from slm_plugin.errors import NumericalError
 from slm_plugin.pruners.depth.angular import angular_distance, block_distances
-from tests.conftest import make_model
 from tests.pruners.depth.strategies import TOKENS, layer_outputs, make_identity, planned, removed
+from tests.tiny import make_model
 
 
 def test_known_angles() -> None:

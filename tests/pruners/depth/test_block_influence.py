@@ -7,8 +7,8 @@ import torch
 
 from slm_plugin.errors import NumericalError
 from slm_plugin.pruners.depth.measures.criteria import token_cosine
-from tests.conftest import make_model
 from tests.pruners.depth.strategies import TOKENS, layer_outputs, make_identity, planned, removed
+from tests.tiny import make_model
 
 
 def test_the_layers_of_least_influence_go(family: str) -> None:

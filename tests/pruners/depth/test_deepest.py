@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from slm_plugin.errors import TargetError
-from tests.conftest import make_model
 from tests.pruners.depth.strategies import planned, removed
+from tests.tiny import make_model
 
 
 @pytest.mark.parametrize(("wanted", "expected"), [(1, [4]), (3, [4, 3, 2]), (5, [4, 3, 2, 1, 0])])

@@ -12,7 +12,6 @@ from slm_plugin.pruners.depth.dropping import lowest
 from slm_plugin.registry import pruners
 from slm_plugin.session import Session, apply
 from slm_plugin.target import Target
-from tests.conftest import make_model
 from tests.pruners.depth.strategies import (
     TOKENS,
     greedy,
@@ -22,6 +21,7 @@ from tests.pruners.depth.strategies import (
     removed,
     session_of,
 )
+from tests.tiny import make_model
 
 # A strategy, options that let it take nearly all of a tiny model, and the most of 8 it can drop.
 STRATEGIES = [

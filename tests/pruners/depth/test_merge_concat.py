@@ -21,7 +21,6 @@ from slm_plugin.report.explain import explain
 from slm_plugin.report.plan_effects import layer_mapping
 from slm_plugin.session import apply
 from slm_plugin.surgery.concatenation import concatenated_layer
-from tests.conftest import make_model, random_tokens
 from tests.pruners.depth.strategies import (
     TOKENS,
     greedy,
@@ -30,6 +29,7 @@ from tests.pruners.depth.strategies import (
     planned,
     session_of,
 )
+from tests.tiny import make_model, random_tokens
 
 # KV heads, query heads a KV head, and size of a head in the models here: two groups of queries
 # that tiling and interleaving tell apart.

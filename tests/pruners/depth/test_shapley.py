@@ -24,7 +24,6 @@ from slm_plugin.pruners.depth.shapley import (
 )
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target
-from tests.conftest import make_model
 from tests.pruners.depth.strategies import (
     make_identity,
     mean_loss,
@@ -33,6 +32,7 @@ from tests.pruners.depth.strategies import (
     removed,
     session_of,
 )
+from tests.tiny import make_model
 
 PLAYERS = range(2, 7)
 

@@ -14,8 +14,8 @@ from slm_plugin.plans import DropLayers, PruningPlan
 from slm_plugin.pruners.depth.shortened import magnitudes, taylor
 from slm_plugin.pruners.gradients import loss_gradients
 from slm_plugin.surgery.layers import apply_layers
-from tests.conftest import make_model
 from tests.pruners.depth.strategies import TOKENS, mean_loss, planned, removed
+from tests.tiny import make_model
 
 
 def scores(plan: PruningPlan) -> tuple[float, ...]:

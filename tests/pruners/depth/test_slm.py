@@ -13,8 +13,8 @@ from slm_plugin.pruners.depth.search.trials import Trials
 from slm_plugin.pruners.depth.slm import SlidingLayerMerging, SlmOptions
 from slm_plugin.session import Session, apply
 from slm_plugin.target import Target
-from tests.conftest import make_model, random_tokens
 from tests.oracles.slm_released import final_hidden, merge, released_loop
+from tests.tiny import make_model, random_tokens
 
 
 def session_of(model: PreTrainedModel, **changes: int) -> Session:

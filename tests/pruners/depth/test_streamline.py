@@ -10,7 +10,6 @@ from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.plans import MergeLayers, PruningPlan
 from slm_plugin.session import apply
 from slm_plugin.target import Target
-from tests.conftest import make_model
 from tests.pruners.depth.strategies import (
     TOKENS,
     greedy,
@@ -19,6 +18,7 @@ from tests.pruners.depth.strategies import (
     planned,
     session_of,
 )
+from tests.tiny import make_model
 
 
 def span(plan: PruningPlan) -> tuple[int, int]:

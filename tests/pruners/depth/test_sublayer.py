@@ -18,8 +18,8 @@ from slm_plugin.report.plan_effects import final_trials, layer_mapping
 from slm_plugin.session import apply
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target
-from tests.conftest import make_model
 from tests.pruners.depth.strategies import TOKENS, greedy, own_text, planned, session_of
+from tests.tiny import make_model
 
 # Blocks of a decoder in their order: "A" or "M", and the layer.
 Blocks = list[tuple[str, int]]

@@ -11,7 +11,7 @@ from slm_plugin.errors import TargetError
 from slm_plugin.models.view import DecoderView, Dimensions
 from slm_plugin.pruners.width.budget import Cut, uniform_cut
 from slm_plugin.target import Target
-from tests.conftest import SMOLLM2, make_model
+from tests.tiny import SMOLLM2, make_model
 
 Groups = int | Literal["auto"]
 

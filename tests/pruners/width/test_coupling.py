@@ -19,7 +19,7 @@ from slm_plugin.models.view import DecoderView
 from slm_plugin.pruners.width.coupling import check_coupling
 from slm_plugin.surgery import groups
 from slm_plugin.surgery.groups import Members, channel_members, kv_group_members
-from tests.conftest import make_model
+from tests.tiny import make_model
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])

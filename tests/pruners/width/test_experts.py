@@ -23,8 +23,8 @@ from slm_plugin.report import pictures
 from slm_plugin.report.explain import explain
 from slm_plugin.session import Session
 from slm_plugin.target import Target
-from tests.conftest import make_model, random_tokens
 from tests.surgery.test_experts import EXPERTS, LAYERS, MIXTURES, make, routers
+from tests.tiny import make_model, random_tokens
 
 TOKENS = random_tokens(4, 16)
 IMPORTANCES = ("routed_mass", "taylor")

@@ -11,7 +11,7 @@ from slm_plugin.models.families.llama import LLAMA
 from slm_plugin.models.view import DecoderView, projections
 from slm_plugin.plans import UnitScores
 from slm_plugin.pruners.width.importance import kept_units, magnitude, taylor
-from tests.conftest import make_model, random_tokens
+from tests.tiny import make_model, random_tokens
 
 HEAD_DIM = 8
 

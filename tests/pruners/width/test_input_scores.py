@@ -12,7 +12,7 @@ from slm_plugin.pruners.width import input_scores
 from slm_plugin.pruners.width.brain_surgeon import error_curve
 from slm_plugin.pruners.width.input_sums import ReaderInputs, reader_inputs
 from slm_plugin.session import Session
-from tests.conftest import make_model, random_tokens
+from tests.tiny import make_model, random_tokens
 
 TOKENS = random_tokens(10, 12)
 CHANNELS = 48

@@ -22,7 +22,7 @@ from slm_plugin.registry import pruners
 from slm_plugin.session import Session
 from slm_plugin.surgery import portability
 from slm_plugin.target import Target
-from tests.conftest import make_model, random_tokens
+from tests.tiny import make_model, random_tokens
 
 
 def _pruner(target: Target | None = None, **options: Any) -> TorchPruning:

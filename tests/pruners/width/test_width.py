@@ -14,7 +14,7 @@ from slm_plugin.pruners.gradients import gradient_moments, loss_gradients
 from slm_plugin.pruners.width.width import ScoreName, Width, WidthOptions
 from slm_plugin.session import Session
 from slm_plugin.target import Target
-from tests.conftest import make_model, random_tokens
+from tests.tiny import make_model, random_tokens
 
 TOKENS = random_tokens(10, 12)
 

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from slm_plugin.plans import MergeLayers
 from slm_plugin.recovery.closed_form import least_squares
-from tests.conftest import make_model
 from tests.pruners.depth.strategies import layer_outputs
 from tests.recovery.pruned import (
     FITTED,
@@ -24,6 +23,7 @@ from tests.recovery.pruned import (
     seen_by,
     written_by,
 )
+from tests.tiny import make_model
 
 
 def _folded(model: PreTrainedModel, position: int, target: torch.Tensor, ridge: float) -> None:

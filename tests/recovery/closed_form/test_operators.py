@@ -23,7 +23,6 @@ from slm_plugin.plans import MergeLayers
 from slm_plugin.recipe import Recipe
 from slm_plugin.recovery.closed_form import ghost, least_squares, linear_patch
 from slm_plugin.recovery.closed_form.layer_walk import LayerBatch
-from tests.conftest import make_checkpoint, make_model
 from tests.pruners.depth.strategies import layer_outputs
 from tests.recovery.pruned import (
     FITTED,
@@ -36,6 +35,7 @@ from tests.recovery.pruned import (
     remove,
     ridge_oracle,
 )
+from tests.tiny import make_checkpoint, make_model
 
 BOTH = ("ghost", "linear_patch")
 

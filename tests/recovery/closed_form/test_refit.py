@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from slm_plugin.plans import MergeLayers
 from slm_plugin.recovery.closed_form import least_squares
 from slm_plugin.session import Session
-from tests.conftest import make_model
 from tests.pruners.depth.strategies import layer_outputs
 from tests.recovery.pruned import (
     FITTED,
@@ -25,6 +24,7 @@ from tests.recovery.pruned import (
     ridge_oracle,
     seen_by,
 )
+from tests.tiny import make_model
 
 
 def _refitted(model: PreTrainedModel, place: str, target: torch.Tensor, ridge: float) -> None:

@@ -8,9 +8,9 @@ from transformers import PreTrainedModel
 
 from slm_plugin.errors import NumericalError
 from slm_plugin.plans import MergeLayers
-from tests.conftest import make_model
 from tests.pruners.depth.strategies import layer_outputs
 from tests.recovery.pruned import TOKENS, drop, join, pruned, recover, seen_by
+from tests.tiny import make_model
 
 
 def _ratio(target: torch.Tensor, state: torch.Tensor) -> float:

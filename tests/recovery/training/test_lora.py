@@ -9,9 +9,9 @@ from slm_plugin.errors import NumericalError
 from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.recovery.base import RecoveryRecord
 from slm_plugin.session import Session
-from tests.conftest import make_model, random_tokens
 from tests.pruners.depth.strategies import mean_loss
 from tests.recovery.pruned import recover
+from tests.tiny import make_model, random_tokens
 
 pytest.importorskip("peft")
 SAMPLES = random_tokens(6, 12)

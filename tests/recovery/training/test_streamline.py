@@ -16,9 +16,9 @@ from slm_plugin.plans import DropLayers, MergeLayers
 from slm_plugin.recovery.base import RecoveryRecord
 from slm_plugin.recovery.training.streamline import StreamlineOptions, StreamlineRecovery
 from slm_plugin.session import Session
-from tests.conftest import make_checkpoint, make_model, random_tokens
 from tests.pruners.depth.strategies import layer_outputs, make_identity, mean_loss
 from tests.recovery.pruned import remove
+from tests.tiny import make_checkpoint, make_model, random_tokens
 
 SAMPLES = random_tokens(12, 10)
 # Text in which every next token follows from the last: there is something to learn.

@@ -26,7 +26,7 @@ from slm_plugin.registry import pruners
 from slm_plugin.session import Session
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target
-from tests.conftest import make_model, random_tokens
+from tests.tiny import make_model, random_tokens
 
 TOKENS = random_tokens(6, 10)
 
