@@ -236,6 +236,12 @@ def apply_plan(
             source = source.model_copy(update={"stack": plan.before.stack})
         session = prepare(source, trials=False)
         session.apply(plan)
+        if plan.followed_by is not None:
+            say(
+                f"  warning: {plan.pruner} is followed by `recover: "
+                f"{plan.followed_by.get('recover')}` in a recipe, which needs calibration data; "
+                "a plan alone only removes"
+            )
         record = session.export(CheckpointExporter(CheckpointExporter.Options()), written.folder)
         plan.write(written.folder / "plan.json")
     return output / record.folder

@@ -83,6 +83,11 @@ class LayerWalk:
         return self._view.layers[self.position]
 
     @property
+    def count(self) -> int:
+        """Number of batches."""
+        return len(self._reference)
+
+    @property
     def projections(self) -> dict[str, nn.Linear]:
         """The linear maps of that layer by their short names."""
         return self._view.projections(self.layer)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from slm_plugin.errors import PlanError
 from slm_plugin.extras import require
 from slm_plugin.lazy import torch
-from slm_plugin.models.view import DecoderView, Dimensions
+from slm_plugin.models.view import DecoderView, Dimensions, projections
 from slm_plugin.plans import WidthOperation
 from slm_plugin.surgery.experts import remove_experts
 from slm_plugin.surgery.groups import Members, axis, members
@@ -55,10 +55,25 @@ def apply_channels(model: PreTrainedModel, operations: Sequence[WidthOperation])
     if not projected:
         return
     for index, layer in enumerate(view.layers):
-        for unit, indices in removed.items():
-            _remove(view.projections(layer), members(unit, indices[index], before))
-        _sync_modules(layer, view.family, after)
+        chosen = {unit: indices[index] for unit, indices in removed.items()}
+        narrow_layer(layer, chosen, before, after)
     _sync_config(view.config, after)
+
+
+def narrow_layer(
+    layer: nn.Module, removed: Mapping[str, Sequence[int]], before: Dimensions, after: Dimensions
+) -> None:
+    """Remove channels and KV groups from one layer, in place.
+
+    Args:
+        layer: The layer.
+        removed: The units to remove, by the name of their kind.
+        before: Dimensions of the model.
+        after: Dimensions without the units.
+    """
+    for unit, indices in removed.items():
+        _remove(projections(layer, before.family), members(unit, indices, before))
+    _sync_modules(layer, before.family, after)
 
 
 def _removed_units(
