@@ -37,7 +37,7 @@ def on_disk(layers: Iterable[nn.Module]) -> list[nn.Module]:
     spool = Spool()
     copies = []
     for layer in layers:
-        copied = share_parameters(layer)
+        copied = share_parameters(layer, own_config=True)
         for name, parameter in list(copied.named_parameters()):
             if is_stub(parameter):
                 continue

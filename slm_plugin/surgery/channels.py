@@ -5,9 +5,10 @@ Experts are removed by `slm_plugin.surgery.experts`.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from slm_plugin.errors import PlanError
 from slm_plugin.extras import require
@@ -56,14 +57,14 @@ def apply_channels(model: PreTrainedModel, operations: Sequence[WidthOperation])
         return
     for index, layer in enumerate(view.layers):
         chosen = {unit: indices[index] for unit, indices in removed.items()}
-        narrow_layer(layer, chosen, before, after)
+        _narrow(layer, chosen, before, after)
     _sync_config(view.config, after)
 
 
-def narrow_layer(
+def narrowed_copy(
     layer: nn.Module, removed: Mapping[str, Sequence[int]], before: Dimensions, after: Dimensions
-) -> None:
-    """Remove channels and KV groups from one layer, in place.
+) -> nn.Module:
+    """A layer without some of its channels and KV groups; the given one is unchanged.
 
     Args:
         layer: The layer.
@@ -71,6 +72,17 @@ def narrow_layer(
         before: Dimensions of the model.
         after: Dimensions without the units.
     """
+    made = copy.deepcopy(layer)
+    _narrow(made, removed, before, after)
+    # Phi-3 reads the number of heads from the config when it runs.
+    for config in {id(m.config): m.config for m in made.modules() if hasattr(m, "config")}.values():
+        _sync_config(cast("PretrainedConfig", config), after)
+    return made
+
+
+def _narrow(
+    layer: nn.Module, removed: Mapping[str, Sequence[int]], before: Dimensions, after: Dimensions
+) -> None:
     for unit, indices in removed.items():
         _remove(projections(layer, before.family), members(unit, indices, before))
     _sync_modules(layer, before.family, after)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from slm_plugin.lazy import nn, no_grad
+from slm_plugin.lazy import no_grad
 from slm_plugin.models.streaming import held
 from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import UnitScores
@@ -15,7 +14,7 @@ from slm_plugin.pruners.width.input_sums import LayerInputs
 from slm_plugin.restoration.layer_walk import LayerWalk
 from slm_plugin.restoration.refitting import refit_layer
 from slm_plugin.restoration.rewriting import rewriting
-from slm_plugin.surgery.channels import narrow_layer
+from slm_plugin.surgery.channels import narrowed_copy
 
 if TYPE_CHECKING:
     from slm_plugin.session import Session
@@ -69,9 +68,8 @@ def scored_in_turn(
             yield from found
             if index + 1 == len(view.layers):
                 return
-            walk.replacement = _copy(layer)
-            for units in found:
-                narrow_layer(walk.replacement, removed(units), before, after)
+            gone = {unit: part for units in found for unit, part in removed(units).items()}
+            walk.replacement = narrowed_copy(layer, gone, before, after)
             if restoration.toward != "none":
                 with rewriting() as write:
                     refit_layer(walk, write, o_proj=restoration.o_proj)
@@ -86,9 +84,3 @@ def _walk(session: Session, restoration: Restoration) -> LayerWalk:
         return LayerWalk(view, session.reference, session.sources, former)
     sources = [(index, index) for index in range(len(view.layers))]
     return LayerWalk(view, session.captured(), sources, former)
-
-
-def _copy(layer: nn.Module) -> nn.Module:
-    """The layer with weights of its own; the config, which no layer changes, is shared."""
-    configs = [module.config for module in layer.modules() if hasattr(module, "config")]
-    return copy.deepcopy(layer, {id(config): config for config in configs})

@@ -14,6 +14,7 @@ from slm_plugin.plans import UnitScores
 from slm_plugin.pruners.width import input_scores
 from slm_plugin.pruners.width.brain_surgeon import error_curve
 from slm_plugin.pruners.width.budget import Cut
+from slm_plugin.pruners.width.few_tokens import fit_caution, score_caution
 from slm_plugin.pruners.width.importance import (
     magnitude,
     rounded,
@@ -53,6 +54,8 @@ BY_COLUMN: dict[str, Callable[[ReaderInputs], Tensor]] = {
     "leverage": input_scores.leverage,
     "wanda_sp": input_scores.wanda_sp,
 }
+# Scores from the Gram matrix of all columns.
+BY_GRAM = ("leverage", "obs")
 # Scores of a layer that depend on what was removed below it.
 IN_TURN = ("obs",)
 # Errors of a curve may differ little.
@@ -136,6 +139,17 @@ class Width(UniformWidth):
     @property
     def _restoration(self) -> Restoration:
         return Restoration(self.options.restore, o_proj=self.options.kv_groups != 0)
+
+    def cautions(self, session: Session, cut: Cut) -> Iterator[str]:
+        """Too few tokens for the number of columns."""
+        before = session.view.dimensions()
+        heads = before.attention_heads * before.head_dim if cut.kv_groups else 0
+        channels = before.intermediate_size
+        if self.options.score in BY_GRAM:
+            ranked = max(heads, channels if cut.channels else 0)
+            yield from score_caution(session, self.options.score, ranked)
+        if self.options.restore != "none":
+            yield from fit_caution(session, channels - cut.channels)
 
     def score(self, session: Session, cut: Cut) -> tuple[UnitScores, ...]:
         """See `UniformWidth.score`."""
