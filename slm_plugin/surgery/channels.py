@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, cast
 from slm_plugin.errors import PlanError
 from slm_plugin.extras import require
 from slm_plugin.lazy import torch
+from slm_plugin.models.streaming import is_stub
 from slm_plugin.models.view import DecoderView, Dimensions, projections
 from slm_plugin.plans import WidthOperation
+from slm_plugin.surgery.concatenation import joined
 from slm_plugin.surgery.experts import remove_experts
 from slm_plugin.surgery.groups import Members, axis, members
 from slm_plugin.surgery.portability import refuse_unloadable
@@ -134,6 +136,9 @@ def _remove(modules: Mapping[str, nn.Linear], removed: Members) -> None:
         if not indices:
             continue
         linear = modules[name]
+        if is_stub(linear.weight):
+            _remove_streamed(linear, set(indices), axis(name))
+            continue
         flags = {key: parameter.requires_grad for key, parameter in linear.named_parameters()}
         with torch.no_grad():
             if axis(name) == 0:
@@ -142,6 +147,15 @@ def _remove(modules: Mapping[str, nn.Linear], removed: Members) -> None:
                 torch_pruning.prune_linear_in_channels(linear, list(indices))
         for key, parameter in linear.named_parameters():
             parameter.requires_grad_(flags[key])
+
+
+def _remove_streamed(linear: nn.Linear, removed: set[int], dim: int) -> None:
+    """Remove rows or columns of weights that are read from disk when they are used."""
+    kept = tuple(index for index in range(linear.weight.shape[dim]) if index not in removed)
+    for name, parameter in list(linear.named_parameters(recurse=False)):
+        if name == "weight" or dim == 0:
+            setattr(linear, name, joined((parameter,), (kept,), dim))
+    linear.out_features, linear.in_features = linear.weight.shape
 
 
 def _sync_modules(layer: nn.Module, family: Family, after: Dimensions) -> None:
