@@ -26,9 +26,10 @@ STREAMED = [name for name in get_args(ScoreName) if not name.startswith("taylor"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a class whose projections have biases, and whose head is its own."""
+    """A checkpoint whose projections have biases, and whose head is its own."""
     made = tmp_path_factory.mktemp("model")
-    make_model("qwen2", num_hidden_layers=3).save_pretrained(made)
+    model = make_model(num_hidden_layers=3, attention_bias=True, mlp_bias=True)
+    model.save_pretrained(made)
     make_tokenizer().save_pretrained(made)
     return made
 
