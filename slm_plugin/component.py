@@ -72,3 +72,13 @@ class Component(ABC):
     def needs_calibration(self) -> bool:
         """Whether the component, with these options, reads the calibration set."""
         return False
+
+    @property
+    def without_calibration(self) -> str:
+        """What else helps where calibration data is needed and missing; mostly nothing."""
+        return ""
+
+    @property
+    def whole_model(self) -> str:
+        """Why a component that streams does not with these options; empty where it does."""
+        return ""

@@ -113,7 +113,7 @@ def _loaded(recipe: Recipe, source: ModelSource | InMemory) -> Session:
 def _compute(recipe: Recipe, session: Session, log: _Log, folder: Path | None) -> None:
     """Run all stages and measurements."""
     _measure(recipe, session, log, 0, "before")
-    _keep_reference(recipe.stages, session)
+    session.expect(_recoveries(recipe.stages))
     for number, stage in enumerate(recipe.stages, start=1):
         _stage(stage, number, session, log, folder)
         if number < len(recipe.stages):
@@ -193,7 +193,7 @@ def _plans(recipe: Recipe) -> Iterator[tuple[str, PruningPlan]]:
     last = max(
         (n for n, s in enumerate(recipe.stages, start=1) if isinstance(s, Pruner)), default=0
     )
-    _keep_reference(recipe.stages[:last], session)
+    session.expect(_recoveries(recipe.stages[:last]))
     for number, stage in enumerate(recipe.stages[:last], start=1):
         if isinstance(stage, Pruner):
             with timed(f"stage {number}: plan {stage.name}"):
@@ -236,6 +236,12 @@ def apply_plan(
             source = source.model_copy(update={"stack": plan.before.stack})
         session = prepare(source, trials=False)
         session.apply(plan)
+        if plan.followed_by is not None:
+            say(
+                f"  warning: {plan.pruner} is followed by `recover: "
+                f"{plan.followed_by.get('recover')}` in a recipe, which needs calibration data; "
+                "a plan alone only removes"
+            )
         record = session.export(CheckpointExporter(CheckpointExporter.Options()), written.folder)
         plan.write(written.folder / "plan.json")
     return output / record.folder
@@ -251,9 +257,8 @@ def _prepared(recipe: Recipe, source: ModelSource | InMemory) -> Session:
     )
 
 
-def _keep_reference(stages: Sequence[Stage], session: Session) -> None:
-    if any(isinstance(stage, Recovery) and stage.reference for stage in stages):
-        session.keep_reference()
+def _recoveries(stages: Sequence[Stage]) -> list[Recovery]:
+    return [stage for stage in stages if isinstance(stage, Recovery)]
 
 
 def _plan_name(number: int, stage: Pruner) -> str:

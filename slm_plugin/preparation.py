@@ -195,9 +195,11 @@ def _refuse_unstreamable(components: Iterable[Any], session: Session) -> None:
     if not is_streamed(session.model):
         return
     for component in components:
-        if not component.streams:
+        if not component.streams or component.whole_model:
+            reason = f": {component.whole_model}" if component.whole_model else ""
             raise ModelSourceError(
-                f"{session.source} is larger than the GPU, and '{component.name}' needs it whole",
+                f"{session.source} is larger than the GPU, and '{component.name}' needs it whole"
+                f"{reason}",
                 hint=f"set `device: cpu`, or remove '{component.name}'",
             )
 
@@ -213,9 +215,10 @@ def _refuse_missing_samples(components: Iterable[Any], session: Session) -> None
     usual = "{'source': 'tensors', 'path': FILE}" if by_tensors else "{'source': 'builtin'}"
     for component in components:
         if not samples and getattr(component, "needs_calibration", False):
+            other = component.without_calibration
             raise CalibrationError(
                 f"'{component.name}' needs calibration data",
-                hint=f"pass `calibration`, as {usual}",
+                hint=f"pass `calibration`, as {usual}" + (f", or {other}" if other else ""),
             )
         if isinstance(component, Recovery) and 0 < samples < component.fewest_samples:
             raise CalibrationError(

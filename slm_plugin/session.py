@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,11 +38,12 @@ from slm_plugin.pruners.base import Pruner
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.checking import check_repaired
 from slm_plugin.registry.contract import tell_put_back
+from slm_plugin.restoration.former import on_disk
 from slm_plugin.returned import answered, returned, several
 from slm_plugin.surgery import apply_operations, refuse_other_model, verify
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -69,6 +70,9 @@ class Session:
         original: Dimensions of the model as loaded; ratios refer to them.
         sources: For every layer, the lowest and the highest original layer in it.
         reference: The layer inputs when `keep_reference` was called; None before that.
+        keeps_layers: Whether `apply` stores the layers before it applies a width plan.
+        former_layers: The layers before the last plan, if that was about width and they were
+            stored; their weights are on disk.
         source: The recipe's model id, for reports.
         seed: Seed of everything random in a run.
         batch_tokens: Largest number of tokens in a calibration batch; 0 depends on the device.
@@ -90,6 +94,8 @@ class Session:
     original: Dimensions = field(init=False)
     sources: tuple[tuple[int, int], ...] = field(init=False)
     reference: list[Batch] | None = field(default=None, init=False, repr=False)
+    keeps_layers: bool = field(default=False, init=False, repr=False)
+    former_layers: list[nn.Module] | None = field(default=None, init=False, repr=False)
     _captured: list[Batch] | None = field(default=None, init=False, repr=False)
     _captured_from: State = field(default_factory=dict, init=False, repr=False)
     _fingerprint: Fingerprint | None = field(default=None, init=False, repr=False)
@@ -161,6 +167,8 @@ class Session:
         self._refuse_unusable()
         refuse_other_model(plan, self.model, self.fingerprint())
         model, before = self.model, self._state()
+        keeps = self.keeps_layers and plan.kind == "width"
+        self.former_layers = on_disk(self.view.layers) if keeps else None
         try:
             with kept_trainability(lambda: model):
                 runs = apply_operations(self.model, plan.operations, self.stack)
@@ -264,6 +272,18 @@ class Session:
             )
             self._captured_from = state
         return self._captured
+
+    def expect(self, recoveries: Iterable[Recovery]) -> None:
+        """Record what recoveries will need of the model before it is pruned.
+
+        Raises:
+            CalibrationError: The session has no calibration set.
+            NumericalError: The model produces NaN or infinity.
+        """
+        expected = list(recoveries)
+        if any(recovery.reference for recovery in expected):
+            self.keep_reference()
+        self.keeps_layers = any(recovery.former_layers for recovery in expected)
 
     def keep_reference(self) -> None:
         """Record the present layer inputs as the reference of recoveries.

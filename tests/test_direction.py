@@ -34,6 +34,7 @@ ORDER = [
     "calibration",
     "plans",
     "surgery",
+    "restoration",
     "pruners",
     "recovery",
     "evaluation",

@@ -197,6 +197,31 @@ def run_layers(layers: Iterable[nn.Module], hidden: Tensor, arguments: dict[str,
     return hidden
 
 
+def projection_inputs(
+    layer: nn.Module, projection: nn.Module, runs: Iterable[tuple[Tensor, dict[str, Any]]]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Run a layer, and record the input of one of its projections.
+
+    Args:
+        layer: The layer.
+        projection: A linear map in it.
+        runs: Hidden states, ``(samples, length, hidden)``, and the layer's arguments, by batch.
+
+    Returns:
+        For each batch the projection's input, ``(samples, length, features)``, and the layer's
+        output, ``(samples, length, hidden)``.
+    """
+    seen: list[Tensor] = []
+    hook = projection.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        for hidden, arguments in runs:
+            output = run_layers([layer], hidden, arguments)
+            # OPT hands the tokens of all samples to its MLP as one list.
+            yield seen.pop().reshape(*output.shape[:-1], -1), output
+    finally:
+        hook.remove()
+
+
 def in_float64(tensor: Tensor) -> Tensor:
     """The tensor in float64, on its device, or on the CPU for MPS, which has no float64."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()

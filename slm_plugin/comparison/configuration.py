@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 from unicodedata import category
@@ -24,6 +24,7 @@ from slm_plugin.recipe.parts import (
     check_surroundings,
     component,
     entries,
+    following,
     named_entries,
     stored_config,
     stored_family,
@@ -65,12 +66,14 @@ class Method:
         strategy: The class.
         options: An instance of the class's ``Options``.
         recoveries: The recoveries to run after it, a row each; None is no recovery.
+        restoration: The recovery that belongs to the strategy and runs first in every row.
     """
 
     label: str
     strategy: type[Pruner]
     options: BaseModel
     recoveries: tuple[Recovery | None, ...]
+    restoration: Recovery | None = None
 
     def at(self, target: Target) -> Pruner:
         """The strategy, ready to plan for a target."""
@@ -114,6 +117,8 @@ class Comparison(CheckedFile):
             is not None
         ]
         measured: list[Placed[Evaluator]] = named_entries(evaluators, data, "evaluate", mistakes)
+        if targets:
+            methods = [_restored(method, targets[0].component, mistakes) for method in methods]
         _check_labels(methods, mistakes)
         _check_kinds(methods, targets, mistakes)
         if frame is not None and frame.model is not None:
@@ -227,6 +232,12 @@ def _method(
     if options is None or len(mistakes.found) > before:
         return None
     return Method(label or named(found.name, options), found, options, tuple(after))
+
+
+def _restored(method: Placed[Method], target: Target, mistakes: Mistakes) -> Placed[Method]:
+    """A method with the recovery that belongs to its strategy, which no target changes."""
+    found = following(method.component.at(target), mistakes.at(method.place))
+    return Placed(method.place, replace(method.component, restoration=found))
 
 
 def _check_labels(methods: Sequence[Placed[Method]], mistakes: Mistakes) -> None:

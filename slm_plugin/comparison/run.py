@@ -154,7 +154,7 @@ def _components(comparison: Comparison) -> Iterator[Any]:
     """All components of the comparison; strategies have the first target."""
     for method in comparison.methods:
         yield method.at(comparison.targets[0])
-        yield from (recovery for recovery in method.recoveries if recovery is not None)
+        yield from _present(method.restoration, *method.recoveries)
     yield from comparison.evaluators
 
 
@@ -242,7 +242,7 @@ def _method(run: _Run, method: Method, target: Target) -> Iterator[Cell]:
         if isinstance(planned, SlmError):
             yield blank.model_copy(update={"error": _one_line(planned)})
             continue
-        cell = _cell(run, blank, planned, recovery)
+        cell = _cell(run, blank, planned, _present(method.restoration, recovery))
         if cell.error:
             say(f"  {cell.error}")
         else:
@@ -291,12 +291,16 @@ def _planned(run: _Run, pruner: Pruner, facts: dict[str, Any]) -> Planned | SlmE
     return planned
 
 
-def _cell(run: _Run, blank: Cell, planned: Planned, recovery: Recovery | None) -> Cell:
+def _present(*recoveries: Recovery | None) -> list[Recovery]:
+    return [recovery for recovery in recoveries if recovery is not None]
+
+
+def _cell(run: _Run, blank: Cell, planned: Planned, recoveries: Sequence[Recovery]) -> Cell:
     """Prune a copy, repair it if asked to, and measure it; the cell reports any failure."""
     found: dict[str, Any] = {"planning": planned.cost, "warnings": planned.plan.warnings}
     measured: dict[str, tuple[Measurement, ...]] = {}
     try:
-        session, found["recovering"] = _pruned(run.dense, planned.plan, recovery)
+        session, found["recovering"] = _pruned(run.dense, planned.plan, recoveries)
         found["after"] = session.view.dimensions()
         _measure(run.comparison.evaluators, session, measured)
     except OutputError:
@@ -307,18 +311,22 @@ def _cell(run: _Run, blank: Cell, planned: Planned, recovery: Recovery | None) -
 
 
 def _pruned(
-    dense: Session, plan: PruningPlan, recovery: Recovery | None
+    dense: Session, plan: PruningPlan, recoveries: Sequence[Recovery]
 ) -> tuple[Session, Cost | None]:
     """A new session with the model pruned and repaired, and the cost of the repair."""
     session = _copy(dense)
-    if recovery is not None and recovery.reference:
-        dense.keep_reference()
-        session.reference = dense.reference
+    dense.expect(recoveries)
+    session.reference, session.keeps_layers = dense.reference, dense.keeps_layers
     session.apply(plan)
-    if recovery is None:
+    if not recoveries:
         return session, None
-    _seed(session.seed)
-    _, cost = measure_cost(session, lambda: session.recover(recovery))
+
+    def repair() -> None:
+        for recovery in recoveries:
+            _seed(session.seed)
+            session.recover(recovery)
+
+    _, cost = measure_cost(session, repair)
     return session, cost
 
 

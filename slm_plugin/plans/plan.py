@@ -66,7 +66,8 @@ class PruningPlan(Record):
 
     Indices refer to the model that ``fingerprint`` identifies. Surgery fails unless the pruned
     model has exactly the dimensions ``after``. ``trials`` are the trials of the result, in order;
-    ``explored`` are the other trials of the search.
+    ``explored`` are the other trials of the search. ``followed_by`` is the
+    recovery stage that a recipe runs right after the plan.
     """
 
     format: Literal[1] = 1
@@ -83,6 +84,7 @@ class PruningPlan(Record):
     explored: Annotated[tuple[Trial, ...], FailFast()] = ()
     scores: Annotated[tuple[UnitScores, ...], FailFast()] = ()
     layer_scores: LayerScores | None = None
+    followed_by: dict[str, Any] | None = None
     notes: Annotated[tuple[str, ...], FailFast()] = ()
     warnings: Annotated[tuple[str, ...], FailFast()] = ()
 

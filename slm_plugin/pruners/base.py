@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel
 
@@ -51,6 +52,14 @@ class Pruner(Component):
     def needs_calibration(self) -> bool:
         """Whether the strategy, with these options, measures on calibration data."""
         return True
+
+    @property
+    def followed_by(self) -> Mapping[str, Any] | None:
+        """The recovery that belongs to it, with these options, as a stage of a recipe.
+
+        A recipe or a comparison that has the strategy runs it right behind the strategy's plan.
+        """
+        return None
 
     @abstractmethod
     def plan(self, session: Session) -> PruningPlan:

@@ -183,6 +183,12 @@ def unstreamable(
                 f"'{one.component.name}' needs the whole model and model.memory is layerwise; "
                 "remove it or set `memory: whole`",
             )
+        elif reason := one.component.whole_model:
+            yield Problem(
+                one.place,
+                f"'{one.component.name}' needs the whole model, because {reason}, and "
+                "model.memory is layerwise",
+            )
     if calibration is not None and calibration.source == "self":
         yield Problem(
             ("calibration", "source"),

@@ -21,6 +21,7 @@ from slm_plugin.recipe.parts import (
     check_surroundings,
     component,
     entries,
+    following,
     named_entries,
     stored_config,
     stored_family,
@@ -77,7 +78,7 @@ class Recipe(CheckedFile):
         if frame is not None:
             _check_frame(frame, stages, measured, written, mistakes)
         return {
-            "stages": tuple(one.component for one in stages),
+            "stages": tuple(_with_recoveries(stages, mistakes)),
             "evaluators": tuple(one.component for one in measured),
             "exporters": tuple(one.component for one in written),
         }
@@ -149,6 +150,16 @@ def _stage(entry: Any, mistakes: Mistakes) -> Stage | None:
         pruner.check()
         return pruner
     return None
+
+
+def _with_recoveries(stages: Sequence[Placed[Stage]], mistakes: Mistakes) -> Iterator[Stage]:
+    """The stages, each strategy with the recovery that belongs to it."""
+    for stage in stages:
+        yield stage.component
+        if isinstance(stage.component, Pruner):
+            recovery = following(stage.component, mistakes.at(stage.place))
+            if recovery is not None:
+                yield recovery
 
 
 def _misplaced(

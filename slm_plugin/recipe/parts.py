@@ -24,7 +24,7 @@ from slm_plugin.recipe.checking import known_class, unboxed, validated
 from slm_plugin.recipe.mistakes import Mistakes, Placed, Problem
 from slm_plugin.record import Record
 from slm_plugin.recovery.base import Recovery
-from slm_plugin.registry import Registry
+from slm_plugin.registry import Registry, recoveries
 from slm_plugin.texts import read_text
 
 # Largest config.json of a model in bytes.
@@ -209,12 +209,31 @@ def component(
     return made
 
 
+def following(pruner: Pruner, mistakes: Mistakes) -> Recovery | None:
+    """The recovery that belongs to a strategy; None where none does.
+
+    Args:
+        pruner: The strategy.
+        mistakes: Grows by what is wrong with the recovery.
+    """
+    stage = pruner.followed_by
+    if stage is None:
+        return None
+    options = {key: value for key, value in stage.items() if key != "recover"}
+    made: Recovery | None = component(recoveries, stage["recover"], options, mistakes)
+    return made
+
+
 def check_surroundings(model: ModelSource, mistakes: Mistakes) -> None:
     """Check that the model can be found and that the cache folder can be used."""
     with mistakes.caught("model", "id"):
         check_name(model.id)
     with mistakes.caught():
         check_cache()
+
+
+def _or(remedy: str) -> str:
+    return f" or {remedy}" if remedy else ""
 
 
 def check_calibration(
@@ -243,4 +262,5 @@ def check_calibration(
         if one.component.needs_calibration:
             mistakes.at(one.place).add(
                 f"'{one.component.name}' needs calibration data; add `calibration: {usual}`"
+                + _or(one.component.without_calibration)
             )

@@ -47,6 +47,11 @@ class Recovery(Component):
         """Whether the recovery, with these options, trains or measures on calibration data."""
         return True
 
+    @property
+    def former_layers(self) -> bool:
+        """Whether it needs `Session.former_layers`, the layers before the last width stage."""
+        return False
+
     @abstractmethod
     def recover(self, session: Session) -> RecoveryRecord:
         """Repair the session's model in place; called by `Session.recover`."""

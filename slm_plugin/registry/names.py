@@ -230,7 +230,7 @@ class Registry(Generic[T]):
 
 _PRUNER = Contract(
     "slm_plugin.pruners.base:Pruner",
-    ("plan", "check_target", "needs_calibration", "unsuited"),
+    ("plan", "check_target", "followed_by", "needs_calibration", "unsuited"),
     reserved=frozenset({"prune", "target", "label", "recover"}),
 )
 _RECOVERY = Contract(

@@ -5,15 +5,18 @@ Experts are removed by `slm_plugin.surgery.experts`.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from slm_plugin.errors import PlanError
 from slm_plugin.extras import require
 from slm_plugin.lazy import torch
-from slm_plugin.models.view import DecoderView, Dimensions
+from slm_plugin.models.streaming import is_stub
+from slm_plugin.models.view import DecoderView, Dimensions, projections
 from slm_plugin.plans import WidthOperation
+from slm_plugin.surgery.concatenation import joined
 from slm_plugin.surgery.experts import remove_experts
 from slm_plugin.surgery.groups import Members, axis, members
 from slm_plugin.surgery.portability import refuse_unloadable
@@ -55,10 +58,36 @@ def apply_channels(model: PreTrainedModel, operations: Sequence[WidthOperation])
     if not projected:
         return
     for index, layer in enumerate(view.layers):
-        for unit, indices in removed.items():
-            _remove(view.projections(layer), members(unit, indices[index], before))
-        _sync_modules(layer, view.family, after)
+        chosen = {unit: indices[index] for unit, indices in removed.items()}
+        _narrow(layer, chosen, before, after)
     _sync_config(view.config, after)
+
+
+def narrowed_copy(
+    layer: nn.Module, removed: Mapping[str, Sequence[int]], before: Dimensions, after: Dimensions
+) -> nn.Module:
+    """A layer without some of its channels and KV groups; the given one is unchanged.
+
+    Args:
+        layer: The layer.
+        removed: The units to remove, by the name of their kind.
+        before: Dimensions of the model.
+        after: Dimensions without the units.
+    """
+    made = copy.deepcopy(layer)
+    _narrow(made, removed, before, after)
+    # Phi-3 reads the number of heads from the config when it runs.
+    for config in {id(m.config): m.config for m in made.modules() if hasattr(m, "config")}.values():
+        _sync_config(cast("PretrainedConfig", config), after)
+    return made
+
+
+def _narrow(
+    layer: nn.Module, removed: Mapping[str, Sequence[int]], before: Dimensions, after: Dimensions
+) -> None:
+    for unit, indices in removed.items():
+        _remove(projections(layer, before.family), members(unit, indices, before))
+    _sync_modules(layer, before.family, after)
 
 
 def _removed_units(
@@ -107,6 +136,9 @@ def _remove(modules: Mapping[str, nn.Linear], removed: Members) -> None:
         if not indices:
             continue
         linear = modules[name]
+        if is_stub(linear.weight):
+            _remove_streamed(linear, set(indices), axis(name))
+            continue
         flags = {key: parameter.requires_grad for key, parameter in linear.named_parameters()}
         with torch.no_grad():
             if axis(name) == 0:
@@ -115,6 +147,15 @@ def _remove(modules: Mapping[str, nn.Linear], removed: Members) -> None:
                 torch_pruning.prune_linear_in_channels(linear, list(indices))
         for key, parameter in linear.named_parameters():
             parameter.requires_grad_(flags[key])
+
+
+def _remove_streamed(linear: nn.Linear, removed: set[int], dim: int) -> None:
+    """Remove rows or columns of weights that are read from disk when they are used."""
+    kept = tuple(index for index in range(linear.weight.shape[dim]) if index not in removed)
+    for name, parameter in list(linear.named_parameters(recurse=False)):
+        if name == "weight" or dim == 0:
+            setattr(linear, name, joined((parameter,), (kept,), dim))
+    linear.out_features, linear.in_features = linear.weight.shape
 
 
 def _sync_modules(layer: nn.Module, family: Family, after: Dimensions) -> None:

@@ -137,8 +137,15 @@ def _merged_names(layer: nn.Module, family: Family, weights_only: bool) -> Itera
             yield name
 
 
-def share_parameters(layer: nn.Module) -> nn.Module:
-    """A second module tree over the same parameters, buffers and config."""
+def share_parameters(layer: nn.Module, *, own_config: bool = False) -> nn.Module:
+    """A second module tree over the same parameters and buffers.
+
+    Args:
+        layer: The layer.
+        own_config: Copy the config too, so that the copy computes as before when surgery writes
+            other sizes into the model's.
+    """
     shared: list[object] = [*layer.parameters(), *layer.buffers()]
-    shared += [module.config for module in layer.modules() if hasattr(module, "config")]
+    if not own_config:
+        shared += [module.config for module in layer.modules() if hasattr(module, "config")]
     return copy.deepcopy(layer, {id(thing): thing for thing in shared})

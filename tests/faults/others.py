@@ -14,17 +14,17 @@ FAULTS = (
     ),
     Fault(
         "a batch's first sample is ignored, so other samples are held out",
-        "recovery/closed_form/least_squares.py",
+        "restoration/least_squares.py",
         "torch.arange(start, start + len(features))",
         "torch.arange(len(features))",
-        "recovery/closed_form/test_least_squares.py",
+        "restoration/test_least_squares.py",
     ),
     Fault(
         "the ridge is relative to the sum of the diagonal",
-        "recovery/closed_form/least_squares.py",
+        "restoration/least_squares.py",
         "self.gram.diagonal().mean()",
         "self.gram.diagonal().sum()",
-        "recovery/closed_form/test_least_squares.py",
+        "restoration/test_least_squares.py",
     ),
     Fault(
         "the layer below a gap is not scaled",
@@ -42,7 +42,7 @@ FAULTS = (
     ),
     Fault(
         "the target of a layer is the top of the next run",
-        "recovery/closed_form/boundaries.py",
+        "restoration/boundaries.py",
         "above[0][0] if above",
         "above[0][1] if above",
         "recovery/closed_form/test_compensation.py recovery/closed_form/test_refit.py",

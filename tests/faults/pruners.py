@@ -181,10 +181,31 @@ FAULTS = (
         "pruners/width/test_budget.py",
     ),
     Fault(
+        "a layer is scored on the dense layers below it",
+        "pruners/width/layer_by_layer.py",
+        "walk.replacement = narrowed_copy(",
+        "narrowed_copy(",
+        "pruners/width/test_layer_by_layer.py",
+    ),
+    Fault(
+        "a layer's own output is taken for the dense model's state",
+        "restoration/layer_walk.py",
+        "if self._former is None:",
+        "if True:",
+        "pruners/width/test_restoration.py",
+    ),
+    Fault(
+        "the held-out tokens count as fitted ones",
+        "pruners/width/few_tokens.py",
+        "(~is_held_out(torch.arange(samples))).sum()",
+        "samples",
+        "pruners/width/test_restoration.py",
+    ),
+    Fault(
         "a magnitude sums absolute values",
         "pruners/width/importance.py",
-        ".detach().float().square()",
-        ".detach().float().abs()",
+        "values(linear.weight).float().square()",
+        "values(linear.weight).float().abs()",
         "pruners/width/test_importance.py",
     ),
     Fault(

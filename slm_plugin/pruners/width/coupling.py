@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from slm_plugin.errors import UnsupportedModelError
 from slm_plugin.lazy import nn, torch
+from slm_plugin.models.streaming import held
 from slm_plugin.models.view import DecoderView, Dimensions
 from slm_plugin.pruners.gradients import only_trainable
 from slm_plugin.surgery.groups import Members, members
@@ -34,7 +35,7 @@ def check_coupling(view: DecoderView) -> None:
     import torch_pruning
 
     dimensions = view.dimensions()
-    with _undisturbed(view.model):
+    with _ends(view) as ends, _undisturbed(view.model):
         graph = torch_pruning.DependencyGraph().build_dependency(
             view.model,
             # A dictionary, because positional inputs are unpacked along the batch.
@@ -47,8 +48,8 @@ def check_coupling(view: DecoderView) -> None:
             output_transform=lambda output: output.logits,
             unwrapped_parameters=[(norm, 0) for norm in _norm_weights(view.model)],
         )
-        for index in sorted({0, len(view.layers) - 1}):
-            modules = view.projections(view.layers[index])
+        for index, layer in ends.items():
+            modules = view.projections(layer)
             for root, expected in _expected_groups(dimensions):
                 found = _traced_group(graph, modules, root, expected[root])
                 _require_equal(found, expected, f"layer {index}")
@@ -102,6 +103,24 @@ def _norm_weights(model: PreTrainedModel) -> list[nn.Parameter]:
         for parameter in module.parameters()
     }
     return [parameter for parameter in model.parameters() if id(parameter) not in known]
+
+
+@contextmanager
+def _ends(view: DecoderView) -> Iterator[dict[int, nn.Module]]:
+    """The first and the last layer by index, alone in the model while they are traced.
+
+    Their weights are in memory, and those of an output head, where layers are streamed.
+    """
+    layers = view.layers
+    ends = {index: layers[index] for index in sorted({0, len(layers) - 1})}
+    with ExitStack() as stack:
+        for module in (*ends.values(), view.head):
+            stack.enter_context(held(module))
+        view.put_layers(nn.ModuleList(ends.values()))
+        try:
+            yield ends
+        finally:
+            view.put_layers(layers)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import torch
+from slm_plugin.models.streaming import values
 from slm_plugin.models.view import DecoderView, Dimensions
 from slm_plugin.plans import UnitScores
 from slm_plugin.pruners.gradients import gradient_moments, loss_gradients
@@ -30,7 +31,7 @@ def magnitude(view: DecoderView) -> tuple[UnitScores, ...]:
         2023 (arXiv 2301.12900), section 3.3.
     """
     saliences = (
-        {name: linear.weight.detach().float().square() for name, linear in modules.items()}
+        {name: values(linear.weight).float().square() for name, linear in modules.items()}
         for modules in map(view.projections, view.layers)
     )
     return tuple(_score_layers(saliences, view.dimensions()))

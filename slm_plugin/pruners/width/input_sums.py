@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from slm_plugin.calibration.captures import Batch, in_float64, run_layers
+from slm_plugin.calibration.captures import in_float64, projection_inputs
 from slm_plugin.calibration.held_out import is_held_out
-from slm_plugin.lazy import nn, no_grad, torch
+from slm_plugin.lazy import no_grad, torch
+from slm_plugin.models.streaming import held
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from slm_plugin.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInputs:
+    """What one layer sees on the calibration set.
+
+    Attributes:
+        index: The layer's index.
+        layer: The layer.
+        projections: Its linear maps by their short names.
+        samples: Number of samples.
+        count: Number of batches.
+        runs: The layer's input and arguments for every batch.
+    """
+
+    index: int
+    layer: nn.Module
+    projections: Mapping[str, nn.Linear]
+    samples: int
+    count: int
+    runs: Callable[[], Iterator[tuple[Tensor, dict[str, Any]]]]
+
+    def read_by(self, name: str) -> ReaderInputs:
+        """The inputs of one of its projections."""
+        return ReaderInputs(self, name, self.projections[name])
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +48,18 @@ class ReaderInputs:
     """The inputs of one projection of a layer, read batch by batch.
 
     Attributes:
-        layer: The layer's index.
         name: Short name of the projection: ``down_proj`` or ``o_proj``.
         linear: The projection.
     """
 
-    layer: int
+    _of: LayerInputs
     name: str
     linear: nn.Linear
-    _module: nn.Module
-    _batches: list[Batch]
+
+    @property
+    def layer(self) -> int:
+        """The layer's index."""
+        return self._of.index
 
     @property
     def weight(self) -> Tensor:
@@ -40,42 +69,47 @@ class ReaderInputs:
     @property
     def count(self) -> int:
         """Number of batches."""
-        return len(self._batches)
+        return self._of.count
 
     @property
     def samples(self) -> int:
         """Number of samples."""
-        return sum(len(batch.tokens) for batch in self._batches)
+        return self._of.samples
 
     @no_grad
     def batches(self) -> Iterator[Tensor]:
         """Its inputs on every batch, each ``(samples, length, features)``, float64."""
-        seen: list[Tensor] = []
-        hook = self.linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        try:
-            for batch in self._batches:
-                hidden = batch.inputs[self.layer]
-                run_layers([self._module], hidden, batch.arguments[self.layer])
-                # OPT hands the tokens of all samples to its MLP as one list.
-                yield in_float64(seen.pop()).reshape(*hidden.shape[:2], -1)
-        finally:
-            hook.remove()
+        for seen, _ in projection_inputs(self._of.layer, self.linear, self._of.runs()):
+            yield in_float64(seen)
 
 
-def reader_inputs(session: Session, name: str) -> Iterator[ReaderInputs]:
-    """The inputs of a projection of every layer in turn, in the model as it is.
+def layer_inputs(session: Session) -> Iterator[LayerInputs]:
+    """The inputs of every layer in turn, in the model as it is.
+
+    Weights that are streamed are in memory until the next layer is asked for.
 
     Args:
         session: The session.
-        name: Short name of the projection.
 
     Raises:
         CalibrationError: There is no calibration set.
         NumericalError: The model produces NaN or infinity.
     """
-    batches = session.captured()
-    for index, layer in enumerate(session.view.layers):
-        yield ReaderInputs(index, name, session.view.projections(layer)[name], layer, batches)
+    batches, view = session.captured(), session.view
+
+    def runs(index: int) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        return ((batch.inputs[index], batch.arguments[index]) for batch in batches)
+
+    for index, layer in enumerate(view.layers):
+        with held(layer):
+            yield LayerInputs(
+                index,
+                layer,
+                view.projections(layer),
+                session.samples,
+                len(batches),
+                partial(runs, index),
+            )
 
 
 class InputSums:

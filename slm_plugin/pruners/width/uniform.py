@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
@@ -78,6 +78,15 @@ class UniformWidth(Pruner):
             NumericalError: The loss or a score is NaN or infinite.
         """
 
+    def cautions(self, session: Session, cut: Cut) -> Iterator[str]:
+        """Warnings about the scores; none by default.
+
+        Args:
+            session: The session.
+            cut: How many units of every layer will go.
+        """
+        yield from ()
+
     def check_target(self, original: Dimensions, current: Dimensions) -> None:
         """Check the target before any work.
 
@@ -105,10 +114,10 @@ class UniformWidth(Pruner):
         cut = self._cut(session.original, before)
         after = before.without_units(cut.channels, cut.kv_groups)
         # What cannot load is refused before the scores take their time.
-        warnings = portability(before, after, session.view.config)
+        warnings = (*portability(before, after, session.view.config), *self.cautions(session, cut))
         check_coupling(session.view)
         scores = self.score(session, cut)
-        operations = (operation for layer in scores for operation in _operations(layer, cut))
+        operations = (operation for layer in scores for operation in operations_of(layer, cut))
         return width_plan(self, session, after, operations, scores, _kept(before, after), warnings)
 
     def _cut(self, original: Dimensions, current: Dimensions) -> Cut:
@@ -123,7 +132,8 @@ class UniformWidth(Pruner):
         return cut
 
 
-def _operations(units: UnitScores, cut: Cut) -> list[KeepChannels | KeepHeads]:
+def operations_of(units: UnitScores, cut: Cut) -> list[KeepChannels | KeepHeads]:
+    """What a layer keeps of the scored units; nothing where none of them go."""
     if units.unit == "mlp_channel" and cut.channels:
         return [KeepChannels(layer=units.layer, indices=kept_units(units.scores, cut.channels))]
     if units.unit == "kv_group" and cut.kv_groups:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +14,7 @@ from slm_plugin.plans import UnitScores
 from slm_plugin.pruners.width import input_scores
 from slm_plugin.pruners.width.brain_surgeon import error_curve
 from slm_plugin.pruners.width.budget import Cut
+from slm_plugin.pruners.width.few_tokens import fit_caution, score_caution
 from slm_plugin.pruners.width.importance import (
     magnitude,
     rounded,
@@ -20,14 +22,16 @@ from slm_plugin.pruners.width.importance import (
     taylor_second,
     taylor_sum,
 )
-from slm_plugin.pruners.width.input_sums import ReaderInputs, reader_inputs
-from slm_plugin.pruners.width.uniform import KvGroups, MultipleOf, UniformWidth
+from slm_plugin.pruners.width.input_sums import LayerInputs, ReaderInputs, layer_inputs
+from slm_plugin.pruners.width.layer_by_layer import Restoration, scored_in_turn
+from slm_plugin.pruners.width.uniform import KvGroups, MultipleOf, UniformWidth, operations_of
 from slm_plugin.registry import register_pruner
 from slm_plugin.target import Target
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from slm_plugin.models.families.family import Family
     from slm_plugin.session import Session
 
 ScoreName = Literal[
@@ -50,12 +54,16 @@ BY_COLUMN: dict[str, Callable[[ReaderInputs], Tensor]] = {
     "leverage": input_scores.leverage,
     "wanda_sp": input_scores.wanda_sp,
 }
+# Scores from the Gram matrix of all columns.
+BY_GRAM = ("leverage", "obs")
+# Scores of a layer that depend on what was removed below it.
+IN_TURN = ("obs",)
 # Errors of a curve may differ little.
 CURVE_DIGITS = 9
 
 
 class WidthOptions(Options):
-    """The score, and how the removal is split between MLP and attention."""
+    """The score, the restoration, and how the removal is split between MLP and attention."""
 
     score: Annotated[
         ScoreName,
@@ -64,6 +72,13 @@ class WidthOptions(Options):
             "alone, the others at what each layer computes"
         ),
     ] = "taylor"
+    restore: Annotated[
+        Literal["dense", "own", "none"],
+        Field(
+            description="refit the projections that read the remaining units toward the dense "
+            "model's states or toward what the layer itself gave before the cut; none removes only"
+        ),
+    ] = "dense"
     kv_groups: KvGroups = 0
     multiple_of: MultipleOf = 8
 
@@ -72,10 +87,11 @@ class WidthOptions(Options):
 class Width(UniformWidth):
     """Remove the same number of MLP channels, and of KV groups, from every layer by a score.
 
-    The scores see the model as it is when the stage begins. Repair the projections that read the
-    remaining channels with ``recover: refit``.
+    The scores see the model as it is when the stage begins; those of ``obs`` see it as pruned and
+    restored below each layer. A recipe runs the restoration, ``recover: refit``, after the plan.
     """
 
+    streams: ClassVar[bool] = True
     Options = WidthOptions
 
     def __init__(self, options: WidthOptions, target: Target) -> None:
@@ -86,8 +102,54 @@ class Width(UniformWidth):
 
     @property
     def needs_calibration(self) -> bool:
-        """All scores but the magnitude look at data."""
-        return self.options.score != "magnitude"
+        """The restoration and all scores but the magnitude look at data."""
+        return self.options.score != "magnitude" or self.options.restore != "none"
+
+    @property
+    def without_calibration(self) -> str:
+        """The magnitude needs data for its restoration alone."""
+        return "set `restore: none`" if self.options.score == "magnitude" else ""
+
+    @property
+    def whole_model(self) -> str:
+        """Gradients go through all layers, and a restoration writes weights."""
+        if self.options.score.startswith("taylor"):
+            return f"`score: {self.options.score}` needs gradients (name another score)"
+        if self.options.restore != "none":
+            return "it restores weights (set `restore: none`)"
+        return ""
+
+    def unsuited_options(self, family: Family) -> str:
+        """What is restored must be linear maps."""
+        if self.options.restore == "none" or not family.no_fit:
+            return ""
+        return f"{family.no_fit}; set `restore: none`"
+
+    @property
+    def followed_by(self) -> Mapping[str, Any] | None:
+        """The restoration; of the attention too where KV groups go."""
+        if self.options.restore == "none":
+            return None
+        return {
+            "recover": "refit",
+            "toward": self.options.restore,
+            "o_proj": self._restoration.o_proj,
+        }
+
+    @property
+    def _restoration(self) -> Restoration:
+        return Restoration(self.options.restore, o_proj=self.options.kv_groups != 0)
+
+    def cautions(self, session: Session, cut: Cut) -> Iterator[str]:
+        """Too few tokens for the number of columns."""
+        before = session.view.dimensions()
+        heads = before.attention_heads * before.head_dim if cut.kv_groups else 0
+        channels = before.intermediate_size
+        if self.options.score in BY_GRAM:
+            ranked = max(heads, channels if cut.channels else 0)
+            yield from score_caution(session, self.options.score, ranked)
+        if self.options.restore != "none":
+            yield from fit_caution(session, channels - cut.channels)
 
     def score(self, session: Session, cut: Cut) -> tuple[UnitScores, ...]:
         """See `UniformWidth.score`."""
@@ -100,18 +162,43 @@ class Width(UniformWidth):
             return taylor_sum(view, session.batches())
         if name in ("taylor_second", "taylor_mixed"):
             return taylor_second(view, session.batches(), mixed=name == "taylor_mixed")
-        return tuple(self._by_inputs(session, cut))
+        found = self._in_turn(session, cut) if name in IN_TURN else self._at_once(session, cut)
+        return tuple(sorted(found, key=lambda scores: scores.unit, reverse=True))
 
-    def _by_inputs(self, session: Session, cut: Cut) -> Iterator[UnitScores]:
+    def _at_once(self, session: Session, cut: Cut) -> Iterator[UnitScores]:
         dimensions = session.view.dimensions()
+        for inputs in layer_inputs(session):
+            yield from self._of_layer(inputs, cut, dimensions)
+
+    def _in_turn(self, session: Session, cut: Cut) -> Iterator[UnitScores]:
+        before = session.view.dimensions()
+
+        def removed(scores: UnitScores) -> dict[str, list[int]]:
+            return {
+                operation.unit: sorted(set(range(len(scores.scores))) - set(operation.kept))
+                for operation in operations_of(scores, cut)
+            }
+
+        return scored_in_turn(
+            session,
+            before.without_units(cut.channels, cut.kv_groups),
+            self._restoration,
+            partial(self._of_layer, cut=cut, dimensions=before),
+            removed,
+        )
+
+    def _of_layer(
+        self, inputs: LayerInputs, cut: Cut, dimensions: Dimensions
+    ) -> Sequence[UnitScores]:
+        found = []
         if cut.channels:
-            for inputs in reader_inputs(session, "down_proj"):
-                scores = self._of_channels(inputs, cut.channels)
-                yield _scores(inputs, "mlp_channel", scores)
+            reader = inputs.read_by("down_proj")
+            found.append(_scores(reader, "mlp_channel", self._of_channels(reader, cut.channels)))
         if cut.kv_groups:
-            for inputs in reader_inputs(session, "o_proj"):
-                scores = self._of_groups(inputs, cut.kv_groups, dimensions)
-                yield _scores(inputs, "kv_group", scores)
+            reader = inputs.read_by("o_proj")
+            scores = self._of_groups(reader, cut.kv_groups, dimensions)
+            found.append(_scores(reader, "kv_group", scores))
+        return found
 
     def _of_channels(self, inputs: ReaderInputs, removed: int) -> Tensor:
         if self.options.score == "obs":

@@ -45,6 +45,7 @@ def width_plan(
         after=after,
         operations=tuple(operations),
         scores=scores,
+        followed_by=None if pruner.followed_by is None else dict(pruner.followed_by),
         notes=(kept, size_note(pruner.target, session.original, before, after)),
         warnings=warnings,
     )

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from slm_plugin.lazy import F, no_grad
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
-from slm_plugin.recovery.closed_form.boundaries import boundaries
-from slm_plugin.recovery.closed_form.layer_walk import LayerWalk, repair_layers
-from slm_plugin.recovery.closed_form.least_squares import Regression
-from slm_plugin.recovery.closed_form.rewriting import Write
+from slm_plugin.recovery.closed_form.layer_repair import repair_layers
 from slm_plugin.registry import register_recovery
+from slm_plugin.restoration.boundaries import boundaries
+from slm_plugin.restoration.layer_walk import LayerWalk
+from slm_plugin.restoration.least_squares import Regression
+from slm_plugin.restoration.rewriting import Write
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from slm_plugin.lazy import no_grad, torch
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
-from slm_plugin.recovery.closed_form.layer_walk import LayerBatch
-from slm_plugin.recovery.closed_form.least_squares import Regression
 from slm_plugin.recovery.closed_form.operators import put_operators
 from slm_plugin.registry import register_recovery
+from slm_plugin.restoration.layer_walk import LayerBatch
+from slm_plugin.restoration.least_squares import Regression
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,10 +13,10 @@ from slm_plugin.calibration.captures import in_float64
 from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import no_grad, torch
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
-from slm_plugin.recovery.closed_form.layer_walk import LayerBatch
-from slm_plugin.recovery.closed_form.least_squares import share
 from slm_plugin.recovery.closed_form.operators import put_operators
 from slm_plugin.registry import register_recovery
+from slm_plugin.restoration.layer_walk import LayerBatch
+from slm_plugin.restoration.least_squares import share
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,14 +9,14 @@ from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import torch
 from slm_plugin.models.operators import put_operator
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
-from slm_plugin.recovery.closed_form.boundaries import (
+from slm_plugin.restoration.boundaries import (
     EMBEDDING,
     NOTHING_MISSING,
     gaps,
     place_name,
     reference_of,
 )
-from slm_plugin.recovery.closed_form.layer_walk import LayerBatch, LayerWalk
+from slm_plugin.restoration.layer_walk import LayerBatch, LayerWalk
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ def put_operators(recovery: Recovery, session: Session, find: Find) -> RecoveryR
     places = gaps(session)
     notes = [] if places else [NOTHING_MISSING]
     found: dict[int, Tensor] = {}
-    walk = LayerWalk(session, reference)
+    walk = LayerWalk(session.view, reference, session.sources)
     for position in walk.visit(places, f"{recovery.name}: layers"):
         where = place_name(position)
         matrix, note = find(walk.inputs, where)

@@ -16,15 +16,15 @@ from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import no_grad, torch
 from slm_plugin.models.view import DecoderView
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
-from slm_plugin.recovery.closed_form.boundaries import (
+from slm_plugin.registry import register_recovery
+from slm_plugin.restoration.boundaries import (
     NOTHING_MISSING,
     gaps,
     place_name,
     reference_of,
 )
-from slm_plugin.recovery.closed_form.layer_walk import LayerBatch, LayerWalk
-from slm_plugin.recovery.closed_form.rewriting import rewriting
-from slm_plugin.registry import register_recovery
+from slm_plugin.restoration.layer_walk import LayerBatch, LayerWalk
+from slm_plugin.restoration.rewriting import rewriting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +66,7 @@ class Rescale(Recovery):
         top = len(session.sources) - 1
         factors: dict[int, float] = {}
         notes = [] if places else [NOTHING_MISSING]
-        walk = LayerWalk(session, reference)
+        walk = LayerWalk(session.view, reference, session.sources)
         inner = [position for position in places if position != top]
         for position in walk.visit(inner, f"{self.name}: layers"):
             gap = _measure(walk.inputs(), place_name(position))

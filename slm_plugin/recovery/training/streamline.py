@@ -19,10 +19,10 @@ from slm_plugin.lazy import no_grad, torch
 from slm_plugin.progress import track
 from slm_plugin.pruners.gradients import only_trainable
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
-from slm_plugin.recovery.closed_form.boundaries import reference_of
 from slm_plugin.recovery.training.loop import refuse_non_finite, shuffled, warmup_cosine
 from slm_plugin.recovery.training.objectives import Loss, imitation_loss, language_loss
 from slm_plugin.registry import register_recovery
+from slm_plugin.restoration.boundaries import reference_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

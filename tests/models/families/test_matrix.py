@@ -357,6 +357,36 @@ def test_every_strategy_plans_what_it_promises(every: str, name: str, tmp_path: 
     assert torch.allclose(logits(stock), logits(model), atol=1e-5)
 
 
+@pytest.mark.parametrize("restore", ["dense", "own"])
+def test_restored_widths_are_planned_on_what_they_compute(
+    every: str, restore: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each layer is scored on the states that the pruned and restored model later has there."""
+    model = make_model(every)
+    session = Session(model, calibration=random_tokens(5, 16))
+    cls = pruners.get("width")
+    if complaint(cls, session.view.family, model.config.to_dict()):
+        return
+    groups = int("kv_groups" in session.view.family.units)
+    options = cls.Options(score="obs", multiple_of=4, kv_groups=groups, restore=restore)
+    pruner = cls(options, Target(ratio=0.2))
+    seen, score = [], cls._of_layer
+
+    def listening(self: Any, inputs: Any, **said: Any) -> Any:
+        seen.append(torch.cat([hidden for hidden, _ in inputs.runs()]))
+        return score(self, inputs, **said)
+
+    monkeypatch.setattr(cls, "_of_layer", listening)
+    made = session.plan(pruner)
+    refit = recoveries.get("refit")
+    recovery = refit(refit.Options(o_proj=bool(groups), toward=restore))
+    session.expect([recovery])
+    session.apply(made)
+    session.recover(recovery)
+    now = [torch.cat([b.inputs[index] for b in session.captured()]) for index in range(6)]
+    assert all(torch.equal(one, other) for one, other in zip(seen, now, strict=True))
+
+
 @pytest.mark.parametrize("name", sorted(RECOVERIES))
 def test_every_repair_runs_and_a_fit_lowers_the_error(every: str, name: str) -> None:
     """What is fitted to the dense stream brings the stream behind the last layer nearer to it."""

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from slm_plugin.pruners.width import input_scores
 from slm_plugin.pruners.width.brain_surgeon import error_curve
-from slm_plugin.pruners.width.input_sums import ReaderInputs, reader_inputs
+from slm_plugin.pruners.width.input_sums import ReaderInputs, layer_inputs
 from slm_plugin.session import Session
 from tests.tiny import make_model, random_tokens
 
@@ -34,7 +34,7 @@ def scored(
 ) -> torch.Tensor:
     """The scores of the columns of one layer."""
     session = Session(model, calibration=TOKENS, batch_tokens=batch)
-    found = [*reader_inputs(session, reader)]
+    found = [one.read_by(reader) for one in layer_inputs(session)]
     return SCORES[name](found[layer])
 
 
@@ -121,7 +121,7 @@ def test_a_constant_column_costs_flap_nothing() -> None:
     )
     sums = input_scores.flap, input_scores.wanda_sp
     session = Session(model, calibration=TOKENS)
-    inputs = [*reader_inputs(session, "down_proj")][2]
+    inputs = [one.read_by("down_proj") for one in layer_inputs(session)][2]
     fluctuation, wanda = (score(inputs) for score in sums)
     hook.remove()
     assert fluctuation.argmin() == CHANNELS - 1 and wanda.argmax() == CHANNELS - 1
@@ -136,7 +136,7 @@ def test_a_contribution_sees_what_went_before() -> None:
             linear.weight[4] = linear.weight[9]
         mlp.down_proj.weight[:, 4] = -mlp.down_proj.weight[:, 9]
     session = Session(model, calibration=TOKENS, batch_tokens=24)
-    inputs = [*reader_inputs(session, "down_proj")][2]
+    inputs = [one.read_by("down_proj") for one in layer_inputs(session)][2]
     places = input_scores.contribution(inputs, 30)
     # Each alone costs the same; both together cost nothing, so they leave one after another.
     assert abs(places[4] - places[9]) <= 6
@@ -149,7 +149,7 @@ def test_a_group_is_scored_by_what_its_columns_add_together() -> None:
     weight = model.model.layers[1].self_attn.o_proj.weight.detach().double()
     rows = seen(model, 1, "o_proj").flatten(0, 1)
     session = Session(model, calibration=TOKENS)
-    inputs = [*reader_inputs(session, "o_proj")][1]
+    inputs = [one.read_by("o_proj") for one in layer_inputs(session)][1]
     found = input_scores.group_contribution(inputs, 16)
     for group in range(2):
         here = slice(16 * group, 16 * group + 16)

@@ -15,7 +15,7 @@ from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.pipeline import plan, run
 from slm_plugin.plans import MergeLayers
 from slm_plugin.pruners.depth.sleb import Sleb
-from slm_plugin.recovery.closed_form.boundaries import boundaries, target_of
+from slm_plugin.restoration.boundaries import boundaries, target_of
 from slm_plugin.session import Session
 from tests.pruners.depth.strategies import make_identity
 from tests.recovery.pruned import TOKENS, drop, join, pruned, recover

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from slm_plugin.plans import MergeLayers
-from slm_plugin.recovery.closed_form import least_squares
+from slm_plugin.restoration import least_squares
 from tests.pruners.depth.strategies import layer_outputs
 from tests.recovery.pruned import (
     FITTED,

@@ -21,8 +21,9 @@ from slm_plugin.models.operators import operators
 from slm_plugin.pipeline import run
 from slm_plugin.plans import MergeLayers
 from slm_plugin.recipe import Recipe
-from slm_plugin.recovery.closed_form import ghost, least_squares, linear_patch
-from slm_plugin.recovery.closed_form.layer_walk import LayerBatch
+from slm_plugin.recovery.closed_form import ghost, linear_patch
+from slm_plugin.restoration import least_squares
+from slm_plugin.restoration.layer_walk import LayerBatch
 from tests.pruners.depth.strategies import layer_outputs
 from tests.recovery.pruned import (
     FITTED,

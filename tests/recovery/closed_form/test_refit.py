@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from slm_plugin.plans import MergeLayers
-from slm_plugin.recovery.closed_form import least_squares
+from slm_plugin.restoration import least_squares
 from slm_plugin.session import Session
 from tests.pruners.depth.strategies import layer_outputs
 from tests.recovery.pruned import (

@@ -6,6 +6,7 @@ stream after that layer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from slm_plugin.errors import CalibrationError, UnsupportedModelError
@@ -59,13 +60,23 @@ def reference_of(session: Session, recovery: str) -> list[Batch]:
 
 
 def target_of(session: Session, position: int) -> int:
-    """Index, in the inputs of a reference batch, of the target state after a layer.
+    """Index, in the inputs of a reference batch, of the target state after a layer."""
+    return target_above(session.sources, position, session.original.layers)
+
+
+def target_above(sources: Sequence[tuple[int, int]], position: int, top: int) -> int:
+    """Index of the target state after a layer.
 
     It is the input of the next remaining layer in the dense model or, after the top layer, the
     final state before the norm.
+
+    Args:
+        sources: For every remaining layer, the lowest and the highest dense layer in it.
+        position: The layer.
+        top: Number of layers of the dense model.
     """
-    above = session.sources[position + 1 :]
-    return above[0][0] if above else session.original.layers
+    above = sources[position + 1 :]
+    return above[0][0] if above else top
 
 
 def boundaries(session: Session) -> list[int]:

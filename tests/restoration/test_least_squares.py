@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from slm_plugin.errors import CalibrationError, NumericalError
-from slm_plugin.recovery.closed_form.least_squares import RIDGES, Fit, Regression
+from slm_plugin.restoration.least_squares import RIDGES, Fit, Regression
 from tests.recovery.pruned import ridge_oracle
 
 SAMPLES, LENGTH, FEATURES, HIDDEN = 12, 7, 9, 5

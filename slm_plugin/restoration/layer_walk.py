@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from slm_plugin.calibration.captures import Batch, enter, in_float64, run_layers
+from slm_plugin.calibration.captures import Batch, enter, in_float64, projection_inputs, run_layers
 from slm_plugin.calibration.spool import Spool
+from slm_plugin.models.streaming import held
+from slm_plugin.models.view import DecoderView
 from slm_plugin.progress import track
-from slm_plugin.recovery.base import Recovery, RecoveryRecord
-from slm_plugin.recovery.closed_form.boundaries import (
-    EMBEDDING,
-    NOTHING_MISSING,
-    note_below,
-    reference_of,
-    target_of,
-)
-from slm_plugin.recovery.closed_form.rewriting import Write, rewriting
+from slm_plugin.restoration.boundaries import EMBEDDING, target_above
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from slm_plugin.models.families.family import Family
-    from slm_plugin.session import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,37 +49,58 @@ class LayerWalk:
     same length and no padding, so every token counts.
 
     Args:
-        session: The session. Layers that the walk has passed must not change any more.
+        view: The model. Layers that the walk has passed must not change any more.
         reference: The layer inputs of the dense model.
+        sources: For every layer, the lowest and the highest layer of the reference in it.
+        former: The layers as they were before a stage. Where given, the target of a layer is what
+            the former one makes of the present input, and not the state of the reference.
+
+    Attributes:
+        position: Index of the next layer.
+        replacement: Runs in place of the next layer; None for the layer itself.
     """
 
-    def __init__(self, session: Session, reference: Sequence[Batch]) -> None:
-        self._session = session
-        self._reference = reference
+    def __init__(
+        self,
+        view: DecoderView,
+        reference: Sequence[Batch],
+        sources: Sequence[tuple[int, int]],
+        former: Sequence[nn.Module] | None = None,
+    ) -> None:
+        self._view, self._reference, self._sources = view, reference, sources
+        self._former = former
         self._states = Spool()
         self.position = 0
+        self.replacement: nn.Module | None = None
         for batch in reference:
-            self._states.append(enter(session.view, batch.tokens)[0])
+            self._states.append(enter(view, batch.tokens)[0])
 
     @property
     def layer(self) -> nn.Module:
         """The next layer to run."""
-        return self._session.view.layers[self.position]
+        if self.replacement is not None:
+            return self.replacement
+        return self._view.layers[self.position]
+
+    @property
+    def count(self) -> int:
+        """Number of batches."""
+        return len(self._reference)
 
     @property
     def projections(self) -> dict[str, nn.Linear]:
         """The linear maps of that layer by their short names."""
-        return self._session.view.projections(self.layer)
+        return self._view.projections(self.layer)
 
     @property
     def multiplier(self) -> float:
         """Factor of what a block adds to the residual stream (Granite)."""
-        return self._session.view.residual_multiplier
+        return self._view.residual_multiplier
 
     @property
     def family(self) -> Family:
         """What is true of the model's class."""
-        return self._session.view.family
+        return self._view.family
 
     def norm_behind(self, name: str) -> nn.Module | None:
         """The norm between a projection's output and the residual stream, where there is one."""
@@ -95,24 +109,39 @@ class LayerWalk:
         attention, mlp = self.family.writers
         return self.layer.get_submodule(attention if name == "o_proj" else mlp)
 
+    def runs(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """The next layer's input and arguments for every batch."""
+        # A merged layer keeps the attention type of its lowest original layer.
+        index = self._sources[self.position][0]
+        for batch, state in zip(self._reference, self._states, strict=True):
+            yield state, batch.arguments[index]
+
     def batches(self, projection: nn.Module) -> Iterator[LayerBatch]:
         """Run the layer on every batch, and record the input of one of its projections."""
-        seen: list[Tensor] = []
-        hook = projection.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        target, start = target_of(self._session, self.position), 0
-        try:
-            for batch, output in zip(self._reference, self._outputs(), strict=True):
-                # OPT hands the tokens of all samples to its MLP as one list.
-                features = seen.pop().reshape(*output.shape[:-1], -1)
-                yield LayerBatch(start, features, output, batch.inputs[target])
-                start += len(output)
-        finally:
-            hook.remove()
+        seen, start = projection_inputs(self.layer, projection, self.runs()), 0
+        for (features, output), target in zip(seen, self._targets(), strict=True):
+            yield LayerBatch(start, features, output, target)
+            start += len(output)
+
+    def _targets(self) -> Iterator[Tensor]:
+        """The target of every batch behind the next layer, ``(samples, length, hidden)``."""
+        if self._former is None:
+            target = self._target(self.position)
+            yield from (batch.inputs[target] for batch in self._reference)
+            return
+        former = self._former[self.position]
+        with held(former):
+            yield from (run_layers([former], *run) for run in self.runs())
+
+    def _target(self, position: int) -> int:
+        """Index, in the inputs of a reference batch, of the target state after a layer."""
+        return target_above(self._sources, position, len(self._reference[0].inputs) - 1)
 
     def advance(self) -> None:
         """Run the layer and move to the next one."""
-        self._store(self._outputs())
+        self._store(run_layers([self.layer], *run) for run in self.runs())
         self.position += 1
+        self.replacement = None
 
     def visit(self, places: Sequence[int], label: str) -> Iterator[int]:
         """Advance to each of the ascending places, the first of which may be EMBEDDING."""
@@ -124,7 +153,7 @@ class LayerWalk:
 
     def inputs(self) -> Iterator[LayerBatch]:
         """The next layer's input for every batch, with its target."""
-        target, start = target_of(self._session, self.position - 1), 0
+        target, start = self._target(self.position - 1), 0
         for state, batch in zip(self._states, self._reference, strict=True):
             yield LayerBatch(start, state, state, batch.inputs[target])
             start += len(state)
@@ -138,44 +167,3 @@ class LayerWalk:
         for state in states:
             stored.append(state)
         self._states = stored
-
-    def _outputs(self) -> Iterator[Tensor]:
-        # A merged layer keeps the attention type of its lowest original layer.
-        index = self._session.sources[self.position][0]
-        for batch, state in zip(self._reference, self._states, strict=True):
-            yield run_layers([self.layer], state, batch.arguments[index])
-
-
-def repair_layers(
-    recovery: Recovery,
-    session: Session,
-    places: Sequence[int],
-    repair: Callable[[LayerWalk, Write], list[str]],
-) -> RecoveryRecord:
-    """Repair layers from the bottom up, each on the outputs of the repaired ones below it.
-
-    Args:
-        recovery: The recovery, for messages and the record.
-        session: The session, its model changed in place.
-        places: Positions to repair, in ascending order.
-        repair: Changes the next layer of a walk and returns notes about it.
-
-    Raises:
-        CalibrationError: The session has no reference.
-        UnsupportedModelError: The residual stream and the reference differ in width.
-        NumericalError: NaN or infinity; the model keeps its former weights.
-    """
-    reference = reference_of(session, recovery.name)
-    notes = list(note_below(session))
-    if not places:
-        notes.append(NOTHING_MISSING)
-    else:
-        walk = LayerWalk(session, reference)
-        with rewriting() as write:
-            for position in track(range(places[-1] + 1), f"{recovery.name}: layers"):
-                if position in places:
-                    notes += repair(walk, write)
-                walk.advance()
-    return RecoveryRecord(
-        recovery=recovery.name, options=recovery.options.model_dump(), notes=tuple(notes)
-    )

@@ -1,0 +1,1 @@
+"""Restoration of linear maps by least squares, for strategies that restore and for recoveries."""

@@ -1,0 +1,1 @@
+"""Tests of the restoration of linear maps by least squares."""
