@@ -85,7 +85,7 @@ class Dimensions(Record):
     def width_range(self) -> str:
         """MLP channels of a layer in words: one number, or the smallest and the largest."""
         low = min(self.layer_widths, default=self.intermediate_size)
-        return f"{low} to {self.intermediate_size}" if self.layer_widths else str(low)
+        return f"{low:,} to {self.intermediate_size:,}" if self.layer_widths else f"{low:,}"
 
     def with_widths(self, widths: Sequence[int]) -> Dimensions:
         """The same decoder with other numbers of MLP channels, one for every layer."""

@@ -205,7 +205,7 @@ def widths_warning(after: Dimensions) -> str | None:
     zeros = padded.parameters - after.parameters
     return (
         f"layers keep {after.width_range} MLP channels, and no stock class holds different widths: "
-        f"a checkpoint pads all layers to {after.intermediate_size} with {zeros:,} zeros, and has "
+        f"a checkpoint pads all layers to {after.intermediate_size:,} with {zeros:,} zeros and has "
         f"{padded.parameters:,} parameters in place of {after.parameters:,}; `onnx` needs no "
         "padding"
     )

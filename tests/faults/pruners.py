@@ -161,7 +161,7 @@ FAULTS = (
     ),
     Fault(
         "batches are counted instead of samples",
-        "pruners/depth/measures/influence.py",
+        "pruners/influence.py",
         "samples += len(batch.tokens)",
         "samples += len(captured[0].tokens)",
         "pruners/depth/test_block_influence.py",

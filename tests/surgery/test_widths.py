@@ -108,6 +108,6 @@ def test_the_warning_counts_the_padding() -> None:
     config = make_model().config
     (warning,) = portability(SMOLLM2, after, config)
     zeros = 20 * 536 * 3 * 576
-    assert f"with {zeros:,} zeros" in warning and "1000 to 1536" in warning
+    assert f"with {zeros:,} zeros" in warning and "1,000 to 1,536" in warning
     assert f"{SMOLLM2.parameters:,} parameters in place of {after.parameters:,}" in warning
     assert not portability(SMOLLM2, SMOLLM2.with_widths([1024] * 30), config)

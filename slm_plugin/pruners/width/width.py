@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from slm_plugin.component import Options
 from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import UnitScores
 from slm_plugin.pruners.width import input_scores
+from slm_plugin.pruners.width.allocation.choice import (
+    NOT_POOLED,
+    STRETCHED,
+    WITHOUT_DATA,
+    AllocationName,
+    Stage,
+    allocated,
+)
+from slm_plugin.pruners.width.allocation.limits import channel_limits
+from slm_plugin.pruners.width.allocation.projection import Limits, kept_channels
 from slm_plugin.pruners.width.brain_surgeon import error_curve
 from slm_plugin.pruners.width.budget import Cut
 from slm_plugin.pruners.width.importance import (
@@ -23,6 +34,7 @@ from slm_plugin.pruners.width.importance import (
 from slm_plugin.pruners.width.input_sums import ReaderInputs, reader_inputs
 from slm_plugin.pruners.width.uniform import KvGroups, MultipleOf, UniformWidth
 from slm_plugin.registry import register_pruner
+from slm_plugin.surgery.portability import refuse_unloadable
 from slm_plugin.target import Target
 
 if TYPE_CHECKING:
@@ -50,12 +62,15 @@ BY_COLUMN: dict[str, Callable[[ReaderInputs], Tensor]] = {
     "leverage": input_scores.leverage,
     "wanda_sp": input_scores.wanda_sp,
 }
+# Relative to the mean sparsity: what AlphaPruning releases as ``epsilon``.
+SPREAD = 0.3
+FLOOR = 0.1
 # Errors of a curve may differ little.
 CURVE_DIGITS = 9
 
 
 class WidthOptions(Options):
-    """The score, and how the removal is split between MLP and attention."""
+    """The score, and how the removal is split between layers, MLP and attention."""
 
     score: Annotated[
         ScoreName,
@@ -64,19 +79,62 @@ class WidthOptions(Options):
             "alone, the others at what each layer computes"
         ),
     ] = "taylor"
+    allocation: Annotated[
+        AllocationName,
+        Field(
+            description="how many MLP channels each layer loses; with all but uniform, layers "
+            "differ, and a checkpoint is padded with zeros"
+        ),
+    ] = "uniform"
+    spread: Annotated[
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description=f"how far {', '.join(STRETCHED)} take the layers' shares apart: at 0.3 "
+            "the least is about 0.7 of the mean",
+        ),
+    ] = SPREAD
+    floor: Annotated[
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description="smallest share of its MLP channels that a layer keeps, where layers "
+            "may differ",
+        ),
+    ] = FLOOR
     kv_groups: KvGroups = 0
     multiple_of: MultipleOf = 8
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        """Settings that have no effect, or no meaning, are mistakes."""
+        if self.allocation == "global" and self.score in NOT_POOLED:
+            raise ValueError(
+                f"score {self.score} ranks the channels of one layer and cannot be compared "
+                "between layers; choose another score or allocation"
+            )
+        if self.spread != SPREAD and self.allocation not in STRETCHED:
+            raise ValueError(
+                f"spread has no effect with allocation {self.allocation}; leave it out, or choose "
+                f"{', '.join(STRETCHED)}"
+            )
+        return self
 
 
 @register_pruner("width")
 class Width(UniformWidth):
-    """Remove the same number of MLP channels, and of KV groups, from every layer by a score.
+    """Remove MLP channels, and KV groups, from every layer by a score.
+
+    By default every layer loses the same number; `allocation` spreads the channels over the layers.
 
     The scores see the model as it is when the stage begins. Repair the projections that read the
     remaining channels with ``recover: refit``.
     """
 
     Options = WidthOptions
+    on_uneven: ClassVar[bool] = True
 
     def __init__(self, options: WidthOptions, target: Target) -> None:
         super().__init__(
@@ -85,9 +143,45 @@ class Width(UniformWidth):
         self.options: WidthOptions = options
 
     @property
+    def leaves_uneven(self) -> bool:
+        """Every allocation but the uniform one."""
+        return self.options.allocation != "uniform"
+
+    @property
     def needs_calibration(self) -> bool:
-        """All scores but the magnitude look at data."""
-        return self.options.score != "magnitude"
+        """All scores but the magnitude, and most allocations, look at data."""
+        return self.options.score != "magnitude" or self.options.allocation not in WITHOUT_DATA
+
+    def cut(self, original: Dimensions, current: Dimensions) -> Cut:
+        """See `UniformWidth.cut`; of layers that may differ, the same share to a step."""
+        if self._keeps_even(current):
+            return super().cut(original, current)
+        limits, kv_groups = self._limits(original, current)
+        cut = Cut.keeping(kept_channels([1.0] * current.layers, limits), kv_groups, current)
+        refuse_unloadable(current, cut.after(current))
+        return cut
+
+    def decide(self, session: Session, cut: Cut) -> tuple[Cut, tuple[UnitScores, ...]]:
+        """See `UniformWidth.decide`."""
+        before = session.view.dimensions()
+        if self._keeps_even(before):
+            return super().decide(session, cut)
+        stage = Stage(session, *self._limits(session.original, before), self.score)
+        return allocated(self.options.allocation, self.options.spread, stage)
+
+    def _keeps_even(self, current: Dimensions) -> bool:
+        return self.options.allocation == "uniform" and not current.layer_widths
+
+    def _limits(self, original: Dimensions, current: Dimensions) -> tuple[Limits, int]:
+        options = self.options
+        return channel_limits(
+            self.target,
+            original,
+            current,
+            kv_groups=options.kv_groups,
+            multiple_of=options.multiple_of,
+            floor=options.floor,
+        )
 
     def score(self, session: Session, cut: Cut) -> tuple[UnitScores, ...]:
         """See `UniformWidth.score`."""
@@ -106,7 +200,7 @@ class Width(UniformWidth):
         dimensions = session.view.dimensions()
         if cut.channels:
             for inputs in reader_inputs(session, "down_proj"):
-                scores = self._of_channels(inputs, cut.channels)
+                scores = self._of_channels(inputs, cut.of_layer(inputs.layer))
                 yield _scores(inputs, "mlp_channel", scores)
         if cut.kv_groups:
             for inputs in reader_inputs(session, "o_proj"):

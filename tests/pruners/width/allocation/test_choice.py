@@ -1,0 +1,165 @@
+"""`width` with an allocation: plans with layers of different widths, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+from pydantic import ValidationError
+
+pytest.importorskip("torch_pruning")
+
+from slm_plugin.errors import CalibrationError, TargetError, UnsupportedModelError
+from slm_plugin.plans import KeepChannels, PruningPlan
+from slm_plugin.pruners.depth.deepest import Deepest
+from slm_plugin.pruners.width.allocation.choice import STRETCHED, WITHOUT_DATA, AllocationName
+from slm_plugin.pruners.width.torch_pruning import TorchPruning
+from slm_plugin.pruners.width.width import Width, WidthOptions
+from slm_plugin.session import Session
+from slm_plugin.target import Target
+from tests.conftest import make_model, random_tokens
+
+TOKENS = random_tokens(6, 12)
+NAMES = get_args(AllocationName)
+
+
+def width(allocation: str, ratio: float = 0.25, **options: Any) -> Width:
+    """The strategy with small steps."""
+    given = {"allocation": allocation, "multiple_of": 2, **options}
+    return Width(WidthOptions.model_validate(given), Target(ratio=ratio))
+
+
+def session_of(**options: Any) -> Session:
+    """A tiny model with calibration data."""
+    return Session(make_model(**options), calibration=TOKENS, batch_tokens=36)
+
+
+def counts(plan: PruningPlan) -> list[int]:
+    """Channels that the layers keep."""
+    return [len(op.kept) for op in plan.operations if isinstance(op, KeepChannels)]
+
+
+@pytest.mark.parametrize("allocation", NAMES)
+def test_every_allocation_plans_what_is_applied(allocation: str) -> None:
+    """The size is met to half a step of one layer, and every layer keeps its best channels."""
+    session = session_of()
+    plan = session.plan(width(allocation, score="wanda_sp", kv_groups=1))
+    wanted = 0.25 * session.original.parameters
+    step = (6 if allocation == "uniform" else 1) * 2 * 96
+    assert abs(plan.parameters_removed - wanted) <= step / 2
+    assert tuple(counts(plan)) == plan.after.widths
+    assert (len(set(counts(plan))) > 1) == (allocation != "uniform")
+    kept = {op.layer: {*op.kept} for op in plan.operations if isinstance(op, KeepChannels)}
+    for one in plan.scores:
+        if one.unit == "mlp_channel":
+            ranked = sorted(range(48), key=one.scores.__getitem__)
+            assert {*ranked[-len(kept[one.layer]) :]} == kept[one.layer]
+    assert PruningPlan.parse(plan.to_json()) == plan
+    session.apply(plan)
+    assert session.view.dimensions() == plan.after
+    assert any("pads" in one for one in plan.warnings) == (allocation != "uniform")
+
+
+@pytest.mark.parametrize("score", ["obs", "contribution"])
+def test_scores_that_depend_on_the_count_see_that_of_the_layer(score: str) -> None:
+    """Both give the lowest scores to exactly those that go."""
+    session = session_of()
+    plan = session.plan(width("alpha", score=score))
+    assert len(set(counts(plan))) > 1
+    for one, kept in zip(plan.scores, counts(plan), strict=True):
+        if score == "contribution":
+            lowest = sorted(one.scores)[: 48 - kept]
+            assert lowest == [float(place) for place in range(48 - kept)]
+        else:
+            assert max(one.scores) == 1
+
+
+def test_without_spread_the_layers_are_equal() -> None:
+    """Exactly the uniform plan, where its size can be met by equal layers."""
+    even = session_of().plan(width("uniform"))
+    for allocation in STRETCHED:
+        plan = session_of().plan(
+            Width(
+                WidthOptions.model_validate(
+                    {"allocation": allocation, "spread": 0, "multiple_of": 2}
+                ),
+                Target(parameters=even.after.parameters),
+            )
+        )
+        assert plan.operations == even.operations and not plan.after.layer_widths
+
+
+def test_a_wider_spread_takes_layers_further_apart() -> None:
+    """And keeps their order."""
+    narrow, wide = (
+        session_of().plan(width("alpha", spread=spread, multiple_of=1)) for spread in (0.2, 0.6)
+    )
+    near, far = counts(narrow), counts(wide)
+    assert max(far) - min(far) > 2 * (max(near) - min(near))
+    order = sorted(range(6), key=near.__getitem__)
+    assert [far[layer] for layer in order] == sorted(far)
+
+
+def test_a_floor_holds() -> None:
+    """The others give what the layer at its floor does not."""
+    free = session_of().plan(width("atp", ratio=0.4))
+    held = session_of().plan(width("atp", ratio=0.4, floor=0.2))
+    assert min(counts(held)) >= 10 and sum(counts(free)) == sum(counts(held))
+    with pytest.raises(TargetError, match=r"floor 0.9 and multiple_of 2 keep at least"):
+        session_of().plan(width("alpha", floor=0.9))
+
+
+def test_what_needs_no_data_works_without() -> None:
+    """Told before any work where it is needed."""
+    for allocation in NAMES:
+        pruner, session = width(allocation, score="magnitude"), Session(make_model())
+        assert pruner.needs_calibration == (allocation not in WITHOUT_DATA)
+        if allocation == "global":
+            # The scores are all it looks at.
+            continue
+        if pruner.needs_calibration:
+            with pytest.raises(CalibrationError):
+                session.plan(pruner)
+        else:
+            assert session.plan(pruner).operations
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"allocation": "global", "score": "obs"}, "obs ranks the channels of one layer"),
+        ({"allocation": "global", "score": "contribution"}, "cannot be compared between layers"),
+        ({"allocation": "atp", "spread": 0.2}, "spread has no effect with allocation atp"),
+        ({"spread": 0.2}, "spread has no effect with allocation uniform"),
+        ({"allocation": "alpha", "spread": 1}, "less than 1"),
+        ({"allocation": "alpha", "floor": 1}, "less than 1"),
+        ({"allocation": "alphas"}, "layer_redundancy"),
+    ],
+)
+def test_options_without_meaning_are_mistakes(options: dict[str, Any], words: str) -> None:
+    """Found when the recipe is read."""
+    with pytest.raises(ValidationError, match=words):
+        WidthOptions.model_validate(options)
+
+
+def test_stages_after_an_allocation() -> None:
+    """Width sees the layers as they are; what takes the same from every layer, or layers, cannot.
+
+    `uniform` takes the same share from every layer.
+    """
+    session = session_of()
+    first = session.plan(width("atp"))
+    session.apply(first)
+    before = session.view.dimensions()
+    for wrong in (
+        TorchPruning(TorchPruning.Options(), Target(ratio=0.1)),
+        Deepest(Deepest.Options(), Target(layers_removed=1)),
+    ):
+        with pytest.raises(UnsupportedModelError, match=f"'{wrong.name}' needs layers of one"):
+            session.plan(wrong)
+    for allocation in ("uniform", "alpha"):
+        plan = session.plan(width(allocation, ratio=0.05))
+        assert all(a <= b for a, b in zip(plan.after.widths, before.widths, strict=True))
+    session.apply(session.plan(width("uniform", ratio=0.05)))
+    lost = [1 - a / b for a, b in zip(session.view.dimensions().widths, before.widths, strict=True)]
+    assert max(lost) - min(lost) < 0.1 and min(lost) > 0
