@@ -138,8 +138,8 @@ class Session:
         """
         # Recorded now, because a strategy may change it. Unregistered classes may have none.
         asked = {"target": pruner.target} if hasattr(pruner, "target") else {}
-        refuse_uneven(pruner, self.view.dimensions())
         with self._untouched(_name(pruner), "planning"):
+            refuse_uneven(pruner, self.view.dimensions())
             made = returned(pruner.plan(self), PruningPlan, pruner)
             model = {"before": self.view.dimensions(), "fingerprint": self.fingerprint()}
             return answered(made, pruner, {**asked, **model}, self.original)

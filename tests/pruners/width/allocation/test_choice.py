@@ -162,4 +162,5 @@ def test_stages_after_an_allocation() -> None:
         assert all(a <= b for a, b in zip(plan.after.widths, before.widths, strict=True))
     session.apply(session.plan(width("uniform", ratio=0.05)))
     lost = [1 - a / b for a, b in zip(session.view.dimensions().widths, before.widths, strict=True)]
-    assert max(lost) - min(lost) < 0.1 and min(lost) > 0
+    # Of the narrowest layer one step of 2 channels is a sixth.
+    assert max(lost) - min(lost) < 0.2 and min(lost) > 0
