@@ -201,6 +201,8 @@ def export_table(report: RunReport) -> Table:
             for check in export.checks
         )
         size = decimal(export.size_bytes)
+        if export.padding:
+            size += f", {export.padding:,} parameters are zero padding"
         folder = Cell(export.folder, "code")
         rows.append(Row((Cell(export.exporter), folder, Cell(size), Cell(checks or "no check"))))
     heads = ("export", "folder", "size", "check against the model in memory")
