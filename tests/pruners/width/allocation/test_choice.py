@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -17,7 +19,7 @@ from slm_plugin.pruners.width.torch_pruning import TorchPruning
 from slm_plugin.pruners.width.width import Width, WidthOptions
 from slm_plugin.session import Session
 from slm_plugin.target import Target
-from tests.conftest import make_model, random_tokens
+from tests.conftest import command, make_checkpoint, make_model, random_tokens
 
 TOKENS = random_tokens(6, 12)
 NAMES = get_args(AllocationName)
@@ -164,3 +166,38 @@ def test_stages_after_an_allocation() -> None:
     lost = [1 - a / b for a, b in zip(session.view.dimensions().widths, before.widths, strict=True)]
     # Of the narrowest layer one step of 2 channels is a sixth.
     assert max(lost) - min(lost) < 0.2 and min(lost) > 0
+
+
+@pytest.mark.usefixtures("reload_here")
+def test_a_run_explains_repairs_and_writes_it(tmp_path: Path, tokens: Path) -> None:
+    """Plan, repair of the uneven layers, padded checkpoint, report; explain and apply the plan."""
+    make_checkpoint(tmp_path / "model")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"""version: 1
+model: {{id: {tmp_path / "model"}, device: cpu}}
+calibration: {{source: {tokens}}}
+stages:
+  - prune: width
+    target: {{ratio: 0.2}}
+    allocation: atp
+    multiple_of: 4
+  - recover: refit
+export:
+  - checkpoint: {{}}
+output: {tmp_path / "out"}
+""")
+    ran = command("run", str(recipe))
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    (export,) = report["exports"]
+    widths = report["after"]["layer_widths"]
+    assert len(set(widths)) > 1
+    assert export["padding"] == (6 * max(widths) - sum(widths)) * 96
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"{export['padding']:,} parameters are zero padding" in page
+    (file,) = (tmp_path / "out").glob("plan*.json")
+    explained = command("explain", str(file)).stdout
+    assert f"MLP channels:   48 -> {min(widths)} to {max(widths)}" in explained
+    model, again = str(tmp_path / "model"), str(tmp_path / "again")
+    applied = command("apply", str(file), "--model", model, "--output", again)
+    assert applied.returncode == 0, applied.stderr
