@@ -15,6 +15,9 @@ from slm_plugin.errors import CalibrationError, TargetError, UnsupportedModelErr
 from slm_plugin.plans import KeepChannels, PruningPlan
 from slm_plugin.pruners.depth.deepest import Deepest
 from slm_plugin.pruners.width.allocation.choice import STRETCHED, WITHOUT_DATA, AllocationName
+from slm_plugin.pruners.width.brain_surgeon import error_curve
+from slm_plugin.pruners.width.input_scores import contribution
+from slm_plugin.pruners.width.input_sums import reader_inputs
 from slm_plugin.pruners.width.torch_pruning import TorchPruning
 from slm_plugin.pruners.width.width import Width, WidthOptions
 from slm_plugin.session import Session
@@ -64,16 +67,17 @@ def test_every_allocation_plans_what_is_applied(allocation: str) -> None:
 
 @pytest.mark.parametrize("score", ["obs", "contribution"])
 def test_scores_that_depend_on_the_count_see_that_of_the_layer(score: str) -> None:
-    """Both give the lowest scores to exactly those that go."""
+    """Both are those of the layer's own number of removed channels."""
     session = session_of()
     plan = session.plan(width("alpha", score=score))
     assert len(set(counts(plan))) > 1
-    for one, kept in zip(plan.scores, counts(plan), strict=True):
+    inputs = reader_inputs(session, "down_proj")
+    for one, kept, seen in zip(plan.scores, counts(plan), inputs, strict=True):
         if score == "contribution":
-            lowest = sorted(one.scores)[: 48 - kept]
-            assert lowest == [float(place) for place in range(48 - kept)]
+            wanted = contribution(seen, 48 - kept)
         else:
-            assert max(one.scores) == 1
+            wanted = error_curve(seen, 48 - kept, size=1)
+        assert one.scores == pytest.approx(wanted.tolist(), rel=1e-6)
 
 
 def test_without_spread_the_layers_are_equal() -> None:
