@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 
 pytest.importorskip("torch_pruning")
 
+from slm_plugin.errors import UnsupportedModelError
+from slm_plugin.export import checkpoint
 from slm_plugin.export.checkpoint import (
     CheckpointExporter,
     CheckpointOptions,
@@ -129,3 +131,13 @@ def test_a_plan_for_one_width_in_each_layer_is_the_uniform_one(tmp_path: Path) -
     save_checkpoint(session, tmp_path)
     assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
     assert padding(session.view) == 0
+
+
+def test_a_streamed_model_of_different_widths_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tensors are copied file by file as they are."""
+    monkeypatch.setattr(checkpoint, "is_streamed", lambda _: True)
+    with pytest.raises(UnsupportedModelError, match="cannot be padded while the model is streamed"):
+        save_checkpoint(Session(uneven("llama")), tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -20,6 +20,7 @@ from slm_plugin.pruners.width.input_scores import contribution
 from slm_plugin.pruners.width.input_sums import reader_inputs
 from slm_plugin.pruners.width.torch_pruning import TorchPruning
 from slm_plugin.pruners.width.width import Width, WidthOptions
+from slm_plugin.recovery.closed_form.refit import Refit
 from slm_plugin.session import Session
 from slm_plugin.target import Target
 from tests.conftest import command, make_checkpoint, make_model, random_tokens
@@ -205,3 +206,16 @@ output: {tmp_path / "out"}
     model, again = str(tmp_path / "model"), str(tmp_path / "again")
     applied = command("apply", str(file), "--model", model, "--output", again)
     assert applied.returncode == 0, applied.stderr
+
+
+def test_every_layer_is_refitted_though_one_kept_its_width() -> None:
+    """One layer is as large as before: a repair must not take the model for an unchanged one."""
+    session = Session(make_model(), calibration=random_tokens(12, 16))
+    session.keep_reference()
+    plan = session.plan(width("atp", ratio=0.15, score="magnitude"))
+    wide = plan.before.with_widths((48, *plan.after.widths[1:]))
+    assert wide.layer_parameters == plan.before.layer_parameters
+    keep = [KeepChannels(layer=i, indices=tuple(range(n))) for i, n in enumerate(wide.widths)]
+    session.apply(plan.model_copy(update={"operations": tuple(keep), "after": wide}))
+    notes = session.recover(Refit(Refit.Options())).notes
+    assert {note.partition(":")[0] for note in notes} >= {f"layer {index}" for index in range(6)}
