@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from slm_plugin.errors import TargetError
 from slm_plugin.models.view import Dimensions
-from slm_plugin.pruners.base import Pruner, layers_to_remove
+from slm_plugin.pruners.base import Pruner, layers_to_remove, refuse_uneven
 from slm_plugin.recipe import Stage
 
 
@@ -18,11 +18,13 @@ def refuse_targets(stages: Sequence[Stage], original: Dimensions) -> None:
 
     Raises:
         TargetError: A stage cannot reach its target.
+        UnsupportedModelError: Layers differ in width, and a stage needs equal ones.
     """
     current = original
     for index, stage in enumerate(stages):
         if not isinstance(stage, Pruner):
             continue
+        refuse_uneven(stage, current)
         try:
             stage.check_target(original, current)
         except TargetError as error:

@@ -315,8 +315,8 @@ def _summary(made: PruningPlan) -> str:
     if made.before.experts != made.after.experts:
         return f"{made.before.experts} to {made.after.experts} experts in every layer, {sizes}"
     return (
-        f"MLP width {made.before.intermediate_size} to {made.after.intermediate_size}, "
-        f"KV groups {made.before.kv_heads} to {made.after.kv_heads}, {sizes}"
+        f"MLP channels {made.before.width_range} -> {made.after.width_range}, "
+        f"KV groups {made.before.kv_heads} -> {made.after.kv_heads}, {sizes}"
     )
 
 

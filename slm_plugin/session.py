@@ -34,7 +34,7 @@ from slm_plugin.models.state import (
 )
 from slm_plugin.models.view import DecoderView, Dimensions
 from slm_plugin.plans import PruningPlan
-from slm_plugin.pruners.base import Pruner
+from slm_plugin.pruners.base import Pruner, refuse_uneven
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.checking import check_repaired
 from slm_plugin.registry.contract import tell_put_back
@@ -137,6 +137,7 @@ class Session:
 
         Raises:
             TargetError: The target cannot be reached.
+            UnsupportedModelError: Layers differ in width, and the strategy needs equal ones.
             ContractError: The strategy changed the model, or did not return a plan for this model
                 and target.
             UserError: Layers changed outside the session.
@@ -144,6 +145,7 @@ class Session:
         # Recorded now, because a strategy may change it. Unregistered classes may have none.
         asked = {"target": pruner.target} if hasattr(pruner, "target") else {}
         with self._untouched(_name(pruner), "planning"):
+            refuse_uneven(pruner, self.view.dimensions())
             made = returned(pruner.plan(self), PruningPlan, pruner)
             model = {"before": self.view.dimensions(), "fingerprint": self.fingerprint()}
             return answered(made, pruner, {**asked, **model}, self.original)

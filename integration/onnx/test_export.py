@@ -17,7 +17,9 @@ from slm_plugin.export.onnx import OnnxExporter, OnnxOptions, verify_onnx
 from slm_plugin.export.ort_heads import load_ort_model
 from slm_plugin.export.parity import NEW_TOKENS, reference
 from slm_plugin.models.operators import operators, put_operator
+from slm_plugin.plans import KeepChannels
 from slm_plugin.session import Session
+from slm_plugin.surgery.channels import apply_channels
 from tests.tiny import FAMILIES
 
 # What Optimum 0.1 for ONNX lacks: OLMo 3, two mixtures of experts, and ALiBi.
@@ -73,6 +75,22 @@ def test_operators_between_layers_are_in_the_graph(tmp_path: Path, family: str, 
     assert float((reference(session).logits[0] - plain)[:, steps].abs().max()) > 0.1
     assert list(operators(session.model)) == [place]
     assert [entry.name for entry in tmp_path.iterdir()] == ["onnx"]
+
+
+def test_a_graph_holds_layers_of_their_own_width(tmp_path: Path) -> None:
+    """The checkpoint that it is traced from is padded; the graph is not."""
+    session = pruned_session("llama")
+    even = OnnxExporter(OnnxOptions()).export(session, tmp_path / "even")
+    size = session.view.dimensions().intermediate_size
+    widths = (size - 32, size, size - 16)
+    keep = [KeepChannels(layer=i, indices=tuple(range(n))) for i, n in enumerate(widths)]
+    apply_channels(session.model, keep)
+    record = OnnxExporter(OnnxOptions()).export(Session(session.model), tmp_path)
+    logits, generation, one_pass = (check.value for check in record.checks)
+    assert 0 < logits < 1e-4
+    assert generation == one_pass == record.padding == 0
+    removed = 48 * session.view.dimensions().channel_parameters * 4
+    assert even.size_bytes - record.size_bytes >= removed
 
 
 def test_the_folder_is_whole(exported: tuple[Session, Path]) -> None:

@@ -23,12 +23,17 @@ class Check(Record):
 
 
 class ExportRecord(Record):
-    """What an exporter wrote; every check passed, or there would be no record."""
+    """What an exporter wrote; every check passed, or there would be no record.
+
+    ``padding`` is the number of zeros in the files that are no parameters of the model: layers of
+    different widths are padded for stock classes.
+    """
 
     exporter: str
     folder: str
     size_bytes: int
     checks: tuple[Check, ...]
+    padding: int = 0
 
 
 class Exporter(Component):

@@ -26,6 +26,7 @@ from slm_plugin.evaluation.isolation import isolated
 from slm_plugin.export.base import Check, Exporter, ExportRecord
 from slm_plugin.export.encoder_parity import OUTPUTS, write_outputs
 from slm_plugin.export.layerwise import LOGITS, save_streamed, streamed_reference
+from slm_plugin.export.padding import padded_weights, padding
 from slm_plugin.export.parity import (
     DIFFERENCE,
     GENERATION,
@@ -41,6 +42,7 @@ from slm_plugin.lazy import safetensors
 from slm_plugin.models.border import reason
 from slm_plugin.models.carried_files import save_carried
 from slm_plugin.models.configuration import plain_attention
+from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.models.generation import without_generation
 from slm_plugin.models.operators import operators
 from slm_plugin.models.streaming import is_streamed
@@ -108,6 +110,9 @@ class CheckpointExporter(Exporter):
     largest logit: 1e-4 in float32, 1e-2 in float16, 5e-2 in bfloat16; a greedy token may differ
     where two tokens are equal within twice that.
 
+    Layers of different widths are padded with zeros to the largest, because no stock class holds
+    them otherwise; the record counts the zeros.
+
     A model that is streamed from disk is written tensor by tensor, and the fresh process reads it
     layer by layer as well: the same figures, but no tokens are generated, and the record says so.
 
@@ -134,7 +139,11 @@ class CheckpointExporter(Exporter):
             save_checkpoint(session, folder, max_shard_size=options.max_shard_size)
             checks = verify_checkpoint(session, folder)
         return ExportRecord(
-            exporter=self.name, folder=self.name, size_bytes=size_bytes(target), checks=checks
+            exporter=self.name,
+            folder=self.name,
+            size_bytes=size_bytes(target),
+            checks=checks,
+            padding=padding(session.view),
         )
 
 
@@ -144,7 +153,8 @@ def save_checkpoint(session: Session, folder: Path, *, max_shard_size: str = "5G
     The session's model and its config stay as they are.
 
     Raises:
-        UnsupportedModelError: The model has operators between layers.
+        UnsupportedModelError: The model has operators between layers, or is streamed and has layers
+            of different widths.
         OutputError: The folder cannot be written.
     """
     model = session.model
@@ -152,6 +162,11 @@ def save_checkpoint(session: Session, folder: Path, *, max_shard_size: str = "5G
         raise UnsupportedModelError(
             "no checkpoint of a stock class holds the operators between this model's layers",
             hint="export `onnx`, or repair by `fold_linear` or `refit`",
+        )
+    if is_streamed(model) and session.view.dimensions().layer_widths:
+        raise UnsupportedModelError(
+            "layers of different widths cannot be padded while the model is streamed from disk",
+            hint="load it whole, or take `allocation: uniform`",
         )
     try:
         with isolated("transformers", logging.ERROR), _clean_config(session) as generation:
@@ -179,7 +194,9 @@ def save_checkpoint(session: Session, folder: Path, *, max_shard_size: str = "5G
 
 def _save_model(session: Session, folder: Path, max_shard_size: str) -> None:
     model = session.model
-    named = portable_names(model.state_dict(), session.view.family)
+    padded = padded_weights(session.view)
+    weights = {**model.state_dict(), **padded}
+    named = portable_names(weights, session.view.family) or (weights if padded else None)
     if named is None:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
     else:
@@ -245,10 +262,10 @@ def write_reference(session: Session, file: Path) -> float:
     Returns:
         Largest allowed difference of a logit.
     """
-    facts = {
-        "parameters": str(sum(p.numel() for p in session.model.parameters())),
-        "weights": session.fingerprint().weights,
-    }
+    parameters = sum(p.numel() for p in session.model.parameters()) + padding(session.view)
+    padded = padded_weights(session.view)
+    found = fingerprint(session.model, padded) if padded else session.fingerprint()
+    facts = {"parameters": str(parameters), "weights": found.weights}
     attention = plain_attention(session.model)
     if attention is not None:
         facts["attention"] = attention

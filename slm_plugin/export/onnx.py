@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -32,8 +32,10 @@ from slm_plugin.models.carried_files import save_carried
 from slm_plugin.models.configuration import plain_attention
 from slm_plugin.models.operators import operators, put_operator, without_operators
 from slm_plugin.outputs.scratch import temporary_folder, whole_folder
+from slm_plugin.plans import KeepChannels
 from slm_plugin.progress import say
 from slm_plugin.registry import register_exporter
+from slm_plugin.surgery.channels import apply_channels
 
 if TYPE_CHECKING:
     from torch import nn
@@ -128,6 +130,7 @@ class OnnxExporter(Exporter):
                     options,
                     operators(session.model),
                     plain_attention(session.model),
+                    session.view.dimensions().layer_widths,
                 )
             save_carried(session.model, folder)
             checks = verify_onnx(session, folder, tolerance=options.tolerance)
@@ -142,6 +145,7 @@ def write_onnx(
     options: OnnxOptions,
     between: Mapping[str, nn.Linear],
     attention: str | None = None,
+    widths: Sequence[int] = (),
 ) -> None:
     """Let Optimum export a checkpoint.
 
@@ -152,6 +156,8 @@ def write_onnx(
         between: Operators between layers, which a checkpoint does not hold, by the path of the
             module that each one ends.
         attention: Implementation of attention to trace; None for the class's default.
+        widths: MLP channels of every layer, where the checkpoint is padded; a graph needs no
+            padding.
 
     Raises:
         SlmError: Optimum cannot.
@@ -169,6 +175,11 @@ def write_onnx(
                 trust_remote_code=False,
                 attn_implementation=attention,
             )
+            if widths:
+                keep = enumerate(widths)
+                apply_channels(
+                    model, [KeepChannels(layer=i, indices=tuple(range(n))) for i, n in keep]
+                )
             model.config.use_cache = options.task.endswith("with-past")
             for path, linear in between.items():
                 put_operator(model.get_submodule(path), linear.weight.T)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,7 +23,11 @@ MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 class Dimensions(Record):
-    """Sizes of a stack of uniform layers, and the parameters per unit of each kind.
+    """Sizes of a stack of layers, and the parameters per unit of each kind.
+
+    Layers differ at most in their MLP channels. Where they do, ``layer_widths`` has the channels of
+    every layer, ``intermediate_size`` is the largest of them, and ``layer_parameters`` are those of
+    a layer so wide; elsewhere ``layer_widths`` is empty.
 
     All ``*_parameters`` count scalars; tied embeddings count once. A unit that cannot be removed
     from models of this family has 0. Experts are those that a router chooses from, each with its
@@ -50,6 +54,7 @@ class Dimensions(Record):
     expert_parameters: int = 0
     stack: str = ""
     fixed_layers: int = 0
+    layer_widths: tuple[int, ...] = ()
 
     @property
     def family(self) -> Family:
@@ -71,8 +76,39 @@ class Dimensions(Record):
         }
         return {unit: count for unit, (count, size) in found.items() if size}
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """MLP channels of every layer."""
+        return self.layer_widths or (self.intermediate_size,) * self.layers
+
+    @property
+    def width_range(self) -> str:
+        """MLP channels of a layer in words: one number, or the smallest and the largest."""
+        low = min(self.layer_widths, default=self.intermediate_size)
+        return f"{low:,} to {self.intermediate_size:,}" if self.layer_widths else f"{low:,}"
+
+    def with_widths(self, widths: Sequence[int]) -> Dimensions:
+        """The same decoder with other numbers of MLP channels, one for every layer."""
+        largest = max(widths)
+        narrower = self.intermediate_size - largest
+        removed = sum(self.widths) - sum(widths)
+        return self.model_copy(
+            update={
+                "intermediate_size": largest,
+                "layer_widths": tuple(widths) if min(widths) < largest else (),
+                "layer_parameters": self.layer_parameters - narrower * self.channel_parameters,
+                "parameters": self.parameters - removed * self.channel_parameters,
+            }
+        )
+
+    def of_layer(self, layer: int) -> Dimensions:
+        """The same decoder if all layers had as many MLP channels as this one."""
+        if not self.layer_widths:
+            return self
+        return self.with_widths((self.layer_widths[layer],) * self.layers)
+
     def without_layers(self, removed: int) -> Dimensions:
-        """The same decoder with fewer layers."""
+        """The same decoder with fewer layers, which are all of one width."""
         return self.model_copy(
             update={
                 "layers": self.layers - removed,
@@ -82,19 +118,15 @@ class Dimensions(Record):
 
     def without_units(self, channels: int = 0, kv_groups: int = 0, experts: int = 0) -> Dimensions:
         """The same decoder with fewer MLP channels, KV groups and experts in every layer."""
-        per_layer = (
-            channels * self.channel_parameters
-            + kv_groups * self.kv_group_parameters
-            + experts * self.expert_parameters
-        )
-        return self.model_copy(
+        per_layer = kv_groups * self.kv_group_parameters + experts * self.expert_parameters
+        narrower = self.with_widths([width - channels for width in self.widths])
+        return narrower.model_copy(
             update={
-                "intermediate_size": self.intermediate_size - channels,
                 "kv_heads": self.kv_heads - kv_groups,
                 "attention_heads": self.attention_heads - kv_groups * self.queries_per_group,
                 "experts": self.experts - experts,
-                "layer_parameters": self.layer_parameters - per_layer,
-                "parameters": self.parameters - self.layers * per_layer,
+                "layer_parameters": narrower.layer_parameters - per_layer,
+                "parameters": narrower.parameters - self.layers * per_layer,
             }
         )
 
@@ -194,24 +226,24 @@ class DecoderView:
         """Dimensions of the modules in memory, independent of the config.
 
         Raises:
-            UnsupportedModelError: Layers differ from one another in shape.
+            UnsupportedModelError: Layers differ from one another in more than their MLP channels.
         """
-        first = self.layers[0]
-        shapes = _shapes(first)
+        first, family = self.layers[0], self.family
+        shapes = _shapes(first, family)
         for index, layer in enumerate(self.layers):
-            if _shapes(layer) != shapes:
+            if _shapes(layer, family) != shapes:
                 raise UnsupportedModelError(
                     f"layer {index} differs in shape from layer 0",
-                    hint="only decoders with uniform layers can be pruned",
+                    hint="only decoders whose layers differ in nothing but MLP channels can be "
+                    "pruned",
                 )
-        family = self.family
         if family.by_tensors:
             return self._whole_layers()
         modules = projections(first, family)
         head_dim = _head_dim(first, family, self.config)
         heads, kv_heads = _heads(modules, head_dim, self.config)
         experts = experts_of(first, family)
-        return Dimensions(
+        found = Dimensions(
             architecture=type(self.model).__name__,
             layers=len(self.layers),
             hidden_size=self.embedding.embedding_dim,
@@ -234,6 +266,11 @@ class DecoderView:
             expert_parameters=0 if experts is None else experts.parameters,
             fixed_layers=self.fixed_layers,
         )
+        if "channels" not in family.units:
+            return found
+        widths = [projections(layer, family)["down_proj"].in_features for layer in self.layers]
+        # The count of all parameters is measured already.
+        return found.with_widths(widths).model_copy(update={"parameters": found.parameters})
 
     def _whole_layers(self) -> Dimensions:
         """Dimensions of a stack whose layers are only dropped or merged whole."""
@@ -383,8 +420,24 @@ def _intermediate(modules: dict[str, nn.Linear], config: PretrainedConfig) -> in
     return int(stated or 4 * config.hidden_size)
 
 
-def _shapes(layer: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
-    return [(name, tuple(p.shape)) for name, p in own_parameters(layer)]
+def _shapes(layer: nn.Module, family: Family) -> list[tuple[str, tuple[float, ...]]]:
+    """Shapes of a layer's parameters, those of the MLP in multiples of its channels."""
+    shapes: dict[str, tuple[float, ...]]
+    shapes = {name: tuple(p.shape) for name, p in own_parameters(layer)}
+    if "channels" not in family.units:
+        return list(shapes.items())
+    width = projections(layer, family)["down_proj"].in_features
+    for short, path in family.projections.items():
+        if not set(family.parts(short)) <= set(MLP_PROJECTIONS):
+            continue
+        rows, columns = shapes[f"{path}.weight"]
+        if short == "down_proj":
+            shapes[f"{path}.weight"] = (rows, columns / width)
+            continue
+        shapes[f"{path}.weight"] = (rows / width, columns)
+        if f"{path}.bias" in shapes:
+            shapes[f"{path}.bias"] = (rows / width,)
+    return list(shapes.items())
 
 
 def _channel(modules: dict[str, nn.Linear], family: Family) -> int:

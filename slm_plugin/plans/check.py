@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from slm_plugin.errors import PlanError
 from slm_plugin.models.view import Dimensions
-from slm_plugin.plans.layout import check_fixed
+from slm_plugin.plans.layout import check_even, check_fixed
 from slm_plugin.plans.operations import Block, Operation, by_kind
 from slm_plugin.plans.plan import PruningPlan
 from slm_plugin.texts import first_problem, shown
@@ -85,6 +85,8 @@ def check_plan(plan: PruningPlan) -> None:
             used[block] = number
     # Behind the checks of indices, which may name billions of layers.
     check_fixed(by_kind(plan.operations)[0], plan.before)
+    if plan.kind == "depth":
+        check_even(plan.before)
     _check_promise(plan)
 
 
@@ -94,6 +96,14 @@ def _check_sizes(place: str, sizes: Dimensions) -> None:
         least, most = int(name not in MAY_BE_ZERO), MOST.get(name, _MOST_OTHERWISE)
         if type(size) is int and not least <= size <= most:
             raise PlanError(f"{place}.{name}: no model has {shown(size, 24)}; {least} to {most:,}")
+    widths = sizes.layer_widths
+    if widths and (
+        len(widths) != sizes.layers or not 0 < min(widths) < max(widths) == sizes.intermediate_size
+    ):
+        raise PlanError(
+            f"{place}.layer_widths: {len(widths)} widths do not describe {sizes.layers} layers of "
+            f"up to {sizes.intermediate_size} channels"
+        )
 
 
 def _check_operation(place: str, operation: Operation, plan: PruningPlan) -> None:
@@ -114,9 +124,14 @@ def _check_promise(plan: PruningPlan) -> None:
     removed = sum(operation.layers_removed for operation in plan.operations)
     if removed >= plan.before.layers:
         raise PlanError("operations: they remove every layer of the model")
-    left = plan.before.without_layers(removed)
-    # All layers keep as many units as the first, which surgery checks.
-    kept = {op.unit: len(op.kept) for op in reversed(by_kind(plan.operations)[1])}
+    width = by_kind(plan.operations)[1]
+    channels = {op.layer: len(op.kept) for op in width if op.unit == "channels"}
+    left = plan.before
+    if channels:
+        left = left.with_widths([channels.get(i, size) for i, size in enumerate(left.widths)])
+    left = left.without_layers(removed)
+    # All layers keep as many of the other units as the first, which surgery checks.
+    kept = {op.unit: len(op.kept) for op in reversed(width) if op.unit != "channels"}
     left = left.without_units(
         **{unit: plan.before.units[unit] - number for unit, number in kept.items()}
     )

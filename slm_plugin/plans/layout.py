@@ -59,6 +59,19 @@ def check_fixed(operations: Iterable[DepthOperation], model: Dimensions) -> None
         )
 
 
+def check_even(model: Dimensions) -> None:
+    """Check that all layers have one width, as operations on layers need.
+
+    Raises:
+        PlanError: They do not.
+    """
+    if model.layer_widths:
+        raise PlanError(
+            f"layers of {model.width_range} MLP channels are neither dropped nor merged",
+            hint="drop or merge layers before `width` with an `allocation`",
+        )
+
+
 def layer_mapping(operations: Iterable[DepthOperation], layers: int) -> list[int | None]:
     """The layer mapping: new index of every original layer, None for a dropped one.
 

@@ -275,7 +275,10 @@ class DropSublayers(_LayerOperation):
 
 
 class _KeepUnits(_Operation):
-    """Units inside one layer to keep; every layer of a plan keeps the same number.
+    """Units inside one layer to keep.
+
+    Every layer of a plan keeps the same number of KV groups and of experts, or what it has. Only
+    MLP channels may be more in one layer than in another.
 
     Attributes:
         unit: What is kept, by its name in `Dimensions.units`.
@@ -308,7 +311,8 @@ class _KeepUnits(_Operation):
         _check_indices("layer", "layer", [self.layer], before.layers)
         if self.unit not in before.units:
             raise PlanError(f"no {self.noun} of {before.architecture} can be removed alone")
-        _check_indices(self.listed, self.noun, self.kept, before.units[self.unit])
+        units = before.of_layer(self.layer).units[self.unit]
+        _check_indices(self.listed, self.noun, self.kept, units)
 
     def describe(self) -> str:
         """The number of units."""

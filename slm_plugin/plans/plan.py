@@ -107,7 +107,7 @@ class PruningPlan(Record):
         """
         if self.kind != "depth":
             raise PlanError(
-                f"a plan by {self.pruner} cannot be cut: all layers have one width",
+                f"a plan by {self.pruner} cannot be cut: it is one choice for all layers",
                 hint="plan again with a smaller target",
             )
         if count > len(self.operations):

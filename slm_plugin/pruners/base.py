@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel
 
 from slm_plugin.component import Component
-from slm_plugin.errors import TargetError
+from slm_plugin.errors import TargetError, UnsupportedModelError
 from slm_plugin.models.view import Dimensions
 from slm_plugin.target import Target
 
@@ -33,6 +33,7 @@ class Pruner(Component):
         targets: Kinds of targets that it takes.
         merges: It merges layers, so it stays within layers of one kind.
         keeps_trials: It writes a journal of trials into the cache folder.
+        on_uneven: It works on a model whose layers differ in their MLP channels.
 
     Args:
         options: An instance of the class's ``Options``.
@@ -43,6 +44,7 @@ class Pruner(Component):
     targets: ClassVar[tuple[str, ...]]
     merges: ClassVar[bool] = False
     keeps_trials: ClassVar[bool] = False
+    on_uneven: ClassVar[bool] = False
 
     def __init__(self, options: BaseModel, target: Target) -> None:
         super().__init__(options)
@@ -60,6 +62,11 @@ class Pruner(Component):
         A recipe or a comparison that has the strategy runs it right behind the strategy's plan.
         """
         return None
+
+    @property
+    def leaves_uneven(self) -> bool:
+        """Whether layers may differ in their MLP channels afterwards, with these options."""
+        return False
 
     @abstractmethod
     def plan(self, session: Session) -> PruningPlan:
@@ -87,6 +94,20 @@ class Pruner(Component):
         """
         if self.kind == "depth" and self.target.kind != "threshold":
             layers_to_remove(self.target, original, current)
+
+
+def refuse_uneven(pruner: Pruner, current: Dimensions) -> None:
+    """Check that a strategy works on a model whose layers differ in their MLP channels.
+
+    Raises:
+        UnsupportedModelError: They differ, and it does not.
+    """
+    if current.layer_widths and not getattr(pruner, "on_uneven", False):
+        raise UnsupportedModelError(
+            f"the layers have {current.width_range} MLP channels, and "
+            f"'{getattr(pruner, 'name', type(pruner).__name__)}' needs layers of one width",
+            hint="use it before `width` with an `allocation`; only `width` can follow that",
+        )
 
 
 def layers_to_remove(target: Target, original: Dimensions, current: Dimensions) -> int:

@@ -75,6 +75,7 @@ class Recipe(CheckedFile):
         _check_ratios(stages, mistakes)
         mistakes.extend(refuse_twice(written))
         mistakes.extend(_misplaced(stages, written))
+        mistakes.extend(_on_uneven(stages))
         if frame is not None:
             _check_frame(frame, stages, measured, written, mistakes)
         return {
@@ -191,6 +192,21 @@ def _misplaced(
                 f"'{exporter.component.name}' cannot store the operators that '{name}' inserts "
                 "between layers; export `onnx`, or repair by `fold_linear` or `refit`",
             )
+
+
+def _on_uneven(stages: Sequence[Placed[Stage]]) -> Iterator[Problem]:
+    """Check what follows a stage that leaves layers of different widths."""
+    before: Pruner | None = None
+    for stage in _pruners(stages):
+        pruner = stage.component
+        if before is not None and not pruner.on_uneven:
+            yield Problem(
+                stage.place,
+                f"'{pruner.name}' needs layers of one width and cannot follow '{before.name}' with "
+                "an `allocation`; move it before that stage",
+            )
+        if before is None and pruner.leaves_uneven:
+            before = pruner
 
 
 def _pruners(stages: Sequence[Placed[Stage]]) -> Iterator[Placed[Pruner]]:

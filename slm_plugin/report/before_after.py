@@ -129,13 +129,19 @@ CACHE = "KV cache values per token"
 _SIZES: tuple[tuple[str, Callable[[Dimensions], int]], ...] = (
     ("layers", lambda d: d.layers),
     ("parameters", lambda d: d.parameters),
-    ("parameters of one layer", lambda d: d.layer_parameters),
-    ("MLP channels of one layer", lambda d: d.intermediate_size),
+    ("parameters per layer", lambda d: _per_layer_parameters(d)),
+    ("MLP channels per layer", lambda d: round(sum(d.widths) / d.layers)),
     ("query heads", lambda d: d.attention_heads),
     ("key/value heads", lambda d: d.kv_heads),
     ("experts of one layer", lambda d: d.experts),
     (CACHE, lambda d: 2 * d.layers * d.kv_heads * d.head_dim),
 )
+
+
+def _per_layer_parameters(model: Dimensions) -> int:
+    """Mean over the layers, which may differ in width."""
+    narrower = model.layers * model.intermediate_size - sum(model.widths)
+    return model.layer_parameters - round(narrower * model.channel_parameters / model.layers)
 
 
 def size_table(report: RunReport) -> Table:
@@ -195,6 +201,8 @@ def export_table(report: RunReport) -> Table:
             for check in export.checks
         )
         size = decimal(export.size_bytes)
+        if export.padding:
+            size += f", {export.padding:,} parameters are zero padding"
         folder = Cell(export.folder, "code")
         rows.append(Row((Cell(export.exporter), folder, Cell(size), Cell(checks or "no check"))))
     heads = ("export", "folder", "size", "check against the model in memory")

@@ -71,8 +71,8 @@ def _effect(plan: PruningPlan) -> str:
         f"Parameters:     {before.parameters:,} -> {after.parameters:,} "
         f"(ratio {after.parameters / before.parameters:.3f})",
     ]
-    if before.intermediate_size != after.intermediate_size:
-        lines.append(f"MLP channels:   {before.intermediate_size} -> {after.intermediate_size}")
+    if before.width_range != after.width_range:
+        lines.append(f"MLP channels:   {before.width_range} -> {after.width_range}")
     if before.kv_heads != after.kv_heads:
         lines.append(
             f"Heads:          {before.attention_heads} -> {after.attention_heads} query, "
@@ -141,13 +141,14 @@ def _unit_table(plan: PruningPlan) -> Table:
     before = plan.before
     rows = []
     for layer in sorted({*channels, *groups}):
-        remaining = len(channels.get(layer, range(before.intermediate_size)))
+        width = before.widths[layer]
+        remaining = len(channels.get(layer, range(width)))
         kept = groups.get(layer, tuple(range(before.kv_heads)))
         heads = len(kept) * before.queries_per_group
         rows.append(
             _row(
                 str(layer),
-                f"{remaining:,} of {before.intermediate_size:,}",
+                f"{remaining:,} of {width:,}",
                 f"{len(kept)} of {before.kv_heads}: {numbers.spans(kept)}",
                 f"{heads} of {before.attention_heads}",
             )

@@ -166,29 +166,29 @@ def widths(plan: PruningPlan, name: str = "widths") -> str:
 
     Bars are ``<name>-<unit>-<layer>``, dots ``<name>-<unit>-score-<layer>``.
     """
-    before = plan.before
-    units: tuple[tuple[str, str, int, Mapping[int, Sequence[int]]], ...] = (
-        ("mlp_channel", "MLP channels", before.intermediate_size, plan_effects.kept_channels(plan)),
-        ("kv_group", "KV groups", before.kv_heads, plan_effects.kept_groups(plan)),
+    before, layers = plan.before, plan.before.layers
+    units: tuple[tuple[str, str, Sequence[int], Mapping[int, Sequence[int]]], ...] = (
+        ("mlp_channel", "MLP channels", before.widths, plan_effects.kept_channels(plan)),
+        ("kv_group", "KV groups", (before.kv_heads,) * layers, plan_effects.kept_groups(plan)),
     )
     experts = plan_effects.kept_experts(plan)
     if experts:
-        units = (("expert", "experts", before.experts, experts),)
+        units = (("expert", "experts", (before.experts,) * layers, experts),)
     scores: dict[tuple[str, int], Sequence[float]]
     scores = {(entry.unit, entry.layer): entry.scores for entry in plan.scores}
     if not any(kept for *_, kept in units):
         return ""
-    with canvas.sheet(name, 2.8, f"Units that {before.layers} layers keep") as sheet:
+    with canvas.sheet(name, 2.8, f"Units that {layers} layers keep") as sheet:
         axes = sheet.figure.subplots()
-        for (unit, label, total, kept), shift in zip(units, (-0.2, 0.2), strict=False):
-            for layer in range(before.layers):
+        for (unit, label, totals, kept), shift in zip(units, (-0.2, 0.2), strict=False):
+            for layer, total in enumerate(totals):
                 stay = kept.get(layer, range(total))
                 gid, x = f"{unit}-{layer}", layer + shift
                 axes.bar(x, len(stay) / total, 0.38, **_UNITS[label])[0].set_gid(gid)
                 share = _share(scores.get((unit, layer), ()), stay)
                 if share is not None:
                     axes.plot(x, share, gid=f"{unit}-score-{layer}", **_DOT)
-        axes.set(ylim=(0, 1.05), xlim=(-0.7, before.layers - 0.3), xlabel="layer")
+        axes.set(ylim=(0, 1.05), xlim=(-0.7, layers - 0.3), xlabel="layer")
         canvas.whole_numbers(axes.xaxis)
         axes.yaxis.set_major_formatter("{x:.0%}")
         axes.set_ylabel("share kept")

@@ -40,7 +40,8 @@ def apply_channels(model: PreTrainedModel, operations: Sequence[WidthOperation])
             none.
 
     Raises:
-        PlanError: An operation does not fit the model, or layers would differ in shape.
+        PlanError: An operation does not fit the model, or layers would differ in more than their
+            MLP channels.
         TargetError: The installed transformers could not load the result.
         MissingExtraError: Channels or heads are removed and torch-pruning is not installed.
     """
@@ -52,14 +53,14 @@ def apply_channels(model: PreTrainedModel, operations: Sequence[WidthOperation])
     # Asked for, or had: an operation on units that the model lacks is an error.
     units = dict.fromkeys((*before.units, *(operation.unit for operation in operations)))
     removed = {unit: _removed_units(unit, operations, before) for unit in units}
-    after = before.without_units(**{unit: len(units[0]) for unit, units in removed.items()})
+    after = _after(removed, before)
     refuse_unloadable(before, after)
     remove_experts(view, removed.pop("experts", ()), before, after)
     if not projected:
         return
     for index, layer in enumerate(view.layers):
         chosen = {unit: indices[index] for unit, indices in removed.items()}
-        _narrow(layer, chosen, before, after)
+        _narrow(layer, chosen, before.of_layer(index), after.of_layer(index))
     _sync_config(view.config, after)
 
 
@@ -93,7 +94,10 @@ def _narrow(
 def _removed_units(
     unit: str, operations: Sequence[WidthOperation], before: Dimensions
 ) -> list[tuple[int, ...]]:
-    """Indices of the units of one kind to remove, for every layer; all keep the same number."""
+    """Indices of the units of one kind to remove, for every layer.
+
+    Only of MLP channels may one layer keep more than another.
+    """
     given = [operation for operation in operations if operation.unit == unit]
     if not given:
         return [()] * before.layers
@@ -118,14 +122,26 @@ def _removed_units(
                 hint=error.hint or "correct the indices",
             ) from error
     counts = sorted({len(operation.kept) for operation in given})
-    if len(counts) > 1:
+    if len(counts) > 1 and unit != "channels":
         raise PlanError(
             f"{name} keeps {counts[0]} units in one layer and {counts[-1]} in another",
-            hint="keep the same number in every layer: stock model classes have uniform layers",
+            hint="keep the same number in every layer: no model runs otherwise",
         )
-    every = set(range(before.units[unit]))
-    by_layer = {operation.layer: operation.kept for operation in given}
-    return [tuple(sorted(every - set(by_layer[layer]))) for layer in range(before.layers)]
+    by_layer = {operation.layer: set(operation.kept) for operation in given}
+    return [
+        tuple(i for i in range(before.of_layer(layer).units[unit]) if i not in by_layer[layer])
+        for layer in range(before.layers)
+    ]
+
+
+def _after(removed: Mapping[str, Sequence[tuple[int, ...]]], before: Dimensions) -> Dimensions:
+    """Dimensions without the units, whose indices are given for every layer."""
+    channels = removed.get("channels", [()] * before.layers)
+    left = before.with_widths(
+        [size - len(gone) for size, gone in zip(before.widths, channels, strict=True)]
+    )
+    others = {unit: len(units[0]) for unit, units in removed.items() if unit != "channels"}
+    return left.without_units(**others)
 
 
 def _remove(modules: Mapping[str, nn.Linear], removed: Members) -> None:

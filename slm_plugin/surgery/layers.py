@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from slm_plugin.lazy import nn
 from slm_plugin.models.view import DecoderView, Dimensions, layer_lists
 from slm_plugin.plans import ConcatLayers, DepthOperation, MergeLayers
-from slm_plugin.plans.layout import check_fixed, layers_left
+from slm_plugin.plans.layout import check_even, check_fixed, layers_left
 from slm_plugin.surgery.composition import composed_layer
 from slm_plugin.surgery.concatenation import concatenated_layer
 from slm_plugin.surgery.merge_rules import merged_layer
@@ -36,12 +36,14 @@ def apply_layers(
 
     Raises:
         PlanError: Operations overlap, name layers or units that the model does not have, or leave
-            blocks that do not alternate, or touch layers that must stay where they are.
+            blocks that do not alternate, or touch layers that must stay where they are, or the
+            layers differ in width.
     """
     view = DecoderView.of(model, stack)
     dimensions = view.dimensions()
     kept = layers_left(operations, len(view.layers))
     check_fixed(operations, dimensions)
+    check_even(dimensions)
     merges = {op.merged: op for op in operations if op.merged is not None}
     result = [
         made_layer(merges.get(pair), list(view.layers)[pair[0] : pair[1] + 1], dimensions)

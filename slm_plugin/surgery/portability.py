@@ -39,6 +39,7 @@ def portability(before: Dimensions, after: Dimensions, config: PretrainedConfig)
         split_warning(after),
         head_dim_warning(before, after),
         channels_warning(before, after),
+        widths_warning(after),
         layer_lists_warning(before, after, config),
     )
     return tuple(warning for warning in warnings if warning is not None)
@@ -65,7 +66,7 @@ def refuse_empty(after: Dimensions) -> None:
     """
     left = {
         "layer": after.layers,
-        "MLP channel": after.intermediate_size,
+        "MLP channel": min(after.widths, default=0),
         "KV group": after.kv_heads,
         "query head": after.attention_heads,
     }
@@ -193,6 +194,20 @@ def channels_warning(before: Dimensions, after: Dimensions) -> str | None:
         f"intermediate_size {after.intermediate_size} is no longer a multiple of {lost[0]}: "
         f"some kernels and quantised formats are slower or reject it; multiple_of: "
         f"{lost[-1]} keeps it a multiple"
+    )
+
+
+def widths_warning(after: Dimensions) -> str | None:
+    """Warn that a stock class needs padding where layers differ in width."""
+    if not after.layer_widths:
+        return None
+    padded = after.with_widths((after.intermediate_size,) * after.layers)
+    zeros = padded.parameters - after.parameters
+    return (
+        f"layers keep {after.width_range} MLP channels, and no stock class holds different widths: "
+        f"a checkpoint pads all layers to {after.intermediate_size:,} with {zeros:,} zeros and has "
+        f"{padded.parameters:,} parameters in place of {after.parameters:,}; `onnx` needs no "
+        "padding"
     )
 
 

@@ -129,4 +129,9 @@ BAD = [
     Bad("decimal comma of a line", "{ratio: 0.1}", "\n      ratio: 0,125", "{file}:10:7: stages.1.target.ratio: should be a valid number, not '0,125'; write 0.125"),
     Bad("zeros", "{ratio: 0.1}", "{parameters: '010'}", "{file}:9:14: stages.1.target.parameters: should be a valid integer, not '010'"),
     Bad("own alias", "calibration: {", "calibration: &a {source: *a, ", "{file}:"),
+    Bad("after an allocation", "prune: slm\n    target: {layers_removed: 2}\n    merge_rule: telescoped", "prune: width\n    target: {ratio: 0.1}\n    allocation: atp", "{file}:8:5: stages.1: 'torch_pruning' needs layers of one width and cannot follow 'width' with an `allocation`; move it before that stage"),
+    Bad("pooled ranks", "prune: slm\n    target: {layers_removed: 2}\n    merge_rule: telescoped", "prune: width\n    target: {ratio: 0.1}\n    score: obs\n    allocation: global", "{file}:5:5: stages.0: score obs ranks the channels of one layer and cannot be compared between layers; choose another score or allocation"),
+    Bad("idle spread", "prune: slm\n    target: {layers_removed: 2}\n    merge_rule: telescoped", "prune: width\n    target: {ratio: 0.1}\n    spread: 0.2", "{file}:5:5: stages.0: spread has no effect with allocation uniform; leave it out, or choose"),
+    Bad("spread", "prune: slm\n    target: {layers_removed: 2}\n    merge_rule: telescoped", "prune: width\n    target: {ratio: 0.1}\n    allocation: owl\n    spread: 1", "{file}:8:5: stages.0.spread: should be less than 1, not 1"),
+    Bad("allocation", "prune: slm\n    target: {layers_removed: 2}\n    merge_rule: telescoped", "prune: width\n    target: {ratio: 0.1}\n    allocation: alfa", "{file}:7:5: stages.0.allocation: should be 'alpha', 'alpha_peak', 'atp', 'global', 'influence', 'layer_redundancy', 'owl' or 'uniform', not 'alfa'"),
 ]  # fmt: skip

@@ -22,6 +22,7 @@ BEYOND = {
     "threshold below", "positive divergence", "budget of a threshold", "released size", "own text",
     "no such folder", "no such folder below", "no such gguf", "model is a file",
     "no include_path at all", "no such task", "version is a float", "norm is a float",
+    "after an allocation", "pooled ranks", "idle spread",
 }  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def test_sizes_show_every_pruned_state(report: RunReport) -> None:
     rows = [[typed(cell.text) for cell in row.cells] for row in table.rows]
     sizes = {name: cells for name, *cells in rows}
     assert sizes["layers"] == ["30", "27", "27", "-3 (-10.0%)"]
-    assert sizes["MLP channels of one layer"][-1] == "-176 (-11.5%)"
+    assert sizes["MLP channels per layer"][-1] == "-176 (-11.5%)"
     assert len(sizes) == 7 and "query heads" in sizes
     # 2 tensors x layers x KV heads x head size.
     assert sizes["KV cache values per token"][:3] == ["11,520", "10,368", "6,912"]

@@ -234,7 +234,10 @@ def _keep(*layers: tuple[int, ...]) -> list[WidthOperation]:
         (_keep((0, 1), (0, 1)), r"keep_channels names layer 2 0 times; .* layers 0 to 2"),
         (_keep((0,), (0,), (0,), (0,)), "keep_channels names layer 3 1 times"),
         ([*_keep((0,), (0,), (0,)), *_keep((1,))], "keep_channels names layer 0 2 times"),
-        (_keep((0, 1), (0, 1), (0,)), "keeps 1 units in one layer and 2 in another"),
+        (
+            [KeepHeads(layer=i, kv_groups=kept) for i, kept in enumerate([(0, 1), (0, 1), (0,)])],
+            "keep_heads keeps 1 units in one layer and 2 in another",
+        ),
         (
             _keep((0, 48), (0, 1), (0, 1)),
             "layer 0: indices: names channel 48; the model has channels 0 to 47",
@@ -250,7 +253,7 @@ def _keep(*layers: tuple[int, ...]) -> list[WidthOperation]:
 def test_operations_that_do_not_fit_are_refused(
     operations: list[WidthOperation], complaint: str
 ) -> None:
-    """What would give uneven or impossible layers is refused, before any weight changes."""
+    """What would give impossible layers is refused, before any weight changes."""
     model = _model()
     before = fingerprint(model)
     with pytest.raises(PlanError, match=complaint):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from slm_plugin.plans import LayerScores, PruningPlan
 from slm_plugin.pruners.depth.depth_plan import depth_plan
 from slm_plugin.pruners.depth.dropping import BetweenEnds, lowest, one_by_one
-from slm_plugin.pruners.depth.measures.influence import block_influence
+from slm_plugin.pruners.influence import block_influence
 from slm_plugin.registry import register_pruner
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from slm_plugin.plans import LayerScores, MergeLayers, PruningPlan
 from slm_plugin.pruners import base
 from slm_plugin.pruners.depth.depth_plan import depth_plan, kinds_of
 from slm_plugin.pruners.depth.dropping import BetweenEnds, lowest
-from slm_plugin.pruners.depth.measures.influence import block_influence
 from slm_plugin.pruners.depth.search.runs import alike
+from slm_plugin.pruners.influence import block_influence
 from slm_plugin.registry import register_pruner
 
 if TYPE_CHECKING:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,23 +14,34 @@ from slm_plugin.surgery.portability import splits_evenly
 from slm_plugin.target import Target
 
 
-def size_note(target: Target, original: Dimensions, before: Dimensions, after: Dimensions) -> str:
-    """How a size was met, for the notes of a plan."""
-    wanted = target.parameters_to_remove(original.parameters, before.parameters)
-    removed = before.parameters - after.parameters
-    return (
-        f"target {target.describe()}: {wanted:,} parameters requested, {removed:,} removed, "
-        f"{after.parameters:,} left; {removed / original.parameters:.2%} of the original and "
-        f"{removed / before.parameters:.2%} of the current parameters"
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What is removed from every layer."""
+    """What is removed from every layer.
+
+    Attributes:
+        channels: MLP channels; the most that one layer loses, where they differ.
+        kv_groups: KV groups.
+        by_layer: MLP channels for every layer, where they may differ.
+    """
 
     channels: int
     kv_groups: int
+    by_layer: tuple[int, ...] = ()
+
+    @classmethod
+    def keeping(cls, kept: Sequence[int], kv_groups: int, before: Dimensions) -> Cut:
+        """The cut that leaves every layer with so many MLP channels."""
+        removed = tuple(map(operator.sub, before.widths, kept))
+        return cls(max(removed), kv_groups, removed)
+
+    def of_layer(self, layer: int) -> int:
+        """MLP channels to remove from one layer."""
+        return self.by_layer[layer] if self.by_layer else self.channels
+
+    def after(self, before: Dimensions) -> Dimensions:
+        """What the cut leaves of a decoder."""
+        widths = [width - self.of_layer(layer) for layer, width in enumerate(before.widths)]
+        return before.with_widths(widths).without_units(kv_groups=self.kv_groups)
 
 
 def uniform_cut(
@@ -56,14 +69,14 @@ def uniform_cut(
     Raises:
         TargetError: The target is out of reach; the hint names the reachable range.
     """
-    wanted = _wanted(target, original, current)
+    wanted = wanted_parameters(target, original, current)
     if multiple_of >= current.intermediate_size:
         raise TargetError(
             f"multiple_of {multiple_of} leaves no size to cut the MLP to: it has "
             f"{current.intermediate_size} channels",
             hint="choose a smaller multiple_of",
         )
-    counts = _kv_counts(kv_groups, wanted, current)
+    counts = kv_counts(kv_groups, wanted, current)
     cuts = (_cut(wanted, count, current, multiple_of) for count in counts)
     cut = next((cut for cut in cuts if cut is not None), None)
     reach = _Reach(target, original, current, multiple_of)
@@ -92,7 +105,7 @@ def experts_to_remove(target: Target, original: Dimensions, current: Dimensions)
             f"no expert can be removed: {current.architecture} is no mixture of experts",
             hint="`slm-plugin list --model` names what can be used",
         )
-    wanted = _wanted(target, original, current)
+    wanted = wanted_parameters(target, original, current)
     most = current.experts - current.experts_per_token
     number = round(wanted / (current.layers * current.expert_parameters))
     if number > most:
@@ -111,8 +124,12 @@ def experts_to_remove(target: Target, original: Dimensions, current: Dimensions)
     return number
 
 
-def _wanted(target: Target, original: Dimensions, current: Dimensions) -> int:
-    """Parameters to remove; more than none."""
+def wanted_parameters(target: Target, original: Dimensions, current: Dimensions) -> int:
+    """Parameters to remove.
+
+    Raises:
+        TargetError: There are none.
+    """
     wanted = target.parameters_to_remove(original.parameters, current.parameters)
     if wanted <= 0:
         raise TargetError(
@@ -123,8 +140,12 @@ def _wanted(target: Target, original: Dimensions, current: Dimensions) -> int:
     return wanted
 
 
-def _kv_counts(asked: int | Literal["auto"], wanted: int, current: Dimensions) -> tuple[int, ...]:
-    """Numbers of KV groups to try, in order of preference."""
+def kv_counts(asked: int | Literal["auto"], wanted: int, current: Dimensions) -> tuple[int, ...]:
+    """Numbers of KV groups to try, in order of preference.
+
+    Raises:
+        TargetError: The model has not so many that can be removed.
+    """
     if asked not in ("auto", 0) and not current.kv_group_parameters:
         raise TargetError(
             f"kv_groups {asked}: no KV group of {current.architecture} can be removed alone",
@@ -148,10 +169,8 @@ def _kv_counts(asked: int | Literal["auto"], wanted: int, current: Dimensions) -
 
 
 def _prunable(current: Dimensions) -> int:
-    return current.layers * (
-        current.intermediate_size * current.channel_parameters
-        + current.kv_heads * current.kv_group_parameters
-    )
+    channels = sum(current.widths) * current.channel_parameters
+    return channels + current.layers * current.kv_heads * current.kv_group_parameters
 
 
 def _sizes(current: Dimensions, multiple_of: int) -> list[int]:

@@ -22,7 +22,7 @@ TRACED_TOKENS = 4
 def check_coupling(view: DecoderView) -> None:
     """Compare our groups with those of torch-pruning's dependency graph.
 
-    All layers have the same shapes, so only the first and the last are compared. MLP groups are
+    All layers couple alike, so only the first and the last are compared. MLP groups are
     always compared, attention groups only when every query head has its own key/value head. With
     two query heads per key/value head, torch-pruning 1.6.1 does not terminate on the rotary
     embedding's concatenation. With more, it couples a key head with no query head or with the one
@@ -50,7 +50,7 @@ def check_coupling(view: DecoderView) -> None:
         )
         for index, layer in ends.items():
             modules = view.projections(layer)
-            for root, expected in _expected_groups(dimensions):
+            for root, expected in _expected_groups(dimensions.of_layer(index)):
                 found = _traced_group(graph, modules, root, expected[root])
                 _require_equal(found, expected, f"layer {index}")
         # Nodes refer to one another and to every parameter; clear them so that memory is freed.

@@ -128,16 +128,15 @@ def _score_layers(
     saliences: Iterable[Mapping[str, Tensor]], dimensions: Dimensions, *, whole_lines: bool = False
 ) -> Iterator[UnitScores]:
     for layer, salience in enumerate(saliences):
+        here = dimensions.of_layer(layer)
         lines = {name: _per_line(name, value) for name, value in salience.items()}
         if whole_lines:
             lines = {name: line.abs() for name, line in lines.items()}
-        size = dimensions.intermediate_size
-        every = members("channels", range(size), dimensions)
+        size = here.intermediate_size
+        every = members("channels", range(size), here)
         of_channels = [lines[name][list(own)].view(-1, size) for name, own in every.items()]
         channels = torch.cat(of_channels).sum(0)
-        groups = torch.stack(
-            [_group_sum(lines, group, dimensions) for group in range(dimensions.kv_heads)]
-        )
+        groups = torch.stack([_group_sum(lines, group, here) for group in range(here.kv_heads)])
         yield UnitScores(layer=layer, unit="mlp_channel", scores=rounded(channels, layer))
         yield UnitScores(layer=layer, unit="kv_group", scores=rounded(groups, layer))
 

@@ -87,13 +87,26 @@ class UniformWidth(Pruner):
         """
         yield from ()
 
+    def decide(self, session: Session, cut: Cut) -> tuple[Cut, tuple[UnitScores, ...]]:
+        """The final cut with the scores for it; a subclass may spread it over the layers.
+
+        Args:
+            session: The session, whose model must not change.
+            cut: The cut that takes the same share from every layer.
+
+        Raises:
+            CalibrationError: There is no calibration set, and it is needed.
+            NumericalError: The loss or a score is NaN or infinite.
+        """
+        return cut, self.score(session, cut)
+
     def check_target(self, original: Dimensions, current: Dimensions) -> None:
         """Check the target before any work.
 
         Raises:
             TargetError: The target is out of reach; the hint names the reachable range.
         """
-        self._cut(original, current)
+        self.cut(original, current)
 
     @classmethod
     def unsuited(cls, family: Family, config: Mapping[str, Any]) -> str:
@@ -111,16 +124,22 @@ class UniformWidth(Pruner):
         """
         require("width", f"the pruner {self.name}")
         before = session.view.dimensions()
-        cut = self._cut(session.original, before)
-        after = before.without_units(cut.channels, cut.kv_groups)
+        cut = self.cut(session.original, before)
         # What cannot load is refused before the scores take their time.
-        warnings = (*portability(before, after, session.view.config), *self.cautions(session, cut))
+        portability(before, cut.after(before), session.view.config)
         check_coupling(session.view)
-        scores = self.score(session, cut)
+        cut, scores = self.decide(session, cut)
+        after = cut.after(before)
+        warnings = (*portability(before, after, session.view.config), *self.cautions(session, cut))
         operations = (operation for layer in scores for operation in operations_of(layer, cut))
         return width_plan(self, session, after, operations, scores, _kept(before, after), warnings)
 
-    def _cut(self, original: Dimensions, current: Dimensions) -> Cut:
+    def cut(self, original: Dimensions, current: Dimensions) -> Cut:
+        """The cut that takes the same share from every layer.
+
+        Raises:
+            TargetError: The target is out of reach; the hint names the reachable range.
+        """
         cut = uniform_cut(
             self.target,
             original,
@@ -128,14 +147,15 @@ class UniformWidth(Pruner):
             kv_groups=self._kv_groups,
             multiple_of=self._multiple_of,
         )
-        refuse_unloadable(current, current.without_units(cut.channels, cut.kv_groups))
+        refuse_unloadable(current, cut.after(current))
         return cut
 
 
 def operations_of(units: UnitScores, cut: Cut) -> list[KeepChannels | KeepHeads]:
     """What a layer keeps of the scored units; nothing where none of them go."""
     if units.unit == "mlp_channel" and cut.channels:
-        return [KeepChannels(layer=units.layer, indices=kept_units(units.scores, cut.channels))]
+        kept = kept_units(units.scores, cut.of_layer(units.layer))
+        return [KeepChannels(layer=units.layer, indices=kept)]
     if units.unit == "kv_group" and cut.kv_groups:
         return [KeepHeads(layer=units.layer, kv_groups=kept_units(units.scores, cut.kv_groups))]
     return []
@@ -143,6 +163,6 @@ def operations_of(units: UnitScores, cut: Cut) -> list[KeepChannels | KeepHeads]
 
 def _kept(before: Dimensions, after: Dimensions) -> str:
     return (
-        f"every layer keeps {after.intermediate_size:,} of {before.intermediate_size:,} MLP "
-        f"channels and {after.kv_heads} of {before.kv_heads} KV groups"
+        f"every layer keeps {after.width_range} of {before.width_range} MLP channels and "
+        f"{after.kv_heads} of {before.kv_heads} KV groups"
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import PruningPlan, UnitScores, WidthOperation
 from slm_plugin.pruners.base import Pruner
-from slm_plugin.pruners.width.budget import size_note
+from slm_plugin.target import Target
 
 if TYPE_CHECKING:
     from slm_plugin.session import Session
@@ -46,6 +46,17 @@ def width_plan(
         operations=tuple(operations),
         scores=scores,
         followed_by=None if pruner.followed_by is None else dict(pruner.followed_by),
-        notes=(kept, size_note(pruner.target, session.original, before, after)),
+        notes=(kept, _size_note(pruner.target, session.original, before, after)),
         warnings=warnings,
+    )
+
+
+def _size_note(target: Target, original: Dimensions, before: Dimensions, after: Dimensions) -> str:
+    """How a size was met, for the notes of a plan."""
+    wanted = target.parameters_to_remove(original.parameters, before.parameters)
+    removed = before.parameters - after.parameters
+    return (
+        f"target {target.describe()}: {wanted:,} parameters requested, {removed:,} removed, "
+        f"{after.parameters:,} left; {removed / original.parameters:.2%} of the original and "
+        f"{removed / before.parameters:.2%} of the current parameters"
     )

@@ -99,7 +99,8 @@ class Refit(Recovery):
         places = boundaries(session)
         if self.options.layers == "boundaries":
             return places
-        narrower = session.view.dimensions().layer_parameters != session.original.layer_parameters
+        now, former = session.view.dimensions(), session.original
+        narrower = now.layer_parameters != former.layer_parameters or now.layer_widths
         if narrower or missing_below(session):
             return list(range(len(session.sources)))
         return list(range(places[0], len(session.sources))) if places else []

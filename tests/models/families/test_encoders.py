@@ -23,9 +23,9 @@ from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import DropLayers, MergeLayers, PruningPlan
 from slm_plugin.pruners.depth.angular import distances
-from slm_plugin.pruners.depth.measures.influence import block_influence
 from slm_plugin.pruners.depth.search.runs import DROP
 from slm_plugin.pruners.depth.search.trials import Trials
+from slm_plugin.pruners.influence import block_influence
 from slm_plugin.recipe import Recipe
 from slm_plugin.registry import evaluators, exporters, pruners, recoveries
 from slm_plugin.session import Session

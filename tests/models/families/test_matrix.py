@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from slm_plugin.analysis.observation import observe, token_norms
 from slm_plugin.calibration.captures import capture, run_layers
 from slm_plugin.errors import ModelSourceError, TargetError, UnsupportedModelError
-from slm_plugin.export.checkpoint import CheckpointExporter
+from slm_plugin.export.checkpoint import CheckpointExporter, save_checkpoint
 from slm_plugin.models.families.suitability import complaint, refuse_unsuited
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.streaming import is_streamed
@@ -46,7 +46,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "streamline": {},
     "sublayer": {},
     "torch_pruning": {"importance": "magnitude", "multiple_of": 4},
-    "width": {"score": "obs", "multiple_of": 4},
+    "width": {"score": "obs", "allocation": "owl", "multiple_of": 4},
 }
 # An expert is a larger part of a tiny model than other units.
 RATIOS = {"experts": 0.2}
@@ -352,7 +352,11 @@ def test_every_strategy_plans_what_it_promises(every: str, name: str, tmp_path: 
         # What drops layers alone was seen on the disk and with a cache by the tests above.
         return
     assert generated(model, use_cache=True) == generated(model, use_cache=False)
-    model.save_pretrained(tmp_path / "saved")
+    if measured.layer_widths:
+        (tmp_path / "saved").mkdir()
+        save_checkpoint(session, tmp_path / "saved")
+    else:
+        model.save_pretrained(tmp_path / "saved")
     stock = reloaded(tmp_path / "saved", model)
     assert torch.allclose(logits(stock), logits(model), atol=1e-5)
 

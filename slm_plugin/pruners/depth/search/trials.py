@@ -22,9 +22,9 @@ from slm_plugin.models.streaming import is_streamed
 from slm_plugin.plans import Trial
 from slm_plugin.progress import counting, say
 from slm_plugin.pruners.depth.measures.criteria import CRITERIA, NO_HEAD, CriterionName, Prepared
-from slm_plugin.pruners.depth.measures.influence import block_influence
 from slm_plugin.pruners.depth.search.journal import Journal, journal_of
 from slm_plugin.pruners.depth.search.runs import DROP, Found, Measured, Run, Runs
+from slm_plugin.pruners.influence import block_influence
 from slm_plugin.surgery.layers import made_layer
 from slm_plugin.surgery.merge_rules import candidates
 

@@ -17,11 +17,11 @@ from slm_plugin.errors import NumericalError
 from slm_plugin.models.head import Head
 from slm_plugin.plans import MergeLayers
 from slm_plugin.pruners.depth.measures.criteria import CRITERIA
-from slm_plugin.pruners.depth.measures.influence import block_influence
 from slm_plugin.pruners.depth.search.journal import Journal
 from slm_plugin.pruners.depth.search.runs import DROP, Run, Runs
 from slm_plugin.pruners.depth.search.trials import Trials
 from slm_plugin.pruners.depth.slm import SlidingLayerMerging, SlmOptions
+from slm_plugin.pruners.influence import block_influence
 from slm_plugin.registry import pruners
 from slm_plugin.session import Session
 from slm_plugin.surgery.layers import apply_layers
