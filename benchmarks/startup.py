@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.fingerprint import Fingerprint
-from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import DropLayers, PruningPlan
 from slm_plugin.target import Target
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from slm_plugin.errors import TargetError
-from slm_plugin.models.view import Dimensions
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.pruners.base import Pruner, layers_to_remove, refuse_uneven
 from slm_plugin.recipe import Stage
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from slm_plugin.errors import ContractError, PlanError
 from slm_plugin.evaluation.base import Measurement
 from slm_plugin.foreign import contained, is_ours
-from slm_plugin.models.view import Dimensions
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans import PruningPlan
 from slm_plugin.pruners.base import Pruner, missed
 from slm_plugin.registry.contract import article

@@ -20,6 +20,7 @@ from slm_plugin.errors import (
 from slm_plugin.evaluation.base import Evaluator, Measurement
 from slm_plugin.export.base import Exporter, ExportRecord
 from slm_plugin.foreign import undone
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.fingerprint import Fingerprint, fingerprint
 from slm_plugin.models.process import same_process
 from slm_plugin.models.state import (
@@ -32,7 +33,7 @@ from slm_plugin.models.state import (
     state_of,
     weights_of,
 )
-from slm_plugin.models.view import DecoderView, Dimensions
+from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import PruningPlan
 from slm_plugin.pruners.base import Pruner, refuse_uneven
 from slm_plugin.recovery.base import Recovery, RecoveryRecord

@@ -21,9 +21,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from slm_plugin import cli
 from slm_plugin.cli import writing
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.families import gemma, gpt, llama, moe, olmo, others, towers
 from slm_plugin.models.families.family import Family
-from slm_plugin.models.view import Dimensions
 
 # Tiny models spend more time waking threads than computing.
 torch.set_num_threads(1)

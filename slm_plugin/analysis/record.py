@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from slm_plugin.calibration.samples import CalibrationRecord
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.fingerprint import Fingerprint
-from slm_plugin.models.view import Dimensions
 from slm_plugin.record import Record
 
 Matrix = tuple[tuple[float, ...], ...]

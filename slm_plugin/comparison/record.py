@@ -8,8 +8,8 @@ from pydantic import Field
 
 from slm_plugin.calibration.samples import CalibrationRecord
 from slm_plugin.evaluation.base import Measurement
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.fingerprint import Fingerprint
-from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import PruningPlan
 from slm_plugin.record import Record
 from slm_plugin.target import Target

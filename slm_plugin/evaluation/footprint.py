@@ -16,8 +16,8 @@ from slm_plugin.counts import Count
 from slm_plugin.evaluation.base import Evaluator, EvaluatorOptions, Measurement
 from slm_plugin.evaluation.prefill import check_room, prefill, random_prompt
 from slm_plugin.lazy import inference_mode, torch
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.streaming import is_stub
-from slm_plugin.models.view import Dimensions
 from slm_plugin.registry import register_evaluator
 
 if TYPE_CHECKING:

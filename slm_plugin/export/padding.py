@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from slm_plugin.lazy import torch
-from slm_plugin.models.view import DecoderView, Dimensions
+from slm_plugin.models.dimensions import Dimensions
+from slm_plugin.models.view import DecoderView
 from slm_plugin.surgery.groups import axis, channel_members, pieces
 
 if TYPE_CHECKING:

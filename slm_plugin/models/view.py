@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from slm_plugin.errors import UnsupportedModelError
 from slm_plugin.lazy import nn, torch
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.families import family_of
 from slm_plugin.models.families.family import Family
 from slm_plugin.models.head import Head
 from slm_plugin.models.operators import own_parameters
-from slm_plugin.record import Record
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,115 +20,6 @@ if TYPE_CHECKING:
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-
-
-class Dimensions(Record):
-    """Sizes of a stack of layers, and the parameters per unit of each kind.
-
-    Layers differ at most in their MLP channels. Where they do, ``layer_widths`` has the channels of
-    every layer, ``intermediate_size`` is the largest of them, and ``layer_parameters`` are those of
-    a layer so wide; elsewhere ``layer_widths`` is empty.
-
-    All ``*_parameters`` count scalars; tied embeddings count once. A unit that cannot be removed
-    from models of this family has 0. Experts are those that a router chooses from, each with its
-    row of the router; plans of versions that did not know them say 0. Where a model has two stacks
-    of layers, ``stack`` says which one this is. Without token ids ``vocab_size`` is 0. The lowest
-    ``fixed_layers`` must stay where they are, because vision features are added behind them.
-    """
-
-    architecture: str
-    layers: int
-    hidden_size: int
-    intermediate_size: int
-    attention_heads: int
-    kv_heads: int
-    head_dim: int
-    vocab_size: int
-    tied_embeddings: bool
-    parameters: int
-    layer_parameters: int
-    channel_parameters: int
-    kv_group_parameters: int
-    experts: int = 0
-    experts_per_token: int = 0
-    expert_parameters: int = 0
-    stack: str = ""
-    fixed_layers: int = 0
-    layer_widths: tuple[int, ...] = ()
-
-    @property
-    def family(self) -> Family:
-        """What is true of the model's class."""
-        return family_of(self.architecture, self.stack)
-
-    @property
-    def queries_per_group(self) -> int:
-        """Query heads that share one key/value head."""
-        return self.attention_heads // self.kv_heads
-
-    @property
-    def units(self) -> dict[str, int]:
-        """Units of a layer that width pruning removes, by what `without_units` calls them."""
-        found = {
-            "channels": (self.intermediate_size, self.channel_parameters),
-            "kv_groups": (self.kv_heads, self.kv_group_parameters),
-            "experts": (self.experts, self.expert_parameters),
-        }
-        return {unit: count for unit, (count, size) in found.items() if size}
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """MLP channels of every layer."""
-        return self.layer_widths or (self.intermediate_size,) * self.layers
-
-    @property
-    def width_range(self) -> str:
-        """MLP channels of a layer in words: one number, or the smallest and the largest."""
-        low = min(self.layer_widths, default=self.intermediate_size)
-        return f"{low:,} to {self.intermediate_size:,}" if self.layer_widths else f"{low:,}"
-
-    def with_widths(self, widths: Sequence[int]) -> Dimensions:
-        """The same decoder with other numbers of MLP channels, one for every layer."""
-        largest = max(widths)
-        narrower = self.intermediate_size - largest
-        removed = sum(self.widths) - sum(widths)
-        return self.model_copy(
-            update={
-                "intermediate_size": largest,
-                "layer_widths": tuple(widths) if min(widths) < largest else (),
-                "layer_parameters": self.layer_parameters - narrower * self.channel_parameters,
-                "parameters": self.parameters - removed * self.channel_parameters,
-            }
-        )
-
-    def of_layer(self, layer: int) -> Dimensions:
-        """The same decoder if all layers had as many MLP channels as this one."""
-        if not self.layer_widths:
-            return self
-        return self.with_widths((self.layer_widths[layer],) * self.layers)
-
-    def without_layers(self, removed: int) -> Dimensions:
-        """The same decoder with fewer layers, which are all of one width."""
-        return self.model_copy(
-            update={
-                "layers": self.layers - removed,
-                "parameters": self.parameters - removed * self.layer_parameters,
-            }
-        )
-
-    def without_units(self, channels: int = 0, kv_groups: int = 0, experts: int = 0) -> Dimensions:
-        """The same decoder with fewer MLP channels, KV groups and experts in every layer."""
-        per_layer = kv_groups * self.kv_group_parameters + experts * self.expert_parameters
-        narrower = self.with_widths([width - channels for width in self.widths])
-        return narrower.model_copy(
-            update={
-                "kv_heads": self.kv_heads - kv_groups,
-                "attention_heads": self.attention_heads - kv_groups * self.queries_per_group,
-                "experts": self.experts - experts,
-                "layer_parameters": narrower.layer_parameters - per_layer,
-                "parameters": narrower.parameters - self.layers * per_layer,
-            }
-        )
 
 
 @dataclass(frozen=True, slots=True)

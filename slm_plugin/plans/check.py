@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from slm_plugin.errors import PlanError
-from slm_plugin.models.view import Dimensions
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans.layout import check_even, check_fixed
 from slm_plugin.plans.operations import Block, Operation, by_kind
 from slm_plugin.plans.plan import PruningPlan

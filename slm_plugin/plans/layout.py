@@ -10,7 +10,7 @@ from slm_plugin.errors import PlanError
 from slm_plugin.plans.operations import Block, DepthOperation
 
 if TYPE_CHECKING:
-    from slm_plugin.models.view import Dimensions
+    from slm_plugin.models.dimensions import Dimensions
 
 
 def layers_left(operations: Iterable[DepthOperation], layers: int) -> list[tuple[int, int]]:

@@ -21,7 +21,7 @@ from slm_plugin.plans.rules import check_planned_rule
 from slm_plugin.record import Record
 
 if TYPE_CHECKING:
-    from slm_plugin.models.view import Dimensions
+    from slm_plugin.models.dimensions import Dimensions
 
 # Beyond any model; larger numbers would not fit a tensor of indices.
 MOST = 2**31 - 1

@@ -11,8 +11,8 @@ from pydantic import FailFast, Field
 
 from slm_plugin.errors import PlanError
 from slm_plugin.files import write_text
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.fingerprint import Fingerprint
-from slm_plugin.models.view import Dimensions
 from slm_plugin.plans.operations import Index, Operation
 from slm_plugin.record import Record
 from slm_plugin.target import Target

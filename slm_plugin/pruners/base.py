@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from slm_plugin.component import Component
 from slm_plugin.errors import TargetError, UnsupportedModelError
-from slm_plugin.models.view import Dimensions
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.target import Target
 
 if TYPE_CHECKING:

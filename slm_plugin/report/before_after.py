@@ -10,8 +10,8 @@ from typing import Literal
 from rich.filesize import decimal
 
 from slm_plugin.evaluation.base import Measurement
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.families import reads_tensors
-from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import PruningPlan
 from slm_plugin.report import numbers
 from slm_plugin.report.record import RunReport, StateRecord

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from slm_plugin.calibration.samples import CalibrationRecord
 from slm_plugin.evaluation.base import Measurement
 from slm_plugin.export.base import ExportRecord
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.fingerprint import Fingerprint
-from slm_plugin.models.view import Dimensions
 from slm_plugin.record import Record
 from slm_plugin.recovery.base import RecoveryRecord
 

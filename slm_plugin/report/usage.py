@@ -7,8 +7,8 @@ import json
 import yaml
 
 from slm_plugin.export.base import ExportRecord
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.families import family_of, reads_tensors
-from slm_plugin.models.view import Dimensions
 from slm_plugin.report.record import RunReport
 
 _CLASSES = {

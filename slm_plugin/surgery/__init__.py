@@ -14,8 +14,8 @@ from slm_plugin.plans.operations import by_kind
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from slm_plugin.models.dimensions import Dimensions
     from slm_plugin.models.fingerprint import Fingerprint
-    from slm_plugin.models.view import Dimensions
 
 
 def apply_operations(

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, cast
 from slm_plugin.errors import PlanError
 from slm_plugin.extras import require
 from slm_plugin.lazy import torch
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.streaming import is_stub
-from slm_plugin.models.view import DecoderView, Dimensions, projections
+from slm_plugin.models.view import DecoderView, projections
 from slm_plugin.plans import WidthOperation
 from slm_plugin.surgery.concatenation import joined
 from slm_plugin.surgery.experts import remove_experts

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from slm_plugin.errors import PlanError
 from slm_plugin.lazy import nn, torch
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.streaming import derived, values
-from slm_plugin.models.view import Dimensions, projections
+from slm_plugin.models.view import projections
 from slm_plugin.plans import LayerPart
 from slm_plugin.surgery.groups import READERS, axis, channel_members, kv_group_members, pieces
 from slm_plugin.surgery.merge_rules import merge_weights, share_parameters

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from slm_plugin.lazy import nn, torch
-from slm_plugin.models.view import DecoderView, Dimensions, Experts, experts_of
+from slm_plugin.models.dimensions import Dimensions
+from slm_plugin.models.view import DecoderView, Experts, experts_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
-from slm_plugin.models.view import MLP_PROJECTIONS, Dimensions
+from slm_plugin.models.dimensions import Dimensions
+from slm_plugin.models.view import MLP_PROJECTIONS
 
 Members = dict[str, tuple[int, ...]]
 READERS = ("o_proj", "down_proj")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from slm_plugin.lazy import nn
-from slm_plugin.models.view import DecoderView, Dimensions, layer_lists
+from slm_plugin.models.dimensions import Dimensions
+from slm_plugin.models.view import DecoderView, layer_lists
 from slm_plugin.plans import ConcatLayers, DepthOperation, MergeLayers
 from slm_plugin.plans.layout import check_even, check_fixed, layers_left
 from slm_plugin.surgery.composition import composed_layer

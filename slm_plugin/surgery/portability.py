@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from slm_plugin.errors import PlanError, TargetError
 from slm_plugin.extras import found_version
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.families import family_of
-from slm_plugin.models.view import Dimensions, layer_lists
+from slm_plugin.models.view import layer_lists
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

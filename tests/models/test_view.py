@@ -6,8 +6,9 @@ import pytest
 from transformers import BloomConfig, BloomForCausalLM
 
 from slm_plugin.errors import UnsupportedModelError
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.families.llama import LLAMA
-from slm_plugin.models.view import DecoderView, Dimensions, projections
+from slm_plugin.models.view import DecoderView, projections
 from tests.tiny import make_model
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]

@@ -10,8 +10,9 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from slm_plugin.errors import PlanError, TargetError
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.families import family_of
-from slm_plugin.models.view import DecoderView, Dimensions
+from slm_plugin.models.view import DecoderView
 from slm_plugin.surgery import portability as rules
 from slm_plugin.surgery.portability import portability
 from tests.tiny import FAMILIES, make_model

@@ -12,7 +12,8 @@ from pydantic import Field
 from slm_plugin.component import Options
 from slm_plugin.counts import Natural
 from slm_plugin.errors import NumericalError
-from slm_plugin.models.view import DecoderView, Dimensions
+from slm_plugin.models.dimensions import Dimensions
+from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import DropLayers
 from slm_plugin.pruners import base
 

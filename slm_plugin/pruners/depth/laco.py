@@ -17,7 +17,7 @@ from pydantic import Field
 from slm_plugin.component import Options
 from slm_plugin.counts import MOST, Count, Natural
 from slm_plugin.errors import TargetError
-from slm_plugin.models.view import Dimensions
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans import PruningPlan, Trial
 from slm_plugin.plans.rules import factors
 from slm_plugin.pruners import base

@@ -14,8 +14,8 @@ from pydantic import AfterValidator, Field, model_validator
 from slm_plugin.component import Options
 from slm_plugin.counts import Count, Natural
 from slm_plugin.errors import TargetError
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.families.family import Family
-from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import PruningPlan
 from slm_plugin.plans.rules import check_rule
 from slm_plugin.pruners import base

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from slm_plugin.errors import TargetError
-from slm_plugin.models.view import Dimensions
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans import LayerScores, MergeLayers, PruningPlan
 from slm_plugin.pruners import base
 from slm_plugin.pruners.depth.depth_plan import depth_plan, kinds_of

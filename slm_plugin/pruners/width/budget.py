@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from slm_plugin.errors import TargetError
-from slm_plugin.models.view import Dimensions
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.surgery.portability import splits_evenly
 from slm_plugin.target import Target
 

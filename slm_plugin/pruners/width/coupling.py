@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from slm_plugin.errors import UnsupportedModelError
 from slm_plugin.lazy import nn, torch
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.streaming import held
-from slm_plugin.models.view import DecoderView, Dimensions
+from slm_plugin.models.view import DecoderView
 from slm_plugin.pruners.gradients import only_trainable
 from slm_plugin.surgery.groups import Members, members
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from slm_plugin.component import Options
-from slm_plugin.models.view import Dimensions
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans import KeepExperts, PruningPlan, UnitScores
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.width.budget import experts_to_remove

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import torch
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.streaming import values
-from slm_plugin.models.view import DecoderView, Dimensions
+from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import UnitScores
 from slm_plugin.pruners.gradients import gradient_moments, loss_gradients
 from slm_plugin.surgery.groups import axis, members

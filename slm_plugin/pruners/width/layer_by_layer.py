@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from slm_plugin.lazy import no_grad
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.streaming import held
-from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import UnitScores
 from slm_plugin.pruners.width.input_sums import LayerInputs
 from slm_plugin.restoration.layer_walk import LayerWalk

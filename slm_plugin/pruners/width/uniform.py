@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from slm_plugin.counts import Count, Natural
 from slm_plugin.extras import require
-from slm_plugin.models.view import Dimensions
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans import KeepChannels, KeepHeads, PruningPlan, UnitScores
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.width.budget import Cut, uniform_cut

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from slm_plugin.component import Options
-from slm_plugin.models.view import Dimensions
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans import UnitScores
 from slm_plugin.pruners.width import input_scores
 from slm_plugin.pruners.width.allocation.choice import (

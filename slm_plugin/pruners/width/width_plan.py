@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from slm_plugin.models.view import Dimensions
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans import PruningPlan, UnitScores, WidthOperation
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.target import Target

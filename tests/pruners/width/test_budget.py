@@ -8,7 +8,8 @@ from typing import Any, Literal
 import pytest
 
 from slm_plugin.errors import TargetError
-from slm_plugin.models.view import DecoderView, Dimensions
+from slm_plugin.models.dimensions import Dimensions
+from slm_plugin.models.view import DecoderView
 from slm_plugin.pruners.width.budget import Cut, uniform_cut
 from slm_plugin.target import Target
 from tests.tiny import SMOLLM2, make_model

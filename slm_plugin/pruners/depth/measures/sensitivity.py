@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from slm_plugin.lazy import inference_mode, torch
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.streaming import values
-from slm_plugin.models.view import Dimensions, projections
+from slm_plugin.models.view import projections
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

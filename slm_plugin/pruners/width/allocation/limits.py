@@ -6,7 +6,7 @@ import math
 from typing import Literal
 
 from slm_plugin.errors import TargetError
-from slm_plugin.models.view import Dimensions
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.pruners.width.allocation.projection import Limits
 from slm_plugin.pruners.width.budget import kv_counts, wanted_parameters
 from slm_plugin.target import Target

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from slm_plugin.errors import TargetError
-from slm_plugin.models.view import Dimensions
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.pruners.width.allocation.limits import channel_limits
 from slm_plugin.pruners.width.allocation.projection import Limits, ideal_channels, kept_channels
 from slm_plugin.target import Target
