@@ -41,10 +41,11 @@ def test_predicted_dimensions_are_those_of_a_smaller_model(family: str) -> None:
 
 
 def test_layers_of_unlike_shape_are_refused() -> None:
-    """A decoder whose layers differ has no single width to speak of."""
+    """Layers may differ in their MLP channels, as allocations leave them, and in nothing else."""
     model = make_model()
-    wide = make_model(intermediate_size=56)
-    model.model.layers[3] = wide.model.layers[3]
+    model.model.layers[3] = make_model(intermediate_size=56).model.layers[3]
+    assert DecoderView.of(model).dimensions().widths == (48, 48, 48, 56, 48, 48)
+    model.model.layers[3] = make_model(num_key_value_heads=4).model.layers[3]
     with pytest.raises(UnsupportedModelError, match="layer 3 differs"):
         DecoderView.of(model).dimensions()
 
