@@ -175,8 +175,10 @@ class Width(UniformWidth):
 
     @property
     def without_calibration(self) -> str:
-        """The magnitude needs data for its restoration alone."""
-        return "set `restore: none`" if self.options.score == "magnitude" else ""
+        """The restoration can be left out where nothing else needs data."""
+        options = self.options
+        alone = options.score == "magnitude" and options.allocation in WITHOUT_DATA
+        return "set `restore: none`" if alone else ""
 
     @property
     def whole_model(self) -> str:
