@@ -32,7 +32,7 @@ class Pruner(Component):
         kind: Whether its plans are about layers or about units inside layers.
         targets: Kinds of targets that it takes.
         merges: It merges layers, so it stays within layers of one kind.
-        keeps_trials: It writes a journal of trials into the cache folder.
+        keeps_trials: It writes trials into the cache folder; may depend on the options.
 
     Args:
         options: An instance of the class's ``Options``.
@@ -42,7 +42,7 @@ class Pruner(Component):
     kind: ClassVar[Literal["depth", "width"]]
     targets: ClassVar[tuple[str, ...]]
     merges: ClassVar[bool] = False
-    keeps_trials: ClassVar[bool] = False
+    keeps_trials: bool = False
 
     def __init__(self, options: BaseModel, target: Target) -> None:
         super().__init__(options)
