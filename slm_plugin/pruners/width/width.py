@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from slm_plugin.component import Options
+from slm_plugin.counts import Count
 from slm_plugin.models.view import Dimensions
 from slm_plugin.plans import UnitScores
-from slm_plugin.pruners.width import input_scores
-from slm_plugin.pruners.width.brain_surgeon import error_curve
 from slm_plugin.pruners.width.budget import Cut
 from slm_plugin.pruners.width.few_tokens import fit_caution, score_caution
 from slm_plugin.pruners.width.importance import (
@@ -24,6 +23,9 @@ from slm_plugin.pruners.width.importance import (
 )
 from slm_plugin.pruners.width.input_sums import LayerInputs, ReaderInputs, layer_inputs
 from slm_plugin.pruners.width.layer_by_layer import Restoration, scored_in_turn
+from slm_plugin.pruners.width.layer_scores import channel_scores, group_scores
+from slm_plugin.pruners.width.masked_losses import learned_scores
+from slm_plugin.pruners.width.policy_gradient import Descent, Estimator
 from slm_plugin.pruners.width.uniform import KvGroups, MultipleOf, UniformWidth, operations_of
 from slm_plugin.registry import register_pruner
 from slm_plugin.target import Target
@@ -41,19 +43,13 @@ ScoreName = Literal[
     "leverage",
     "magnitude",
     "obs",
+    "policy_gradient",
     "taylor",
     "taylor_mixed",
     "taylor_second",
     "taylor_sum",
     "wanda_sp",
 ]
-# Scores of single columns of the projections that read the units.
-BY_COLUMN: dict[str, Callable[[ReaderInputs], Tensor]] = {
-    "activation": input_scores.activation,
-    "flap": input_scores.flap,
-    "leverage": input_scores.leverage,
-    "wanda_sp": input_scores.wanda_sp,
-}
 # Scores from the Gram matrix of all columns.
 BY_GRAM = ("leverage", "obs")
 # Scores of a layer that depend on what was removed below it.
@@ -68,8 +64,8 @@ class WidthOptions(Options):
     score: Annotated[
         ScoreName,
         Field(
-            description="those of Taylor look at the loss's gradient, magnitude at the weights "
-            "alone, the others at what each layer computes"
+            description="those of Taylor look at the loss's gradient, policy_gradient at losses of "
+            "masked models, magnitude at the weights alone, the others at what each layer computes"
         ),
     ] = "taylor"
     restore: Annotated[
@@ -81,6 +77,25 @@ class WidthOptions(Options):
     ] = "dense"
     kv_groups: KvGroups = 0
     multiple_of: MultipleOf = 8
+    steps: Annotated[Count, Field(description="of policy_gradient: updates")] = 200
+    learning_rate: Annotated[
+        float, Field(gt=0, le=1, description="of policy_gradient: rate of the first update")
+    ] = 2e-3
+    estimator: Annotated[
+        Estimator,
+        Field(
+            description="of policy_gradient: with the true score function, or weighted as in the "
+            "released code"
+        ),
+    ] = "unbiased"
+
+    @model_validator(mode="after")
+    def _of_the_policy_gradient(self) -> WidthOptions:
+        fields = type(self).model_fields
+        for name in ("steps", "learning_rate", "estimator"):
+            if self.score != "policy_gradient" and getattr(self, name) != fields[name].default:
+                raise ValueError(f"{name} needs score: policy_gradient")
+        return self
 
 
 @register_pruner("width")
@@ -99,6 +114,7 @@ class Width(UniformWidth):
             options, target, kv_groups=options.kv_groups, multiple_of=options.multiple_of
         )
         self.options: WidthOptions = options
+        self.keeps_trials = options.score == "policy_gradient"
 
     @property
     def needs_calibration(self) -> bool:
@@ -115,6 +131,8 @@ class Width(UniformWidth):
         """Gradients go through all layers, and a restoration writes weights."""
         if self.options.score.startswith("taylor"):
             return f"`score: {self.options.score}` needs gradients (name another score)"
+        if self.keeps_trials:
+            return "`score: policy_gradient` runs all layers at every step (name another score)"
         if self.options.restore != "none":
             return "it restores weights (set `restore: none`)"
         return ""
@@ -163,7 +181,12 @@ class Width(UniformWidth):
         if name in ("taylor_second", "taylor_mixed"):
             return taylor_second(view, session.batches(), mixed=name == "taylor_mixed")
         found = self._in_turn(session, cut) if name in IN_TURN else self._at_once(session, cut)
-        return tuple(sorted(found, key=lambda scores: scores.unit, reverse=True))
+        ordered = tuple(sorted(found, key=lambda scores: scores.unit, reverse=True))
+        if name != "policy_gradient":
+            return ordered
+        options = self.options
+        descent = Descent(options.steps, options.learning_rate, options.estimator, session.seed)
+        return learned_scores(session, ordered, cut, descent)
 
     def _at_once(self, session: Session, cut: Cut) -> Iterator[UnitScores]:
         dimensions = session.view.dimensions()
@@ -190,31 +213,17 @@ class Width(UniformWidth):
     def _of_layer(
         self, inputs: LayerInputs, cut: Cut, dimensions: Dimensions
     ) -> Sequence[UnitScores]:
-        found = []
+        found, name = [], self.options.score
         if cut.channels:
             reader = inputs.read_by("down_proj")
-            found.append(_scores(reader, "mlp_channel", self._of_channels(reader, cut.channels)))
+            scores = channel_scores(name, reader, cut.channels)
+            found.append(_scores(reader, "mlp_channel", scores))
         if cut.kv_groups:
             reader = inputs.read_by("o_proj")
-            scores = self._of_groups(reader, cut.kv_groups, dimensions)
+            size = dimensions.queries_per_group * dimensions.head_dim
+            scores = group_scores(name, reader, cut.kv_groups, size)
             found.append(_scores(reader, "kv_group", scores))
         return found
-
-    def _of_channels(self, inputs: ReaderInputs, removed: int) -> Tensor:
-        if self.options.score == "obs":
-            return error_curve(inputs, removed, size=1)
-        if self.options.score == "contribution":
-            return input_scores.contribution(inputs, removed)
-        return BY_COLUMN[self.options.score](inputs)
-
-    def _of_groups(self, inputs: ReaderInputs, removed: int, dimensions: Dimensions) -> Tensor:
-        """Scores of KV groups: of their columns together, or the sum over them."""
-        size = dimensions.queries_per_group * dimensions.head_dim
-        if self.options.score == "obs":
-            return error_curve(inputs, removed, size)
-        if self.options.score == "contribution":
-            return input_scores.group_contribution(inputs, size)
-        return BY_COLUMN[self.options.score](inputs).reshape(-1, size).sum(1)
 
 
 def _scores(

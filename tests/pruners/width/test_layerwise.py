@@ -21,7 +21,8 @@ from slm_plugin.target import Target
 from tests.tiny import make_model, make_tokenizer, random_tokens
 
 TOKENS = random_tokens(10, 12)
-STREAMED = [name for name in get_args(ScoreName) if not name.startswith("taylor")]
+WHOLE = ("taylor", "taylor_sum", "taylor_second", "taylor_mixed", "policy_gradient")
+STREAMED = [name for name in get_args(ScoreName) if name not in WHOLE]
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,10 @@ def test_a_streamed_plan_is_applied_without_reading_the_model(
     ("options", "message"),
     [
         ({"restore": "none"}, "`score: taylor` needs gradients (name another score)"),
+        (
+            {"score": "policy_gradient", "restore": "none"},
+            "`score: policy_gradient` runs all layers at every step (name another score)",
+        ),
         ({"score": "flap"}, "it restores weights (set `restore: none`)"),
         ({"score": "flap", "restore": "none"}, ""),
     ],

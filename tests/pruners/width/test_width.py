@@ -21,7 +21,8 @@ TOKENS = random_tokens(10, 12)
 
 def plan_of(score: ScoreName, **options: object) -> tuple[Session, Width]:
     """A session, and the strategy with small sizes."""
-    made = WidthOptions.model_validate({"score": score, "multiple_of": 4, **options})
+    few = {"steps": 2} if score == "policy_gradient" else {}
+    made = WidthOptions.model_validate({"score": score, "multiple_of": 4, **few, **options})
     return Session(make_model(), calibration=TOKENS, batch_tokens=48), Width(
         made, Target(ratio=0.25)
     )
