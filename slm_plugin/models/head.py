@@ -65,9 +65,11 @@ def next_token_losses(head: Head, hidden: Tensor, tokens: Tensor) -> Tensor:
         tokens: Token ids, ``(samples, length)``.
 
     Returns:
-        Losses in nats, float64, ``(samples, length - 1)``.
+        Losses in nats, float64, ``(samples, length - 1)``: none for samples of one token.
     """
     states, targets = hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+    if not len(targets):
+        return torch.empty((len(tokens), 0), dtype=torch.float64)
     losses = [
         F.cross_entropy(logits, targets[stretch], reduction="none").cpu().double()
         for stretch, logits in logits_of(head, states)

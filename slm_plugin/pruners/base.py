@@ -32,7 +32,7 @@ class Pruner(Component):
         kind: Whether its plans are about layers or about units inside layers.
         targets: Kinds of targets that it takes.
         merges: It merges layers, so it stays within layers of one kind.
-        keeps_trials: It writes a journal of trials into the cache folder.
+        keeps_trials: It writes trials into the cache folder; may depend on the options.
         on_uneven: It works on a model whose layers differ in their MLP channels.
 
     Args:
@@ -43,7 +43,7 @@ class Pruner(Component):
     kind: ClassVar[Literal["depth", "width"]]
     targets: ClassVar[tuple[str, ...]]
     merges: ClassVar[bool] = False
-    keeps_trials: ClassVar[bool] = False
+    keeps_trials: bool = False
     on_uneven: ClassVar[bool] = False
 
     def __init__(self, options: BaseModel, target: Target) -> None:

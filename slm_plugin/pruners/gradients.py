@@ -148,7 +148,7 @@ def _backward(
             for tokens in parts:
                 # The model shifts the labels itself: position t predicts token t+1.
                 loss = view.model(**view.inputs(tokens), labels=tokens).loss
-                _require_finite(loss)
+                require_finite(loss)
                 (loss * len(tokens)).backward()
                 samples += len(tokens)
         finally:
@@ -157,7 +157,12 @@ def _backward(
     return samples
 
 
-def _require_finite(loss: Tensor) -> None:
+def require_finite(loss: Tensor) -> None:
+    """Check a calibration loss.
+
+    Raises:
+        NumericalError: It is NaN or infinite.
+    """
     if not torch.isfinite(loss):
         raise NumericalError(
             f"the calibration loss is {loss.item():g}",

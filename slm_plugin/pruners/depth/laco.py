@@ -166,7 +166,7 @@ class LayerCollapse(base.Pruner):
     targets: ClassVar = ("threshold", "layers_removed", "ratio", "parameters")
     streams: ClassVar = True
     merges: ClassVar = True
-    keeps_trials: ClassVar = True
+    keeps_trials = True
     Options: ClassVar = LacoOptions
     options: LacoOptions
 

@@ -68,7 +68,7 @@ class Shapley(BetweenEnds):
 
     unlisted: ClassVar[bool] = True
     streams: ClassVar = True
-    keeps_trials: ClassVar = True
+    keeps_trials = True
     Options: ClassVar = ShapleyOptions
     options: ShapleyOptions
 

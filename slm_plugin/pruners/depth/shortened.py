@@ -56,7 +56,7 @@ class Shortened(LayerDropping):
     """
 
     unlisted: ClassVar[bool] = True
-    keeps_trials: ClassVar = True
+    keeps_trials = True
     Options: ClassVar = ShortenedOptions
     options: ShortenedOptions
 

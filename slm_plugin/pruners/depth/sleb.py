@@ -44,7 +44,7 @@ class Sleb(BetweenEnds):
 
     unlisted: ClassVar[bool] = True
     streams: ClassVar = True
-    keeps_trials: ClassVar = True
+    keeps_trials = True
     Options: ClassVar = SlebOptions
     options: SlebOptions
 

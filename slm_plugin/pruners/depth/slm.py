@@ -117,7 +117,7 @@ class SlidingLayerMerging(base.Pruner):
     whole_layers: ClassVar[bool] = True
     streams: ClassVar = True
     merges: ClassVar = True
-    keeps_trials: ClassVar = True
+    keeps_trials = True
     Options: ClassVar = SlmOptions
     options: SlmOptions
 

@@ -43,7 +43,7 @@ class Sublayer(BetweenEnds):
     """Drop two adjacent blocks at a time: those whose removal gives the lowest loss."""
 
     streams: ClassVar = True
-    keeps_trials: ClassVar = True
+    keeps_trials = True
     Options: ClassVar = SublayerOptions
     options: SublayerOptions
 

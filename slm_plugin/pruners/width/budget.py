@@ -10,6 +10,7 @@ from typing import Literal
 
 from slm_plugin.errors import TargetError
 from slm_plugin.models.dimensions import Dimensions
+from slm_plugin.plans import UnitScores
 from slm_plugin.surgery.portability import splits_evenly
 from slm_plugin.target import Target
 
@@ -37,6 +38,10 @@ class Cut:
     def of_layer(self, layer: int) -> int:
         """MLP channels to remove from one layer."""
         return self.by_layer[layer] if self.by_layer else self.channels
+
+    def removed(self, units: UnitScores) -> int:
+        """How many of a layer's units of one kind go."""
+        return self.of_layer(units.layer) if units.unit == "mlp_channel" else self.kv_groups
 
     def after(self, before: Dimensions) -> Dimensions:
         """What the cut leaves of a decoder."""

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
-from typing_extensions import Self
-
-from slm_plugin.component import Options
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans import UnitScores
-from slm_plugin.pruners.width import input_scores
 from slm_plugin.pruners.width.allocation.choice import (
-    NOT_POOLED,
-    STRETCHED,
     WITHOUT_DATA,
-    AllocationName,
     Stage,
     allocated,
 )
 from slm_plugin.pruners.width.allocation.limits import channel_limits
 from slm_plugin.pruners.width.allocation.projection import Limits, kept_channels
-from slm_plugin.pruners.width.brain_surgeon import error_curve
 from slm_plugin.pruners.width.budget import Cut
 from slm_plugin.pruners.width.few_tokens import fit_caution, score_caution
 from slm_plugin.pruners.width.importance import (
@@ -35,7 +26,11 @@ from slm_plugin.pruners.width.importance import (
 )
 from slm_plugin.pruners.width.input_sums import LayerInputs, ReaderInputs, layer_inputs
 from slm_plugin.pruners.width.layer_by_layer import Restoration, scored_in_turn
-from slm_plugin.pruners.width.uniform import KvGroups, MultipleOf, UniformWidth, operations_of
+from slm_plugin.pruners.width.layer_scores import channel_scores, group_scores
+from slm_plugin.pruners.width.masked_losses import learned_scores
+from slm_plugin.pruners.width.policy_gradient import Descent
+from slm_plugin.pruners.width.uniform import UniformWidth, operations_of
+from slm_plugin.pruners.width.width_options import WidthOptions
 from slm_plugin.registry import register_pruner
 from slm_plugin.surgery.portability import refuse_unloadable
 from slm_plugin.target import Target
@@ -46,96 +41,12 @@ if TYPE_CHECKING:
     from slm_plugin.models.families.family import Family
     from slm_plugin.session import Session
 
-ScoreName = Literal[
-    "activation",
-    "contribution",
-    "flap",
-    "leverage",
-    "magnitude",
-    "obs",
-    "taylor",
-    "taylor_mixed",
-    "taylor_second",
-    "taylor_sum",
-    "wanda_sp",
-]
-# Scores of single columns of the projections that read the units.
-BY_COLUMN: dict[str, Callable[[ReaderInputs], Tensor]] = {
-    "activation": input_scores.activation,
-    "flap": input_scores.flap,
-    "leverage": input_scores.leverage,
-    "wanda_sp": input_scores.wanda_sp,
-}
 # Scores from the Gram matrix of all columns.
 BY_GRAM = ("leverage", "obs")
 # Scores of a layer that depend on what was removed below it.
 IN_TURN = ("obs",)
-# Relative to the mean sparsity: what AlphaPruning releases as ``epsilon``.
-SPREAD = 0.3
-FLOOR = 0.1
 # Errors of a curve may differ little.
 CURVE_DIGITS = 9
-
-
-class WidthOptions(Options):
-    """The score, the restoration, and how the removal is split between layers and their parts."""
-
-    score: Annotated[
-        ScoreName,
-        Field(
-            description="those of Taylor look at the loss's gradient, magnitude at the weights "
-            "alone, the others at what each layer computes"
-        ),
-    ] = "taylor"
-    restore: Annotated[
-        Literal["dense", "own", "none"],
-        Field(
-            description="refit the projections that read the remaining units toward the dense "
-            "model's states or toward what the layer itself gave before the cut; none removes only"
-        ),
-    ] = "dense"
-    allocation: Annotated[
-        AllocationName,
-        Field(
-            description="how many MLP channels each layer loses; with all but uniform, layers "
-            "differ, and a checkpoint is padded with zeros"
-        ),
-    ] = "uniform"
-    spread: Annotated[
-        float,
-        Field(
-            ge=0,
-            lt=1,
-            description=f"how far {', '.join(STRETCHED)} take the layers' shares apart: at 0.3 "
-            "the least is about 0.7 of the mean",
-        ),
-    ] = SPREAD
-    floor: Annotated[
-        float,
-        Field(
-            ge=0,
-            lt=1,
-            description="smallest share of its MLP channels that a layer keeps, where layers "
-            "may differ",
-        ),
-    ] = FLOOR
-    kv_groups: KvGroups = 0
-    multiple_of: MultipleOf = 8
-
-    @model_validator(mode="after")
-    def _used(self) -> Self:
-        """Settings that have no effect, or no meaning, are mistakes."""
-        if self.allocation == "global" and self.score in NOT_POOLED:
-            raise ValueError(
-                f"score {self.score} ranks the channels of one layer and cannot be compared "
-                "between layers; choose another score or allocation"
-            )
-        if self.spread != SPREAD and self.allocation not in STRETCHED:
-            raise ValueError(
-                f"spread has no effect with allocation {self.allocation}; leave it out, or choose "
-                f"{', '.join(STRETCHED)}"
-            )
-        return self
 
 
 @register_pruner("width")
@@ -157,6 +68,7 @@ class Width(UniformWidth):
             options, target, kv_groups=options.kv_groups, multiple_of=options.multiple_of
         )
         self.options: WidthOptions = options
+        self.keeps_trials = options.score == "policy_gradient"
 
     @property
     def leaves_uneven(self) -> bool:
@@ -185,6 +97,8 @@ class Width(UniformWidth):
         """Gradients and allocations take in all layers, and a restoration writes weights."""
         if self.options.score.startswith("taylor"):
             return f"`score: {self.options.score}` needs gradients (name another score)"
+        if self.keeps_trials:
+            return "`score: policy_gradient` runs all layers at every step (name another score)"
         if self.leaves_uneven:
             return f"`allocation: {self.options.allocation}` compares layers (set it to uniform)"
         if self.options.restore != "none":
@@ -267,7 +181,12 @@ class Width(UniformWidth):
         if name in ("taylor_second", "taylor_mixed"):
             return taylor_second(view, session.batches(), mixed=name == "taylor_mixed")
         found = self._in_turn(session, cut) if name in IN_TURN else self._at_once(session, cut)
-        return tuple(sorted(found, key=lambda scores: scores.unit, reverse=True))
+        ordered = tuple(sorted(found, key=lambda scores: scores.unit, reverse=True))
+        if name != "policy_gradient":
+            return ordered
+        options = self.options
+        descent = Descent(options.steps, options.learning_rate, options.estimator, session.seed)
+        return learned_scores(session, ordered, cut, descent)
 
     def _at_once(self, session: Session, cut: Cut) -> Iterator[UnitScores]:
         dimensions = session.view.dimensions()
@@ -294,32 +213,17 @@ class Width(UniformWidth):
     def _of_layer(
         self, inputs: LayerInputs, cut: Cut, dimensions: Dimensions
     ) -> Sequence[UnitScores]:
-        found = []
+        found, name = [], self.options.score
         if cut.channels:
             reader = inputs.read_by("down_proj")
-            scores = self._of_channels(reader, cut.of_layer(inputs.index))
+            scores = channel_scores(name, reader, cut.of_layer(inputs.index))
             found.append(_scores(reader, "mlp_channel", scores))
         if cut.kv_groups:
             reader = inputs.read_by("o_proj")
-            scores = self._of_groups(reader, cut.kv_groups, dimensions)
+            size = dimensions.queries_per_group * dimensions.head_dim
+            scores = group_scores(name, reader, cut.kv_groups, size)
             found.append(_scores(reader, "kv_group", scores))
         return found
-
-    def _of_channels(self, inputs: ReaderInputs, removed: int) -> Tensor:
-        if self.options.score == "obs":
-            return error_curve(inputs, removed, size=1)
-        if self.options.score == "contribution":
-            return input_scores.contribution(inputs, removed)
-        return BY_COLUMN[self.options.score](inputs)
-
-    def _of_groups(self, inputs: ReaderInputs, removed: int, dimensions: Dimensions) -> Tensor:
-        """Scores of KV groups: of their columns together, or the sum over them."""
-        size = dimensions.queries_per_group * dimensions.head_dim
-        if self.options.score == "obs":
-            return error_curve(inputs, removed, size)
-        if self.options.score == "contribution":
-            return input_scores.group_contribution(inputs, size)
-        return BY_COLUMN[self.options.score](inputs).reshape(-1, size).sum(1)
 
 
 def _scores(

@@ -23,6 +23,7 @@ from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.streaming import is_streamed
 from slm_plugin.models.view import DecoderView, layer_kinds
 from slm_plugin.plans import DropLayers, MergeLayers, PruningPlan
+from slm_plugin.pruners.width.masked_losses import masked_loss
 from slm_plugin.registry import evaluators, pruners, recoveries
 from slm_plugin.session import Session
 from slm_plugin.surgery.groups import members
@@ -265,7 +266,10 @@ def test_a_pruned_model_survives_the_disk(every: str, tmp_path: Path, reload_her
 
 
 def test_width_pruning_is_silencing(every: str, tmp_path: Path) -> None:
-    """Removing units is the same as zeroing the columns that read them, and the disk holds it."""
+    """Removing units is the same as zeroing the columns that read them, and the disk holds it.
+
+    The same as multiplying what these columns read by 0, too.
+    """
     model = make_model(every)
     session = Session(model)
     units = DecoderView.of(model).family.units
@@ -278,6 +282,7 @@ def test_width_pruning_is_silencing(every: str, tmp_path: Path) -> None:
     assert {operation.unit for operation in made.operations} == set(units)
     silent = copy.deepcopy(model)
     before = DecoderView.of(silent).dimensions()
+    readers, masks = [], []
     for operation in made.operations:
         modules = DecoderView.of(silent).projections(DecoderView.of(silent).layers[operation.layer])
         removed = sorted(set(range(before.units[operation.unit])) - set(operation.kept))
@@ -285,8 +290,14 @@ def test_width_pruning_is_silencing(every: str, tmp_path: Path) -> None:
         columns = list(members(operation.unit, removed, before)[reader])
         with torch.no_grad():
             modules[reader].weight[:, columns] = 0
+        readers.append(session.view.projections(session.view.layers[operation.layer])[reader])
+        masks.append(torch.ones(before.units[operation.unit]))
+        masks[-1][removed] = 0
+    (batch,) = capture(session.view, [TOKENS])
+    masked = masked_loss(session.view, batch, readers, masks)
     session.apply(made)
     assert session.view.dimensions() == made.after
+    assert masked == pytest.approx(masked_loss(session.view, batch, [], []), abs=1e-5)
     model.save_pretrained(tmp_path)
     assert torch.allclose(computed(reloaded(tmp_path, model)), computed(model), atol=1e-6)
     assert torch.allclose(computed(model.double()), computed(silent.double()), atol=1e-9)

@@ -12,7 +12,8 @@ pytest.importorskip("torch_pruning")
 from slm_plugin.plans import KeepChannels, PruningPlan
 from slm_plugin.pruners.width.brain_surgeon import error_curve
 from slm_plugin.pruners.width.input_sums import LayerInputs, layer_inputs
-from slm_plugin.pruners.width.width import Width, WidthOptions
+from slm_plugin.pruners.width.width import Width
+from slm_plugin.pruners.width.width_options import WidthOptions
 from slm_plugin.recovery.closed_form.refit import Refit
 from slm_plugin.session import Session
 from slm_plugin.surgery.channels import apply_channels

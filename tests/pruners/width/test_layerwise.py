@@ -14,14 +14,16 @@ from slm_plugin.errors import RecipeError
 from slm_plugin.export.checkpoint import CheckpointExporter
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.streaming import is_streamed
-from slm_plugin.pruners.width.width import ScoreName, Width, WidthOptions
+from slm_plugin.pruners.width.width import Width
+from slm_plugin.pruners.width.width_options import ScoreName, WidthOptions
 from slm_plugin.recipe import Recipe
 from slm_plugin.session import Session
 from slm_plugin.target import Target
 from tests.tiny import make_model, make_tokenizer, random_tokens
 
 TOKENS = random_tokens(10, 12)
-STREAMED = [name for name in get_args(ScoreName) if not name.startswith("taylor")]
+WHOLE = ("taylor", "taylor_sum", "taylor_second", "taylor_mixed", "policy_gradient")
+STREAMED = [name for name in get_args(ScoreName) if name not in WHOLE]
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,10 @@ def test_a_streamed_plan_is_applied_without_reading_the_model(
     ("options", "message"),
     [
         ({"restore": "none"}, "`score: taylor` needs gradients (name another score)"),
+        (
+            {"score": "policy_gradient", "restore": "none"},
+            "`score: policy_gradient` runs all layers at every step (name another score)",
+        ),
         ({"score": "flap"}, "it restores weights (set `restore: none`)"),
         ({"score": "flap", "restore": "none"}, ""),
     ],

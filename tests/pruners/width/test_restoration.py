@@ -21,7 +21,8 @@ from slm_plugin.models.families.suitability import complaint
 from slm_plugin.models.loading import ModelSource
 from slm_plugin.pipeline import apply_plan
 from slm_plugin.plans import KeepChannels, PruningPlan
-from slm_plugin.pruners.width.width import Width, WidthOptions
+from slm_plugin.pruners.width.width import Width
+from slm_plugin.pruners.width.width_options import WidthOptions
 from slm_plugin.recipe import Recipe
 from slm_plugin.recovery.closed_form.refit import Refit, RefitOptions
 from slm_plugin.session import Session

@@ -11,7 +11,8 @@ from slm_plugin.errors import CalibrationError
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import KeepChannels, KeepHeads
 from slm_plugin.pruners.gradients import gradient_moments, loss_gradients
-from slm_plugin.pruners.width.width import ScoreName, Width, WidthOptions
+from slm_plugin.pruners.width.width import Width
+from slm_plugin.pruners.width.width_options import ScoreName, WidthOptions
 from slm_plugin.session import Session
 from slm_plugin.target import Target
 from tests.tiny import make_model, random_tokens
@@ -21,7 +22,8 @@ TOKENS = random_tokens(10, 12)
 
 def plan_of(score: ScoreName, **options: object) -> tuple[Session, Width]:
     """A session, and the strategy with small sizes."""
-    made = WidthOptions.model_validate({"score": score, "multiple_of": 4, **options})
+    few = {"steps": 2} if score == "policy_gradient" else {}
+    made = WidthOptions.model_validate({"score": score, "multiple_of": 4, **few, **options})
     return Session(make_model(), calibration=TOKENS, batch_tokens=48), Width(
         made, Target(ratio=0.25)
     )

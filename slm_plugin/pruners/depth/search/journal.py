@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import slm_plugin
-from slm_plugin.cache import Store, hashed
-from slm_plugin.lazy import torch
+from slm_plugin.cache import Store
 from slm_plugin.pruners.depth.search.runs import Run, Runs
+from slm_plugin.pruners.trial_store import trial_store
 
 if TYPE_CHECKING:
     from slm_plugin.session import Session
@@ -21,26 +20,10 @@ if TYPE_CHECKING:
 def journal_of(session: Session, criterion: str) -> Journal:
     """The journal of a model, a calibration set and a criterion.
 
-    It is a file in the session's journal folder, named by a hash of everything that a value depends
-    on. Without such a folder it is held in memory.
-
     Raises:
         OutputError: The file cannot be written.
     """
-    if session.journals is None or session.digest is None:
-        return Journal(Store())
-    facts = (
-        session.fingerprint().model_dump_json(),
-        session.digest,
-        criterion,
-        session.batch_tokens,
-        session.model.device,
-        torch.get_num_threads(),
-        torch.__version__,
-        slm_plugin.__version__,
-        "keys and values",
-    )
-    return Journal(Store.of(session.journals, hashed(facts), is_part))
+    return Journal(trial_store(session, criterion, "keys and values", is_part))
 
 
 class Journal:

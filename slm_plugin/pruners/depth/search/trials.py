@@ -20,11 +20,12 @@ from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import inference_mode, nn, torch
 from slm_plugin.models.streaming import is_streamed
 from slm_plugin.plans import Trial
-from slm_plugin.progress import counting, say
+from slm_plugin.progress import counting
 from slm_plugin.pruners.depth.measures.criteria import CRITERIA, NO_HEAD, CriterionName, Prepared
 from slm_plugin.pruners.depth.search.journal import Journal, journal_of
 from slm_plugin.pruners.depth.search.runs import DROP, Found, Measured, Run, Runs
 from slm_plugin.pruners.influence import block_influence
+from slm_plugin.pruners.trial_store import tell_read
 from slm_plugin.surgery.layers import made_layer
 from slm_plugin.surgery.merge_rules import candidates
 
@@ -51,9 +52,7 @@ def trials_of(
         OutputError: The journal cannot be written.
     """
     journal = journal_of(session, criterion)
-    if journal.read_from_disk:
-        session.known_trials += journal.read_from_disk
-        say(f"  {journal.read_from_disk} trials read from {journal.store.path}")
+    tell_read(session, journal.read_from_disk, journal.store)
     with counting(f"{name}: trials") as count:
         yield Trials(
             session, criterion, rule, weights_only=weights_only, count=count, journal=journal

@@ -20,7 +20,8 @@ from slm_plugin.pruners.width.brain_surgeon import error_curve
 from slm_plugin.pruners.width.input_scores import contribution
 from slm_plugin.pruners.width.input_sums import layer_inputs
 from slm_plugin.pruners.width.torch_pruning import TorchPruning
-from slm_plugin.pruners.width.width import Width, WidthOptions
+from slm_plugin.pruners.width.width import Width
+from slm_plugin.pruners.width.width_options import WidthOptions
 from slm_plugin.recovery.closed_form.refit import Refit, RefitOptions
 from slm_plugin.session import Session
 from slm_plugin.target import Target

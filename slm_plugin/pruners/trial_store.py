@@ -1,0 +1,54 @@
+"""Where strategies store what they measured, so that an interrupted search resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import slm_plugin
+from slm_plugin.cache import Store, hashed
+from slm_plugin.lazy import torch
+from slm_plugin.progress import say
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
+
+
+def trial_store(
+    session: Session, what: object, form: str, valid: Callable[[Any, Any], bool]
+) -> Store:
+    """The store of values measured on a model and a calibration set.
+
+    It is a file in the session's journal folder, named by a hash of everything that a value depends
+    on. Without such a folder it is held in memory.
+
+    Args:
+        session: The session.
+        what: What the values are of, with all options that they depend on.
+        form: How keys and values are written, which a later version may change.
+        valid: Whether a key has a value of this kind.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    if session.journals is None or session.digest is None:
+        return Store()
+    facts = (
+        session.fingerprint().model_dump_json(),
+        session.digest,
+        what,
+        session.batch_tokens,
+        session.model.device,
+        torch.get_num_threads(),
+        torch.__version__,
+        slm_plugin.__version__,
+        form,
+    )
+    return Store.of(session.journals, hashed(facts), valid)
+
+
+def tell_read(session: Session, trials: int, store: Store) -> None:
+    """Say how many trials a store had, and count them as known to the session."""
+    if trials:
+        session.known_trials += trials
+        say(f"  {trials} trials read from {store.path}")

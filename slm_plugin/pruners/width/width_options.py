@@ -1,0 +1,112 @@
+"""The options of `width`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from slm_plugin.component import Options
+from slm_plugin.counts import Count
+from slm_plugin.pruners.width.allocation.choice import NOT_POOLED, STRETCHED, AllocationName
+from slm_plugin.pruners.width.policy_gradient import Estimator
+from slm_plugin.pruners.width.uniform import KvGroups, MultipleOf
+
+ScoreName = Literal[
+    "activation",
+    "contribution",
+    "flap",
+    "leverage",
+    "magnitude",
+    "obs",
+    "policy_gradient",
+    "taylor",
+    "taylor_mixed",
+    "taylor_second",
+    "taylor_sum",
+    "wanda_sp",
+]
+# Relative to the mean sparsity: what AlphaPruning releases as ``epsilon``.
+SPREAD = 0.3
+FLOOR = 0.1
+
+
+class WidthOptions(Options):
+    """The score, the restoration, and how the removal is split between layers and their parts."""
+
+    score: Annotated[
+        ScoreName,
+        Field(
+            description="those of Taylor look at the loss's gradient, policy_gradient at losses of "
+            "masked models, magnitude at the weights alone, the others at what each layer computes"
+        ),
+    ] = "taylor"
+    restore: Annotated[
+        Literal["dense", "own", "none"],
+        Field(
+            description="refit the projections that read the remaining units toward the dense "
+            "model's states or toward what the layer itself gave before the cut; none removes only"
+        ),
+    ] = "dense"
+    allocation: Annotated[
+        AllocationName,
+        Field(
+            description="how many MLP channels each layer loses; with all but uniform, layers "
+            "differ, and a checkpoint is padded with zeros"
+        ),
+    ] = "uniform"
+    spread: Annotated[
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description=f"how far {', '.join(STRETCHED)} take the layers' shares apart: at 0.3 "
+            "the least is about 0.7 of the mean",
+        ),
+    ] = SPREAD
+    floor: Annotated[
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description="smallest share of its MLP channels that a layer keeps, where layers "
+            "may differ",
+        ),
+    ] = FLOOR
+    kv_groups: KvGroups = 0
+    multiple_of: MultipleOf = 8
+    steps: Annotated[Count, Field(description="of policy_gradient: updates")] = 200
+    learning_rate: Annotated[
+        float, Field(gt=0, le=1, description="of policy_gradient: rate of the first update")
+    ] = 2e-3
+    estimator: Annotated[
+        Estimator,
+        Field(
+            description="of policy_gradient: with the true score function, or weighted as in the "
+            "released code"
+        ),
+    ] = "unbiased"
+
+    @model_validator(mode="after")
+    def _of_the_policy_gradient(self) -> WidthOptions:
+        fields = type(self).model_fields
+        for name in ("steps", "learning_rate", "estimator"):
+            if self.score != "policy_gradient" and getattr(self, name) != fields[name].default:
+                raise ValueError(f"{name} needs score: policy_gradient")
+        return self
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        """Settings that have no effect, or no meaning, are mistakes."""
+        if self.allocation == "global" and self.score in NOT_POOLED:
+            raise ValueError(
+                f"score {self.score} ranks the channels of one layer and cannot be compared "
+                "between layers; choose another score or allocation"
+            )
+        if self.spread != SPREAD and self.allocation not in STRETCHED:
+            raise ValueError(
+                f"spread has no effect with allocation {self.allocation}; leave it out, or choose "
+                f"{', '.join(STRETCHED)}"
+            )
+        return self
