@@ -21,6 +21,7 @@ from slm_plugin.pruners.width.masked_losses import initial, masked_loss
 from slm_plugin.pruners.width.width import Width
 from slm_plugin.pruners.width.width_options import WidthOptions
 from slm_plugin.session import Session
+from slm_plugin.surgery.groups import members
 from slm_plugin.target import Target
 from tests.tiny import make_model, random_tokens
 
@@ -56,6 +57,19 @@ def test_the_loss_of_no_mask_is_that_of_the_model() -> None:
     silent = masked_loss(session.view, batch, modules, [torch.zeros(48)] * 3)
     assert silent != pytest.approx(found, rel=1e-3)
     assert not any(module._forward_pre_hooks for module in modules)
+
+
+def test_a_masked_group_is_silent() -> None:
+    """The loss is that of a model in which nothing reads the group's columns."""
+    session = Session(small(), calibration=TOKENS, batch_tokens=100)
+    view, (batch,) = session.view, session.captured()
+    reader = view.projections(view.layers[1])["o_proj"]
+    found = masked_loss(view, batch, [reader], [torch.tensor([1.0, 0.0])])
+    columns = list(members("kv_groups", [1], view.dimensions())["o_proj"])
+    with torch.no_grad():
+        reader.weight[:, columns] = 0
+        expected = float(session.model(TOKENS, labels=TOKENS).loss)
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 def test_probabilities_start_from_standardised_scores() -> None:
