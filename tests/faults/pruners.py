@@ -217,7 +217,7 @@ FAULTS = (
     ),
     Fault(
         "a group's columns are masked one after another instead of together",
-        "pruners/width/masked_losses.py",
+        "pruners/width/masking.py",
         ".repeat_interleave(columns)",
         ".repeat(columns)",
         "pruners/width/test_masked_losses.py",
@@ -329,7 +329,7 @@ FAULTS = (
     ),
     Fault(
         "scores of different layers are compared as they are",
-        "pruners/width/allocation/pooled.py",
+        "pruners/width/importance.py",
         "return (values - values.mean()) / deviation if",
         "return values if",
         "pruners/width/allocation/test_measures.py",

@@ -125,6 +125,14 @@ def kept_units(scores: Sequence[float], removed: int) -> tuple[int, ...]:
     return tuple(sorted(order[removed:]))
 
 
+def standardised(scores: Sequence[float]) -> Tensor:
+    """The scores moved and scaled to mean 0 and deviation 1, ``(units,)``, float64."""
+    values = torch.tensor(scores, dtype=torch.float64)
+    deviation = values.std(correction=0)
+    # Equal scores stand at their mean.
+    return (values - values.mean()) / deviation if deviation > 0 else torch.zeros_like(values)
+
+
 def _score_layers(
     saliences: Iterable[Mapping[str, Tensor]], dimensions: Dimensions, *, whole_lines: bool = False
 ) -> Iterator[UnitScores]:

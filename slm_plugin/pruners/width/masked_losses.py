@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from slm_plugin.calibration.captures import Batch, run_batches
@@ -16,7 +14,8 @@ from slm_plugin.plans import UnitScores
 from slm_plugin.pruners.gradients import require_finite
 from slm_plugin.pruners.trial_store import tell_read, trial_store
 from slm_plugin.pruners.width.budget import Cut
-from slm_plugin.pruners.width.importance import rounded
+from slm_plugin.pruners.width.importance import rounded, standardised
+from slm_plugin.pruners.width.masking import masked
 from slm_plugin.pruners.width.policy_gradient import Descent, learn
 
 if TYPE_CHECKING:
@@ -96,9 +95,7 @@ def initial(scores: Sequence[float], keep: int) -> Tensor:
 
     Source: the released code of arXiv 2406.10576, initialisation ``wanda-sp`` with ``sigmap``.
     """
-    values = torch.tensor(scores, dtype=torch.float64)
-    spread = values.std(correction=0)
-    shares = ((values - values.mean()) / (spread if spread > 0 else 1.0)).sigmoid()
+    shares = standardised(scores).sigmoid()
     return shares + (keep / len(scores) - shares.mean())
 
 
@@ -117,25 +114,11 @@ def masked_loss(
     Raises:
         NumericalError: The loss is NaN or infinite.
     """
-    with _masked(readers, masks):
+    with masked(readers, masks):
         (hidden,) = run_batches(enumerate(view.layers), [batch], [batch.inputs[0]])
     loss = next_token_losses(view.logits, view.norm(hidden), batch.tokens).mean()
     require_finite(loss)
     return float(loss)
-
-
-@contextmanager
-def _masked(readers: Sequence[nn.Module], masks: Sequence[Tensor]) -> Iterator[None]:
-    """Multiply the inputs of projections by factors while the context is open."""
-
-    def multiply(module: nn.Module, inputs: tuple[Tensor], *, mask: Tensor) -> Tensor:
-        columns = inputs[0].shape[-1] // len(mask)
-        return inputs[0] * mask.to(inputs[0]).repeat_interleave(columns)
-
-    with ExitStack() as stack:
-        for reader, mask in zip(readers, masks, strict=True):
-            stack.callback(reader.register_forward_pre_hook(partial(multiply, mask=mask)).remove)
-        yield
 
 
 def _is_loss(key: Any, value: Any) -> bool:

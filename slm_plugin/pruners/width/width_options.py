@@ -89,16 +89,12 @@ class WidthOptions(Options):
     ] = "unbiased"
 
     @model_validator(mode="after")
-    def _of_the_policy_gradient(self) -> WidthOptions:
+    def _used(self) -> Self:
+        """Settings that have no effect, or no meaning, are mistakes."""
         fields = type(self).model_fields
         for name in ("steps", "learning_rate", "estimator"):
             if self.score != "policy_gradient" and getattr(self, name) != fields[name].default:
                 raise ValueError(f"{name} needs score: policy_gradient")
-        return self
-
-    @model_validator(mode="after")
-    def _used(self) -> Self:
-        """Settings that have no effect, or no meaning, are mistakes."""
         if self.allocation == "global" and self.score in NOT_POOLED:
             raise ValueError(
                 f"score {self.score} ranks the channels of one layer and cannot be compared "

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from slm_plugin.lazy import torch
 from slm_plugin.plans import UnitScores
+from slm_plugin.pruners.width.importance import standardised
 
 
 def pooled(scores: Sequence[UnitScores], removed: int) -> list[float]:
@@ -24,15 +25,8 @@ def pooled(scores: Sequence[UnitScores], removed: int) -> list[float]:
 
     Source: FLAP (An et al. 2024, arXiv 2312.11983), section 3.3, adaptive structure search.
     """
-    standard = [_standardised(one.scores) for one in scores]
+    standard = [standardised(one.scores) for one in scores]
     owners = torch.cat([torch.full((len(one),), layer) for layer, one in enumerate(standard)])
     lowest = torch.cat(standard).argsort(stable=True)[:removed]
     counts = torch.bincount(owners[lowest], minlength=len(standard))
     return [count / len(one.scores) for count, one in zip(counts.tolist(), scores, strict=True)]
-
-
-def _standardised(scores: Sequence[float]) -> torch.Tensor:
-    values = torch.tensor(scores, dtype=torch.float64)
-    deviation = values.std(correction=0)
-    # Equal scores stand at their mean.
-    return (values - values.mean()) / deviation if deviation > 0 else torch.zeros_like(values)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from slm_plugin.calibration.captures import split
 from slm_plugin.calibration.held_out import is_held_out
@@ -13,6 +13,7 @@ from slm_plugin.lazy import inference_mode, torch
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import UnitScores
 from slm_plugin.pruners.width.importance import kept_units
+from slm_plugin.pruners.width.masking import masked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,24 +89,13 @@ def slopes(sparsity: float, layers: int) -> list[float]:
     return [largest * step / (SLOPES - 1) for step in range(SLOPES)]
 
 
-@contextmanager
-def silenced(view: DecoderView, kept: Sequence[Sequence[int]]) -> Iterator[None]:
+def silenced(view: DecoderView, kept: Sequence[Sequence[int]]) -> AbstractContextManager[None]:
     """Set all MLP channels but some of every layer to zero during a block."""
-    hooks = []
-    try:
-        for layer, units in zip(view.layers, kept, strict=True):
-            down = view.projections(layer)["down_proj"]
-            mask = torch.zeros(down.in_features, device=down.weight.device, dtype=down.weight.dtype)
-            mask[list(units)] = 1
-
-            def silence(_: Any, given: tuple[Tensor], mask: Tensor = mask) -> tuple[Tensor]:
-                return (given[0] * mask,)
-
-            hooks.append(down.register_forward_pre_hook(silence))
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    readers = [view.projections(layer)["down_proj"] for layer in view.layers]
+    masks = [torch.zeros(reader.in_features) for reader in readers]
+    for mask, units in zip(masks, kept, strict=True):
+        mask[list(units)] = 1
+    return masked(readers, masks)
 
 
 @inference_mode
