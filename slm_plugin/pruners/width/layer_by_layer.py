@@ -69,7 +69,9 @@ def scored_in_turn(
             if index + 1 == len(view.layers):
                 return
             gone = {unit: part for units in found for unit, part in removed(units).items()}
-            walk.replacement = narrowed_copy(layer, gone, before, after)
+            walk.replacement = narrowed_copy(
+                layer, gone, before.of_layer(index), after.of_layer(index)
+            )
             if restoration.toward != "none":
                 with rewriting() as write:
                     refit_layer(walk, write, o_proj=restoration.o_proj)

@@ -76,6 +76,23 @@ def test_planning_sees_the_states_of_the_restored_model(
         assert torch.equal(found, former) == (index == 0)
 
 
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_layers_of_different_widths_are_cut_at_their_own(
+    family: str, seen: list[torch.Tensor]
+) -> None:
+    """Behind an allocation, where one matrix holds gate and up as well."""
+    session = Session(make_model(family), calibration=TOKENS, batch_tokens=48)
+    first = WidthOptions(allocation="alpha", spread=0.6, multiple_of=2, restore="none")
+    session.apply(session.plan(Width(first, Target(ratio=0.15))))
+    assert session.view.dimensions().layer_widths
+    seen.clear()
+    pruner = obs(restore="none", multiple_of=2)
+    pruner.target = Target(ratio=0.25)
+    restored(session, pruner, session.plan(pruner))
+    for index, found in enumerate(seen):
+        assert torch.equal(found, torch.cat([b.inputs[index] for b in session.captured()]))
+
+
 def test_one_layer_is_scored_as_it_is() -> None:
     """There is nothing below it; and the lowest of several is, too."""
     for layers in (1, 3):
