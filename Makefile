@@ -23,13 +23,13 @@ lint: $(EXPORT)/.ready
 	$(EXPORT)/bin/mypy
 
 unit: $(EXPORT)/.ready
-	$(EXPORT)/bin/python -m pytest tests -m "not real and not process" -n auto --dist worksteal
+	$(EXPORT)/bin/python -m pytest tests -m "not real and not process" -n auto
 
 process: $(EXPORT)/.ready ## tests that run whole commands: kills, signals, fresh loads
 	$(EXPORT)/bin/python -m pytest tests -m process -n auto
 
 unit-latest: $(LATEST)/.ready
-	$(LATEST)/bin/python -m pytest tests -m "not real" -n auto --dist worksteal $(ONCE:%=--ignore=tests/%)
+	$(LATEST)/bin/python -m pytest tests -m "not real" -n auto $(ONCE:%=--ignore=tests/%)
 
 fuzz: $(EXPORT)/.ready
 	$(EXPORT)/bin/python -m tests.fuzz --count 2000
