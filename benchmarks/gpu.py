@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from slm_plugin import prune  # noqa: E402 - run from a checkout
+from slm_plugin.calibration.samples import CalibrationSource, draw  # noqa: E402
 from slm_plugin.models.loading import ModelSource, load  # noqa: E402
 from slm_plugin.result import RunResult  # noqa: E402
+from tests.oracles.slm_released import released_loop  # noqa: E402
 
 # Shapes of SmolLM2-135M and of Llama 3.2 1B.
 SMALL = {
@@ -37,14 +40,19 @@ LARGE = {
     "vocab_size": 128256,
 }
 TINY = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 512}
+# Mean similarity above which Sliding Layer Merging goes on merging.
+THRESHOLD = 0.9
 Row = tuple[str, str, str, str]
 
 
 def random_model(shape: dict[str, int], device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """Random weights, the same for one shape on every device."""
+    """Random weights, made on the device; what is timed does not depend on them."""
     torch.manual_seed(0)
-    config = LlamaConfig(**shape, tie_word_embeddings=True, max_position_embeddings=4096)
-    return LlamaForCausalLM(config).to(device=device, dtype=dtype)  # type: ignore[arg-type]
+    config = LlamaConfig(
+        **shape, tie_word_embeddings=True, max_position_embeddings=4096, dtype=dtype
+    )
+    with torch.device(device):
+        return LlamaForCausalLM._from_config(config)
 
 
 def token_ids(vocabulary: int, samples: int, length: int, seed: int = 1) -> torch.Tensor:
@@ -85,6 +93,14 @@ def hybrid(arguments: argparse.Namespace, device: str) -> RunResult:
     return prune(model, tokenizer, recipe["stages"], calibration=calibration, **named)
 
 
+def saved(result: RunResult) -> float:
+    """Seconds to write the checkpoint and to load it again, in a process of its own."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        result.save(Path(folder) / "checkpoint")
+    return time.perf_counter() - started
+
+
 def search(arguments: argparse.Namespace, device: str) -> float:
     """Seconds of a greedy search by loss for two layers."""
     model = random_model(arguments.small, device, torch.float32)
@@ -92,6 +108,25 @@ def search(arguments: argparse.Namespace, device: str) -> float:
     started = time.perf_counter()
     prune(model, None, "sleb", layers_removed=2, calibration=ids)
     return time.perf_counter() - started
+
+
+def sliding(arguments: argparse.Namespace, device: str) -> tuple[float, float, bool]:
+    """Seconds of the search of Sliding Layer Merging, of the released loop, and if they agree."""
+    if arguments.random:
+        model = random_model(arguments.small, device, torch.float32)
+        ids = token_ids(arguments.small["vocab_size"], 10, 128)
+    else:
+        model, tokenizer = load(ModelSource(id="smollm2-135m", dtype="float32", device=device))
+        source = CalibrationSource(source="builtin", samples=10, length=128)
+        ids = draw(source, model, tokenizer, time.time_ns() % 2**31)
+    started = time.perf_counter()
+    found = released_loop(model, ids.to(device), THRESHOLD)
+    loop = time.perf_counter() - started
+    started = time.perf_counter()
+    plan = prune(model, None, "slm", threshold=THRESHOLD, calibration=ids).plan
+    ours = time.perf_counter() - started
+    windows = [(operation.first, operation.last) for operation in plan.operations]
+    return ours, loop, windows == found.windows
 
 
 def large(arguments: argparse.Namespace, device: str) -> RunResult:
@@ -110,21 +145,43 @@ def large(arguments: argparse.Namespace, device: str) -> RunResult:
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     """All rows of the table, each when it is done."""
     device = arguments.device
-    here, cpu = hybrid(arguments, device), hybrid(arguments, "cpu")
+    reset_peak(device)
+    here = hybrid(arguments, device)
+    memory = peak(device)
+    cpu = hybrid(arguments, "cpu")
     for (name, took), (_, reference) in zip(seconds(here), seconds(cpu), strict=True):
         yield f"hybrid: {name}", f"{took:.2f} s", f"{reference:.2f} s", f"{reference / took:.1f}"
     yield "hybrid: decode in tokens/s, before to after", decode_speeds(here), decode_speeds(cpu), ""
+    if not arguments.random:
+        yield "hybrid: checkpoint, loaded again", f"{saved(here):.2f} s", f"{saved(cpu):.2f} s", ""
+    yield "hybrid: peak memory", memory, "", ""
+    del here, cpu
     took, reference = search(arguments, device), search(arguments, "cpu")
     yield "search: sleb, 2 layers", f"{took:.2f} s", f"{reference:.2f} s", f"{reference / took:.1f}"
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
+    took, loop, agree = sliding(arguments, device)
+    yield f"search: slm at {THRESHOLD}, with surgery", f"{took:.2f} s", "", ""
+    yield "search: slm, the released loop", f"{loop:.2f} s", "", ""
+    yield "search: slm, the same windows", "yes" if agree else "NO", "", ""
+    reset_peak(device)
     result = large(arguments, device)
     for name, took in seconds(result):
         yield f"1.2 billion, bfloat16: {name}", f"{took:.2f} s", "", ""
     yield "1.2 billion: decode in tokens/s, before to after", decode_speeds(result), "", ""
+    yield "1.2 billion: peak memory", peak(device), "", ""
+
+
+def reset_peak(device: str) -> None:
+    """Forget the greatest memory that PyTorch took so far."""
     if device.startswith("cuda"):
-        peak = torch.cuda.max_memory_allocated() / 2**30
-        yield "1.2 billion: peak memory", f"{peak:.1f} GiB", "", ""
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak(device: str) -> str:
+    """The greatest memory that PyTorch took on the card since then."""
+    if not device.startswith("cuda"):
+        return ""
+    return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
 
 
 def main() -> None:
