@@ -129,6 +129,7 @@ def inspection(view: DecoderView) -> dict[str, Any]:
                 for unit, count, size in (
                     ("mlp_channel", dims.intermediate_size, dims.channel_parameters),
                     ("kv_group", dims.kv_heads, dims.kv_group_parameters),
+                    ("query_head", dims.attention_heads, dims.query_head_parameters),
                     ("expert", dims.experts, dims.expert_parameters),
                 )
                 if size
