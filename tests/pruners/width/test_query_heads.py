@@ -13,6 +13,7 @@ from pydantic import ValidationError
 pytest.importorskip("torch_pruning")
 
 from slm_plugin.errors import RecipeError, TargetError, UnsupportedModelError
+from slm_plugin.inspection import inspection
 from slm_plugin.models.families import family_of
 from slm_plugin.models.families.suitability import refuse_unsuited
 from slm_plugin.models.view import DecoderView
@@ -28,6 +29,9 @@ from slm_plugin.pruners.width.uniform import operations_of
 from slm_plugin.pruners.width.width import Width
 from slm_plugin.pruners.width.width_options import ScoreName, WidthOptions
 from slm_plugin.recipe import Recipe
+from slm_plugin.report import pictures
+from slm_plugin.report.explain import explain
+from slm_plugin.report.numbers import spans
 from slm_plugin.session import Session
 from slm_plugin.target import Target
 from tests.pruners.width.test_brain_surgeon import cost, damped, problem, restored
@@ -306,3 +310,26 @@ def test_the_restoration_fits_the_attention_too() -> None:
     for options, o_proj in (({}, True), ({"query_heads": 0}, False)):
         made = width(restore="dense", **options)
         assert made.followed_by == {"recover": "refit", "toward": "dense", "o_proj": o_proj}
+
+
+def test_reports_say_which_heads_stay() -> None:
+    """In the text and the table of `explain`, in the picture, in the plan's note, in `inspect`."""
+    session = session_of()
+    plan = session.plan(width(score="magnitude"))
+    told = explain(plan)
+    assert "Heads:          6 -> 4 query, 2 -> 2 key/value" in told.text
+    (table,) = told.tables
+    kept = heads_of(plan)[1]
+    cells = [cell.text for cell in table.rows[1].cells]
+    assert cells[2:] == [f"2 of 2: {spans((0, 1))}", f"4 of 6: {spans(kept)}"]
+    channels = plan.after.intermediate_size
+    assert plan.notes[0] == (
+        f"every layer keeps {channels} of 48 MLP channels and 2 of 3 query heads of each of 2 "
+        "KV groups"
+    )
+    found = inspection(session.view)["units"]["query_head in every layer"]
+    assert found == {"count": 6, "parameters": 3 * (2 * 32 + 1) * 8}
+    pytest.importorskip("matplotlib")
+    svg = pictures.widths(plan)
+    assert all(f'id="widths-query_head-{layer}"' in svg for layer in range(3))
+    assert "widths-kv_group" not in svg
