@@ -281,7 +281,7 @@ def test_families_whose_heads_are_not_independent_are_refused() -> None:
     """With the reason that their record gives; channels alone are fine."""
     view = DecoderView.of(make_model("olmo2"))
     config = view.config.to_dict()
-    with pytest.raises(UnsupportedModelError, match="norms run over all heads.*query_heads"):
+    with pytest.raises(UnsupportedModelError, match=r"norms run over all heads.*query_heads"):
         refuse_unsuited([width()], family_of("Olmo2ForCausalLM"), config)
     refuse_unsuited([width(query_heads=0)], view.family, config)
     sizes = view.dimensions()
