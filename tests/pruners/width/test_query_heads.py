@@ -329,6 +329,8 @@ def test_reports_say_which_heads_stay() -> None:
     )
     found = inspection(session.view)["units"]["query_head in every layer"]
     assert found == {"count": 6, "parameters": 3 * (2 * 32 + 1) * 8}
+    alone = DecoderView.of(make_model(num_hidden_layers=1, num_key_value_heads=4))
+    assert "query_head in every layer" not in inspection(alone)["units"]
     pytest.importorskip("matplotlib")
     svg = pictures.widths(plan)
     assert all(f'id="widths-query_head-{layer}"' in svg for layer in range(3))
