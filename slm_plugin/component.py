@@ -60,11 +60,12 @@ class Component(ABC):
         """
         return ""
 
-    def unsuited_options(self, family: Family) -> str:
+    def unsuited_options(self, family: Family, config: Mapping[str, Any]) -> str:
         """Why it cannot be used with these options, as half a sentence; empty where it can.
 
         Args:
             family: What is true of the model's class.
+            config: Content of its ``config.json``.
         """
         return ""
 

@@ -119,6 +119,8 @@ def inspection(view: DecoderView) -> dict[str, Any]:
             decoder = sum(p.numel() for p in view.decoder.parameters())
             parts["vision"] = dims.parameters - decoder - head
         parts["norms"] = dims.parameters - sum(parts.values())
+    # Without others in its group it goes with its key/value head alone.
+    lone_head = dims.query_head_parameters if dims.queries_per_group > 1 else 0
     return {
         "dimensions": dims.model_dump(),
         "parameters": parts,
@@ -129,6 +131,7 @@ def inspection(view: DecoderView) -> dict[str, Any]:
                 for unit, count, size in (
                     ("mlp_channel", dims.intermediate_size, dims.channel_parameters),
                     ("kv_group", dims.kv_heads, dims.kv_group_parameters),
+                    ("query_head", dims.attention_heads, lone_head),
                     ("expert", dims.experts, dims.expert_parameters),
                 )
                 if size

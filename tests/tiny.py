@@ -178,6 +178,7 @@ SMOLLM2 = Dimensions(
     layer_parameters=3_540_096,
     channel_parameters=3 * 576,
     kv_group_parameters=8 * 576 * 64,
+    query_head_parameters=2 * 576 * 64,
 )
 ModelFactory = Callable[..., PreTrainedModel]
 

@@ -96,14 +96,8 @@ with torch.inference_mode():
 """
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe"])
-def test_the_other_release_reads_a_mixture_without_some_experts(
-    tmp_path: Path, family: str
-) -> None:
-    """The releases call the number of experts by other names, and lay them out otherwise."""
-    session = Session(make_model(family, num_hidden_layers=3), calibration=random_tokens(4, 16))
-    pruner = pruners.get("experts")
-    session.apply(session.plan(pruner(pruner.Options(), Target(ratio=0.2))))
+def assert_read_by_the_other(session: Session, tmp_path: Path) -> None:
+    """The stock class of the other release computes the same, in a process of its own."""
     folder, file = tmp_path / "m", tmp_path / "logits.safetensors"
     folder.mkdir()
     save_checkpoint(session, folder)
@@ -114,6 +108,28 @@ def test_the_other_release_reads_a_mixture_without_some_experts(
     with torch.inference_mode():
         wanted = session.model(random_tokens(2, 20)).logits
     assert float((load_file(file)["logits"] - wanted).abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_the_other_release_reads_a_mixture_without_some_experts(
+    tmp_path: Path, family: str
+) -> None:
+    """The releases call the number of experts by other names, and lay them out otherwise."""
+    session = Session(make_model(family, num_hidden_layers=3), calibration=random_tokens(4, 16))
+    pruner = pruners.get("experts")
+    session.apply(session.plan(pruner(pruner.Options(), Target(ratio=0.2))))
+    assert_read_by_the_other(session, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "gemma3"])
+def test_the_other_release_reads_fewer_query_heads(tmp_path: Path, family: str) -> None:
+    """Their number divides the hidden size, which transformers 5 demands of some families."""
+    session = Session(make_model(family, num_hidden_layers=3))
+    pruner = pruners.get("width")
+    options = {"score": "magnitude", "restore": "none", "query_heads": 1, "multiple_of": 4}
+    made = pruner(pruner.Options(**options), Target(ratio=0.2))
+    session.apply(session.plan(made))
+    assert_read_by_the_other(session, tmp_path)
 
 
 WRITE = """

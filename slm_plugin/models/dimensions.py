@@ -18,7 +18,8 @@ class Dimensions(Record):
 
     All ``*_parameters`` count scalars; tied embeddings count once. A unit that cannot be removed
     from models of this family has 0. Experts are those that a router chooses from, each with its
-    row of the router; plans of versions that did not know them say 0. Where a model has two stacks
+    row of the router; plans of versions that did not know them, or query heads, say 0. Where a
+    model has two stacks
     of layers, ``stack`` says which one this is. Without token ids ``vocab_size`` is 0. The lowest
     ``fixed_layers`` must stay where they are, because vision features are added behind them.
     """
@@ -39,6 +40,7 @@ class Dimensions(Record):
     experts: int = 0
     experts_per_token: int = 0
     expert_parameters: int = 0
+    query_head_parameters: int = 0
     stack: str = ""
     fixed_layers: int = 0
     layer_widths: tuple[int, ...] = ()
@@ -59,6 +61,7 @@ class Dimensions(Record):
         found = {
             "channels": (self.intermediate_size, self.channel_parameters),
             "kv_groups": (self.kv_heads, self.kv_group_parameters),
+            "query_heads": (self.attention_heads, self.query_head_parameters),
             "experts": (self.experts, self.expert_parameters),
         }
         return {unit: count for unit, (count, size) in found.items() if size}
@@ -103,14 +106,31 @@ class Dimensions(Record):
             }
         )
 
-    def without_units(self, channels: int = 0, kv_groups: int = 0, experts: int = 0) -> Dimensions:
-        """The same decoder with fewer MLP channels, KV groups and experts in every layer."""
-        per_layer = kv_groups * self.kv_group_parameters + experts * self.expert_parameters
+    def without_units(
+        self, channels: int = 0, kv_groups: int = 0, experts: int = 0, query_heads: int = 0
+    ) -> Dimensions:
+        """The same decoder with fewer units in every layer.
+
+        Args:
+            channels: MLP channels to remove from every layer.
+            kv_groups: KV groups.
+            experts: Experts.
+            query_heads: Query heads, as many of every KV group; before whole groups go.
+        """
+        fewer = query_heads // self.kv_heads
+        group = self.kv_group_parameters - fewer * self.query_head_parameters
+        per_layer = (
+            kv_groups * group
+            + query_heads * self.query_head_parameters
+            + experts * self.expert_parameters
+        )
         narrower = self.with_widths([width - channels for width in self.widths])
+        left, queries = self.kv_heads - kv_groups, self.queries_per_group - fewer
         return narrower.model_copy(
             update={
-                "kv_heads": self.kv_heads - kv_groups,
-                "attention_heads": self.attention_heads - kv_groups * self.queries_per_group,
+                "kv_heads": left,
+                "attention_heads": left * queries,
+                "kv_group_parameters": group,
                 "experts": self.experts - experts,
                 "layer_parameters": narrower.layer_parameters - per_layer,
                 "parameters": narrower.parameters - self.layers * per_layer,

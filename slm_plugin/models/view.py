@@ -148,7 +148,12 @@ class DecoderView:
             layer_parameters=sum(p.numel() for _, p in own_parameters(first)),
             channel_parameters=_channel(modules, family) if "channels" in family.units else 0,
             kv_group_parameters=(
-                _kv_group(modules, family, head_dim, heads // kv_heads)
+                _head_size(modules, family, head_dim, heads // kv_heads, keys=1)
+                if "kv_groups" in family.units
+                else 0
+            ),
+            query_head_parameters=(
+                _head_size(modules, family, head_dim, queries=1, keys=0)
                 if "kv_groups" in family.units
                 else 0
             ),
@@ -341,10 +346,13 @@ def _channel(modules: dict[str, nn.Linear], family: Family) -> int:
     )
 
 
-def _kv_group(modules: dict[str, nn.Linear], family: Family, head_dim: int, queries: int) -> int:
-    """Scalars of one key/value head of a layer with the query heads that read it."""
+def _head_size(
+    modules: dict[str, nn.Linear], family: Family, head_dim: int, queries: int, keys: int
+) -> int:
+    """Scalars of some query heads and some key/value heads of a layer."""
     return head_dim * sum(
-        _unit_size(linear, rows=name != "o_proj") * (queries if part in ("q_proj", "o_proj") else 1)
+        _unit_size(linear, rows=name != "o_proj")
+        * (queries if part in ("q_proj", "o_proj") else keys)
         for name, linear in modules.items()
         for part in family.parts(name)
         if part in ATTENTION_PROJECTIONS

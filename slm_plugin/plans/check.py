@@ -23,6 +23,7 @@ MAY_BE_ZERO = frozenset({
     "vocab_size",
     "channel_parameters",
     "kv_group_parameters",
+    "query_head_parameters",
     "experts",
     "experts_per_token",
     "expert_parameters",

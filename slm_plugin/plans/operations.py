@@ -29,7 +29,7 @@ Index = Annotated[int, Field(ge=0, le=MOST)]
 Share = Annotated[float, Field(ge=0, le=1)]
 # Report only the first invalid entry of a long list.
 Indices = Annotated[tuple[Index, ...], Field(min_length=1), FailFast()]
-Unit = Literal["channels", "kv_groups", "experts"]
+Unit = Literal["channels", "kv_groups", "query_heads", "experts"]
 
 
 class Block(NamedTuple):
@@ -277,8 +277,8 @@ class DropSublayers(_LayerOperation):
 class _KeepUnits(_Operation):
     """Units inside one layer to keep.
 
-    Every layer of a plan keeps the same number of KV groups and of experts, or what it has. Only
-    MLP channels may be more in one layer than in another.
+    Every layer of a plan keeps the same number of KV groups, of query heads and of experts, or what
+    it has. Only MLP channels may be more in one layer than in another.
 
     Attributes:
         unit: What is kept, by its name in `Dimensions.units`.
@@ -341,6 +341,31 @@ class KeepHeads(_KeepUnits):
     kv_groups: Indices
 
 
+class KeepQueryHeads(_KeepUnits):
+    """Query heads to keep in one layer, as many of every KV group; all key/value heads stay."""
+
+    unit: ClassVar[Unit] = "query_heads"
+    noun: ClassVar[str] = "query head"
+    block: ClassVar[Literal["attention", "MLP"]] = "attention"
+    listed: ClassVar[str] = "query_heads"
+    op: Literal["keep_query_heads"] = "keep_query_heads"
+    query_heads: Indices
+
+    def check(self, before: Dimensions) -> None:
+        """Check that the layer and the heads exist, and that every KV group keeps as many."""
+        super().check(before)
+        kept = Counter(head // before.queries_per_group for head in self.query_heads)
+        if len(kept) < before.kv_heads or len({*kept.values()}) > 1:
+            groups = range(before.kv_heads)
+            most, least = (best(groups, key=kept.__getitem__) for best in (max, min))
+            raise PlanError(
+                f"keeps query heads of KV groups unequally: {kept[most]} of group {most}, "
+                f"{kept[least]} of group {least}",
+                hint="keep the same number of every KV group: no model runs otherwise",
+                option="query_heads",
+            )
+
+
 class KeepExperts(_KeepUnits):
     """Experts to keep in one layer, each with its row of the router."""
 
@@ -364,7 +389,7 @@ class KeepExperts(_KeepUnits):
 
 
 DepthOperation = MergeLayers | DropLayers | ConcatLayers | DropSublayers
-WidthOperation = KeepChannels | KeepHeads | KeepExperts
+WidthOperation = KeepChannels | KeepHeads | KeepQueryHeads | KeepExperts
 Operation = Annotated[DepthOperation | WidthOperation, Field(discriminator="op")]
 
 

@@ -44,10 +44,13 @@ class Trial(Record):
 
 
 class UnitScores(Record):
-    """Importance of every prunable unit of one layer; the lowest are removed first."""
+    """Importance of every prunable unit of one layer; the lowest are removed first.
+
+    Of query heads, the lowest of every KV group are.
+    """
 
     layer: Index
-    unit: Literal["mlp_channel", "kv_group", "expert"]
+    unit: Literal["mlp_channel", "kv_group", "query_head", "expert"]
     scores: Annotated[tuple[float, ...], FailFast()]
 
 

@@ -16,6 +16,7 @@ from slm_plugin.report.plan_effects import (
     kept_channels,
     kept_experts,
     kept_groups,
+    kept_query_heads,
     layer_mapping,
 )
 from slm_plugin.report.table import Cell, Column, Row, Table, terminal
@@ -73,7 +74,7 @@ def _effect(plan: PruningPlan) -> str:
     ]
     if before.width_range != after.width_range:
         lines.append(f"MLP channels:   {before.width_range} -> {after.width_range}")
-    if before.kv_heads != after.kv_heads:
+    if before.attention_heads != after.attention_heads:
         lines.append(
             f"Heads:          {before.attention_heads} -> {after.attention_heads} query, "
             f"{before.kv_heads} -> {after.kv_heads} key/value"
@@ -137,20 +138,23 @@ def _expert_table(plan: PruningPlan) -> Table:
 
 
 def _unit_table(plan: PruningPlan) -> Table:
-    channels, groups = kept_channels(plan), kept_groups(plan)
+    channels, groups, queries = kept_channels(plan), kept_groups(plan), kept_query_heads(plan)
     before = plan.before
     rows = []
-    for layer in sorted({*channels, *groups}):
+    for layer in sorted({*channels, *groups, *queries}):
         width = before.widths[layer]
         remaining = len(channels.get(layer, range(width)))
         kept = groups.get(layer, tuple(range(before.kv_heads)))
-        heads = len(kept) * before.queries_per_group
+        heads = f"{len(kept) * before.queries_per_group} of {before.attention_heads}"
+        if layer in queries:
+            left = queries[layer]
+            heads = f"{len(left)} of {before.attention_heads}: {numbers.spans(left)}"
         rows.append(
             _row(
                 str(layer),
                 f"{remaining:,} of {width:,}",
                 f"{len(kept)} of {before.kv_heads}: {numbers.spans(kept)}",
-                f"{heads} of {before.attention_heads}",
+                heads,
             )
         )
     columns = tuple(map(Column, ("layer", "MLP channels", "KV groups", "query heads")))

@@ -156,20 +156,26 @@ def _scores(axes: Axes, plan: PruningPlan, scores: LayerScores) -> None:
 _UNITS: Looks = {
     "MLP channels": {"color": canvas.BLUE},
     "KV groups": {"color": canvas.SKY},
+    "query heads": {"color": canvas.SKY},
     "experts": {"color": canvas.BLUE},
 }
 _DOT: dict[str, Any] = {"color": canvas.INK, "marker": "o", "ms": 4, "ls": ""}
 
 
 def widths(plan: PruningPlan, name: str = "widths") -> str:
-    """Share of MLP channels and KV groups, or of experts, that layers keep, and of their scores.
+    """Share of MLP channels and heads, or of experts, that layers keep, and of their scores.
 
     Bars are ``<name>-<unit>-<layer>``, dots ``<name>-<unit>-score-<layer>``.
     """
     before, layers = plan.before, plan.before.layers
+    heads: tuple[str, str, Sequence[int], Mapping[int, Sequence[int]]]
+    heads = ("kv_group", "KV groups", (before.kv_heads,) * layers, plan_effects.kept_groups(plan))
+    queries = plan_effects.kept_query_heads(plan)
+    if queries:
+        heads = ("query_head", "query heads", (before.attention_heads,) * layers, queries)
     units: tuple[tuple[str, str, Sequence[int], Mapping[int, Sequence[int]]], ...] = (
         ("mlp_channel", "MLP channels", before.widths, plan_effects.kept_channels(plan)),
-        ("kv_group", "KV groups", (before.kv_heads,) * layers, plan_effects.kept_groups(plan)),
+        heads,
     )
     experts = plan_effects.kept_experts(plan)
     if experts:

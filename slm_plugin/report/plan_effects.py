@@ -21,6 +21,11 @@ def kept_groups(plan: PruningPlan) -> dict[int, tuple[int, ...]]:
     return _kept(plan, "kv_groups")
 
 
+def kept_query_heads(plan: PruningPlan) -> dict[int, tuple[int, ...]]:
+    """Remaining query heads of every layer that loses some without their KV group."""
+    return _kept(plan, "query_heads")
+
+
 def kept_experts(plan: PruningPlan) -> dict[int, tuple[int, ...]]:
     """Remaining experts of every layer that loses some."""
     return _kept(plan, "experts")

@@ -37,8 +37,8 @@ def apply_channels(model: PreTrainedModel, operations: Sequence[WidthOperation])
 
     Args:
         model: The model, changed in place.
-        operations: `KeepChannels`, `KeepHeads`, `KeepExperts`, each kind for every layer or for
-            none.
+        operations: `KeepChannels`, `KeepHeads`, `KeepQueryHeads`, `KeepExperts`, each kind for
+            every layer or for none.
 
     Raises:
         PlanError: An operation does not fit the model, or layers would differ in more than their
@@ -54,6 +54,7 @@ def apply_channels(model: PreTrainedModel, operations: Sequence[WidthOperation])
     # Asked for, or had: an operation on units that the model lacks is an error.
     units = dict.fromkeys((*before.units, *(operation.unit for operation in operations)))
     removed = {unit: _removed_units(unit, operations, before) for unit in units}
+    _refuse_both(removed)
     after = _after(removed, before)
     refuse_unloadable(before, after)
     remove_experts(view, removed.pop("experts", ()), before, after)
@@ -68,7 +69,7 @@ def apply_channels(model: PreTrainedModel, operations: Sequence[WidthOperation])
 def narrowed_copy(
     layer: nn.Module, removed: Mapping[str, Sequence[int]], before: Dimensions, after: Dimensions
 ) -> nn.Module:
-    """A layer without some of its channels and KV groups; the given one is unchanged.
+    """A layer without some of its channels and heads; the given one is unchanged.
 
     Args:
         layer: The layer.
@@ -135,6 +136,15 @@ def _removed_units(
     ]
 
 
+def _refuse_both(removed: Mapping[str, Sequence[tuple[int, ...]]]) -> None:
+    """Heads go in one way: indices of query heads would change with the KV groups."""
+    if any(removed.get("kv_groups", ())) and any(removed.get("query_heads", ())):
+        raise PlanError(
+            "keep_heads and keep_query_heads remove from the same attention",
+            hint="make it two plans, one per stage",
+        )
+
+
 def _after(removed: Mapping[str, Sequence[tuple[int, ...]]], before: Dimensions) -> Dimensions:
     """Dimensions without the units, whose indices are given for every layer."""
     channels = removed.get("channels", [()] * before.layers)
@@ -176,15 +186,13 @@ def _remove_streamed(linear: nn.Linear, removed: set[int], dim: int) -> None:
 
 
 def _sync_modules(layer: nn.Module, family: Family, after: Dimensions) -> None:
-    """Update the sizes stored in attention and MLP modules, which depend on the release.
-
-    Only whole groups are removed, so the query heads per key/value head are unchanged.
-    """
+    """Update the sizes stored in attention and MLP modules, which depend on the release."""
     _set_existing(
         layer.get_submodule(family.attention[0]),
         num_heads=after.attention_heads,
         num_attention_heads=after.attention_heads,
         num_key_value_heads=after.kv_heads,
+        num_key_value_groups=after.queries_per_group,
     )
     _set_existing(layer.get_submodule(family.mlp[0]), intermediate_size=after.intermediate_size)
 

@@ -27,6 +27,8 @@ def members(unit: str, indices: Iterable[int], dimensions: Dimensions) -> Member
     """
     if unit == "channels":
         found = channel_members(indices)
+    elif unit == "query_heads":
+        found = query_head_members(indices, dimensions)
     else:
         found = kv_group_members(indices, dimensions)
     return {
@@ -75,6 +77,15 @@ def kv_group_members(groups: Iterable[int], dimensions: Dimensions) -> Members:
     keys = _blocks(chosen, dimensions.head_dim)
     queries = _blocks(chosen, dimensions.head_dim * dimensions.queries_per_group)
     return {"q_proj": queries, "k_proj": keys, "v_proj": keys, "o_proj": queries}
+
+
+def query_head_members(heads: Iterable[int], dimensions: Dimensions) -> Members:
+    """Rows of q and columns of o of some query heads.
+
+    The key/value heads stay, so k and v, which may share a matrix with q, lose nothing.
+    """
+    queries = _blocks(tuple(heads), dimensions.head_dim)
+    return {"q_proj": queries, "k_proj": (), "v_proj": (), "o_proj": queries}
 
 
 def _blocks(groups: tuple[int, ...], size: int) -> tuple[int, ...]:

@@ -83,16 +83,18 @@ def refuse_empty(after: Dimensions) -> None:
 
 
 def refuse_partial_groups(before: Dimensions, after: Dimensions) -> None:
-    """Heads are removed in whole KV groups, or query heads would read the wrong keys.
+    """KV groups have equally many query heads, or query heads would read the wrong keys.
 
     Raises:
-        PlanError: The remaining heads are not whole KV groups.
+        PlanError: The remaining heads are not KV groups of one size, or of more heads than before.
     """
-    if after.attention_heads != after.kv_heads * before.queries_per_group:
+    queries, rest = divmod(after.attention_heads, after.kv_heads)
+    if rest or queries > before.queries_per_group:
         raise PlanError(
             f"{after.attention_heads} query heads and {after.kv_heads} key/value heads are not "
-            f"whole KV groups of {before.queries_per_group} query heads",
-            hint="keep every key/value head together with all query heads that read it",
+            f"whole KV groups of {before.queries_per_group} query heads, or of fewer",
+            hint="keep every key/value head, or remove it together with all query heads that "
+            "read it",
         )
 
 
@@ -126,16 +128,23 @@ def refuse_uneven_split(before: Dimensions, after: Dimensions) -> None:
     """
     if splits_evenly(after) or _transformers_major() < 5:
         return
-    counts = [
-        str(count)
-        for count in range(before.kv_heads)
-        if splits_evenly(before.without_units(kv_groups=count))
-    ]
+    # Query heads went if they are fewer than those of the KV groups that stay.
+    fewer = after.queries_per_group < before.queries_per_group
+    unit = "query heads of each KV group" if fewer else "KV groups"
+    most = before.queries_per_group if fewer else before.kv_heads
+    counts = [str(count) for count in range(most) if splits_evenly(_without(before, count, fewer))]
     raise TargetError(
         f"transformers {found_version('transformers')} refuses to load {after.architecture} with "
         f"{after.attention_heads} heads: the hidden size {after.hidden_size} is no multiple of it",
-        hint=f"the KV groups removed may be {', '.join(counts)}",
+        hint=f"the {unit} removed may be {', '.join(counts)}",
     )
+
+
+def _without(before: Dimensions, count: int, queries: bool) -> Dimensions:
+    """The decoder without some query heads of every KV group, or without some KV groups."""
+    if queries:
+        return before.without_units(query_heads=count * before.kv_heads)
+    return before.without_units(kv_groups=count)
 
 
 def refuse_scaled_heads(after: Dimensions, config: PretrainedConfig) -> None:
@@ -155,7 +164,7 @@ def refuse_scaled_heads(after: Dimensions, config: PretrainedConfig) -> None:
             f"{after.architecture} with longrope loads only where hidden_size is heads times "
             f"head_dim, and {after.attention_heads} heads of {after.head_dim} are not "
             f"{after.hidden_size}",
-            hint="remove channels alone: kv_groups: 0",
+            hint="remove channels alone: leave kv_groups and query_heads 0",
         )
 
 

@@ -19,7 +19,7 @@ from slm_plugin.errors import MissingExtraError, PlanError, TargetError
 from slm_plugin.models.families.llama import LLAMA
 from slm_plugin.models.fingerprint import fingerprint
 from slm_plugin.models.view import DecoderView, projections
-from slm_plugin.plans import KeepChannels, KeepHeads, WidthOperation
+from slm_plugin.plans import KeepChannels, KeepHeads, KeepQueryHeads, WidthOperation
 from slm_plugin.surgery import portability
 from slm_plugin.surgery.channels import apply_channels
 from tests.tiny import make_model, random_tokens
@@ -248,6 +248,25 @@ def _keep(*layers: tuple[int, ...]) -> list[WidthOperation]:
             "keep_heads of layer 0: kv_groups: names KV group 2",
         ),
         ([KeepHeads(layer=0, kv_groups=(0,))], "keep_heads names layer 1 0 times"),
+        (
+            [KeepQueryHeads(layer=i, query_heads=(0, 1, 2)) for i in range(LAYERS)],
+            "layer 0: query_heads: keeps query heads of KV groups unequally: 2 of group 0, 1 of",
+        ),
+        (
+            [KeepQueryHeads(layer=i, query_heads=(0, 1)) for i in range(LAYERS)],
+            "layer 0: query_heads: keeps query heads of KV groups unequally: 2 of group 0, 0 of",
+        ),
+        (
+            [KeepQueryHeads(layer=i, query_heads=(0, 4)) for i in range(LAYERS)],
+            "query_heads: names query head 4; the model has query heads 0 to 3",
+        ),
+        (
+            [
+                *(KeepQueryHeads(layer=i, query_heads=(0, 2)) for i in range(LAYERS)),
+                *(KeepHeads(layer=i, kv_groups=(0,)) for i in range(LAYERS)),
+            ],
+            "keep_heads and keep_query_heads remove from the same attention",
+        ),
     ],
 )
 def test_operations_that_do_not_fit_are_refused(
@@ -273,6 +292,29 @@ def test_heads_that_cannot_be_loaded_again_are_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr(portability, "found_version", lambda _: "4.57.6")
     apply_channels(model, operations)
     assert model.config.num_attention_heads == 3
+
+
+@pytest.mark.parametrize("kept", [(0, 2), (1, 3), (0, 1, 2, 3)])
+def test_query_heads_go_from_every_group(family: str, kept: tuple[int, ...]) -> None:
+    """By the whole model with the heads' columns at 0; sizes agree in modules and config."""
+    model = _model(family, attention_bias=True) if family == "llama" else _model(family)
+    before = DecoderView.of(model).dimensions()
+    silent = _model(family, attention_bias=True) if family == "llama" else _model(family)
+    with torch.no_grad():
+        for layer in silent.model.layers:
+            for head in {0, 1, 2, 3} - {*kept}:
+                layer.self_attn.o_proj.weight[:, 8 * head : 8 * head + 8] = 0
+    apply_channels(model, [KeepQueryHeads(layer=i, query_heads=kept) for i in range(LAYERS)])
+    torch.testing.assert_close(_logits(model), _logits(silent), rtol=1e-4, atol=1e-5)
+    after = DecoderView.of(model).dimensions()
+    assert after == before.without_units(query_heads=4 - len(kept))
+    config = model.config
+    assert (config.num_attention_heads, config.num_key_value_heads) == (len(kept), 2)
+    assert config.head_dim == 8
+    for layer in model.model.layers:
+        assert layer.self_attn.num_key_value_groups == len(kept) // 2
+        for linear in projections(layer, LLAMA).values():
+            assert linear.weight.shape == (linear.out_features, linear.in_features)
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

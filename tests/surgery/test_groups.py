@@ -8,7 +8,13 @@ from transformers.models.llama.modeling_llama import repeat_kv
 
 from slm_plugin.models.families.llama import LLAMA
 from slm_plugin.models.view import DecoderView, projections
-from slm_plugin.surgery.groups import axis, channel_members, kv_group_members
+from slm_plugin.surgery.groups import (
+    axis,
+    channel_members,
+    kv_group_members,
+    members,
+    query_head_members,
+)
 from tests.tiny import make_model
 
 
@@ -40,12 +46,27 @@ def test_members_hold_the_parameters_that_dimensions_count() -> None:
     dimensions = DecoderView.of(model).dimensions()
     modules = projections(model.model.layers[0], LLAMA)
 
-    def scalars(members: dict[str, tuple[int, ...]]) -> int:
+    def scalars(found: dict[str, tuple[int, ...]]) -> int:
         total = 0
-        for name, lines in members.items():
+        for name, lines in found.items():
             weight = modules[name].weight
             total += len(lines) * (weight.shape[1 - axis(name)] + (axis(name) == 0))
         return total
 
     assert scalars(channel_members((3,))) == dimensions.channel_parameters
     assert scalars(kv_group_members((1,), dimensions)) == dimensions.kv_group_parameters
+    assert scalars(query_head_members((3,), dimensions)) == dimensions.query_head_parameters
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_query_heads_make_up_the_queries_of_their_group(kv_heads: int) -> None:
+    """Keys and values stay, also where they share a matrix with the queries."""
+    for family in ("llama", "phi3"):
+        sizes = DecoderView.of(make_model(family, num_key_value_heads=kv_heads)).dimensions()
+        count = sizes.queries_per_group
+        heads = members("query_heads", range(count, 2 * count) if kv_heads > 1 else (0,), sizes)
+        group = members("kv_groups", (1,) if kv_heads > 1 else (0,), sizes)
+        queries = next(iter(heads))
+        assert heads["o_proj"] == group["o_proj"][: len(heads["o_proj"])]
+        assert heads[queries] == heads["o_proj"]
+        assert {name for name, lines in heads.items() if lines} == {queries, "o_proj"}

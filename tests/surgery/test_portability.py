@@ -76,6 +76,21 @@ def test_uneven_heads_of_llama_are_refused_under_transformers_5(release: str) ->
     assert refused.value.hint == "the KV groups removed may be 0, 2, 3"
 
 
+@pytest.mark.parametrize("release", ["5.23.0"], indirect=True)
+def test_the_query_heads_that_could_go_are_named(release: str) -> None:
+    """Where the key/value heads stay, the way out is another number of query heads."""
+    before = _dimensions(attention_heads=8, kv_heads=2)
+    for fewer, loads in ((1, False), (2, True), (3, True)):
+        after = before.without_units(query_heads=2 * fewer)
+        assert after.kv_heads == 2
+        if loads:
+            _judge(before, after)
+            continue
+        with pytest.raises(TargetError, match="with 6 heads") as refused:
+            _judge(before, after)
+        assert refused.value.hint == "the query heads of each KV group removed may be 0, 2, 3"
+
+
 @pytest.mark.parametrize("release", ["4.57.6"], indirect=True)
 def test_uneven_heads_of_llama_are_warned_of_under_transformers_4(release: str) -> None:
     """What this installation loads but the next major would not is a warning."""

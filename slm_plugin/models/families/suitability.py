@@ -35,7 +35,7 @@ def why_not(
         return family.why_limited
     reason = component.unsuited(family, config)
     if not reason and isinstance(component, Component):
-        reason = component.unsuited_options(family)
+        reason = component.unsuited_options(family, config)
     return reason
 
 

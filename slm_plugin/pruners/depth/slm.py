@@ -7,6 +7,7 @@ with its bugs fixed. ``compatibility: released`` reproduces the released code tr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -126,7 +127,7 @@ class SlidingLayerMerging(base.Pruner):
         refuse_threshold(self.target.threshold, self.options.criterion)
         self._check_kind()
 
-    def unsuited_options(self, family: Family) -> str:
+    def unsuited_options(self, family: Family, config: Mapping[str, Any]) -> str:
         """An encoder has no logits, and its samples are padded."""
         chosen = CRITERIA[self.options.criterion]
         if not family.by_tensors:

@@ -52,10 +52,12 @@ def eliminate(
     most: int,
     size: int = 1,
     at_once: int = AT_ONCE,
+    parts: int = 1,
 ) -> Elimination:
     """Remove units greedily, the cheapest first, and adapt the others.
 
-    Units whose inputs are all 0 go first and cost nothing.
+    Units whose inputs are all 0 go first and cost nothing. With several parts the next unit comes
+    from those that have lost fewest, so that all have lost the same number after every round.
 
     Args:
         weight: The linear map, ``(hidden, features)``, float64.
@@ -63,12 +65,15 @@ def eliminate(
         ridge: Added to the diagonal, relative to its mean.
         most: Number of units to remove.
         size: Columns of a unit, which are consecutive.
-        at_once: Units that go between two rankings.
+        at_once: Units that go between two rankings; one where there are parts.
+        parts: Equal runs of the units, each of which loses ``most // parts``.
     """
     units = weight.shape[1] // size
+    owners = torch.arange(units, device=gram.device) // (units // parts)
     left = weight.clone()
     diagonal = gram.diagonal().reshape(units, size).sum(1)
-    order = (diagonal == 0).nonzero().flatten()[:most].tolist()
+    dead = [(diagonal == 0).logical_and(owners == part).nonzero() for part in range(parts)]
+    order = torch.cat([found.flatten()[: most // parts] for found in dead]).tolist()
     errors = [0.0] * len(order)
     left[:, _columns(torch.tensor(order, dtype=torch.long), size)] = 0
     names = diagonal.nonzero().flatten()
@@ -80,8 +85,12 @@ def eliminate(
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     current = left[:, columns]
     while len(order) < most:
-        count = min(at_once, most - len(order))
-        chosen = _costs(current, inverse, size).argsort(stable=True)[:count]
+        count = min(at_once, most - len(order)) if parts == 1 else 1
+        costs = _costs(current, inverse, size)
+        if parts > 1:
+            lost = torch.bincount(owners[order], minlength=parts)
+            costs = costs.where(lost[owners[names]] == lost.min(), torch.inf)
+        chosen = costs.argsort(stable=True)[:count]
         here = _columns(chosen, size)
         block = torch.linalg.cholesky(inverse[here][:, here])
         # Column by column, the squared norms of this are the costs of one removal after another.
@@ -101,7 +110,9 @@ def eliminate(
     return Elimination(order, errors, left)
 
 
-def best_ridge(weight: Tensor, fitted: Tensor, held_out: Tensor, removed: int, size: int) -> float:
+def best_ridge(
+    weight: Tensor, fitted: Tensor, held_out: Tensor, removed: int, size: int, parts: int = 1
+) -> float:
     """The ridge with which the held-out error after the removal is least.
 
     Args:
@@ -110,10 +121,11 @@ def best_ridge(weight: Tensor, fitted: Tensor, held_out: Tensor, removed: int, s
         held_out: That of the held-out samples.
         removed: Number of units to remove.
         size: Columns of a unit.
+        parts: Equal runs of the units, each of which loses the same number.
     """
 
     def error(ridge: float) -> float:
-        found = eliminate(weight, fitted, ridge=ridge, most=removed, size=size)
+        found = eliminate(weight, fitted, ridge=ridge, most=removed, size=size, parts=parts)
         change = found.weight - weight
         return float((change @ held_out * change).sum())
 
@@ -141,7 +153,7 @@ def _columns(units: Tensor, size: int) -> Tensor:
     return (units[:, None] * size + steps).flatten()
 
 
-def error_curve(inputs: ReaderInputs, removed: int, size: int) -> Tensor:
+def error_curve(inputs: ReaderInputs, removed: int, size: int, parts: int = 1) -> Tensor:
     """Error of a projection's output when units have gone, for every number of units.
 
     The ridge is the best one for the removal of so many; the order is that of all samples.
@@ -150,6 +162,7 @@ def error_curve(inputs: ReaderInputs, removed: int, size: int) -> Tensor:
         inputs: The inputs of the projection.
         removed: Number of units that will go.
         size: Columns of a unit.
+        parts: Equal runs of the units, each of which loses the same number.
 
     Returns:
         ``(units,)``, from 0 to 1: for each unit, the squared error relative to the squared output,
@@ -166,9 +179,9 @@ def error_curve(inputs: ReaderInputs, removed: int, size: int) -> Tensor:
         )
     fitted, held_out = gram(inputs)
     weight, whole = inputs.weight, fitted + held_out
-    ridge = best_ridge(weight, fitted, held_out, removed, size)
+    ridge = best_ridge(weight, fitted, held_out, removed, size, parts)
     units = weight.shape[1] // size
-    found = eliminate(weight, whole, ridge=ridge, most=units, size=size)
+    found = eliminate(weight, whole, ridge=ridge, most=units, size=size, parts=parts)
     curve = torch.empty(units, dtype=torch.float64)
     curve[torch.tensor(found.order)] = torch.tensor(found.errors, dtype=torch.float64)
     # Without any unit the error is the whole output.

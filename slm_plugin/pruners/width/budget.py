@@ -1,8 +1,7 @@
-"""The number of MLP channels and KV groups, or of experts, to remove from every layer."""
+"""The number of MLP channels and heads, or of experts, to remove from every layer."""
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import Literal
 from slm_plugin.errors import TargetError
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans import UnitScores
+from slm_plugin.pruners.width.heads import HeadUnit, head_parameters, refuse_query_heads
+from slm_plugin.pruners.width.reach import Reach, amount, sizes
 from slm_plugin.surgery.portability import splits_evenly
 from slm_plugin.target import Target
 
@@ -23,30 +24,45 @@ class Cut:
         channels: MLP channels; the most that one layer loses, where they differ.
         kv_groups: KV groups.
         by_layer: MLP channels for every layer, where they may differ.
+        query_heads: Query heads of every KV group, where no whole group goes.
     """
 
     channels: int
     kv_groups: int
     by_layer: tuple[int, ...] = ()
+    query_heads: int = 0
 
     @classmethod
-    def keeping(cls, kept: Sequence[int], kv_groups: int, before: Dimensions) -> Cut:
+    def keeping(
+        cls, kept: Sequence[int], kv_groups: int, before: Dimensions, query_heads: int = 0
+    ) -> Cut:
         """The cut that leaves every layer with so many MLP channels."""
         removed = tuple(map(operator.sub, before.widths, kept))
-        return cls(max(removed), kv_groups, removed)
+        return cls(max(removed), kv_groups, removed, query_heads)
+
+    @property
+    def heads(self) -> HeadUnit | None:
+        """The kind of heads that go; None where none do."""
+        if self.query_heads:
+            return "query_head"
+        return "kv_group" if self.kv_groups else None
 
     def of_layer(self, layer: int) -> int:
         """MLP channels to remove from one layer."""
         return self.by_layer[layer] if self.by_layer else self.channels
 
     def removed(self, units: UnitScores) -> int:
-        """How many of a layer's units of one kind go."""
-        return self.of_layer(units.layer) if units.unit == "mlp_channel" else self.kv_groups
+        """How many of a layer's units of one kind go; of query heads, from every KV group."""
+        if units.unit == "mlp_channel":
+            return self.of_layer(units.layer)
+        return self.query_heads if units.unit == "query_head" else self.kv_groups
 
     def after(self, before: Dimensions) -> Dimensions:
         """What the cut leaves of a decoder."""
         widths = [width - self.of_layer(layer) for layer, width in enumerate(before.widths)]
-        return before.with_widths(widths).without_units(kv_groups=self.kv_groups)
+        return before.with_widths(widths).without_units(
+            kv_groups=self.kv_groups, query_heads=self.query_heads * before.kv_heads
+        )
 
 
 def uniform_cut(
@@ -56,10 +72,11 @@ def uniform_cut(
     *,
     kv_groups: int | Literal["auto"],
     multiple_of: int,
+    query_heads: int = 0,
 ) -> Cut:
     """The cut nearest to a target.
 
-    KV groups are removed first and MLP channels make up the rest. The remaining channels are a
+    Heads are removed first and MLP channels make up the rest. The remaining channels are a
     multiple of ``multiple_of``, or all of them. ``auto`` removes the same share of KV groups as of
     the prunable parameters, rounded down to a count that every checkpoint reader accepts. It
     removes more only when the MLP is too small for the rest.
@@ -70,10 +87,12 @@ def uniform_cut(
         current: Dimensions of the model before this stage.
         kv_groups: KV groups to remove from every layer.
         multiple_of: The remaining intermediate size is a multiple of this.
+        query_heads: Query heads to remove from every KV group, where no whole group goes.
 
     Raises:
         TargetError: The target is out of reach; the hint names the reachable range.
     """
+    refuse_query_heads(query_heads, current)
     wanted = wanted_parameters(target, original, current)
     if multiple_of >= current.intermediate_size:
         raise TargetError(
@@ -82,11 +101,11 @@ def uniform_cut(
             hint="choose a smaller multiple_of",
         )
     counts = kv_counts(kv_groups, wanted, current)
-    cuts = (_cut(wanted, count, current, multiple_of) for count in counts)
+    cuts = (_cut(wanted, count, query_heads, current, multiple_of) for count in counts)
     cut = next((cut for cut in cuts if cut is not None), None)
-    reach = _Reach(target, original, current, multiple_of)
+    reach = Reach(target, original, current, multiple_of)
     if cut is None:
-        raise reach.too_far(wanted, counts[-1])
+        raise reach.too_far(wanted, counts[-1], query_heads)
     if cut == Cut(0, 0):
         raise reach.too_little()
     return cut
@@ -118,10 +137,10 @@ def experts_to_remove(target: Target, original: Dimensions, current: Dimensions)
         limit = f"the router chooses {current.experts_per_token} for each token"
         if most < 1:
             raise TargetError(f"no expert can be removed: {limit}, which are all")
-        size = _amount(target, original, current, most * current.expert_parameters)
+        size = amount(target, original, current, most * current.expert_parameters)
         raise TargetError(f"{asked}; {limit}", hint=f"at most {most} can be removed: {size}")
     if number < 1:
-        size = _amount(target, original, current, current.expert_parameters)
+        size = amount(target, original, current, current.expert_parameters)
         raise TargetError(
             f"the target ({target.describe()}) is less than half an expert of every layer",
             hint=f"one expert of every layer is {size}: ask for that or more",
@@ -178,68 +197,15 @@ def _prunable(current: Dimensions) -> int:
     return channels + current.layers * current.kv_heads * current.kv_group_parameters
 
 
-def _sizes(current: Dimensions, multiple_of: int) -> list[int]:
-    """Possible remaining intermediate sizes, largest first."""
-    whole = range(multiple_of, current.intermediate_size, multiple_of)
-    return [current.intermediate_size, *reversed(whole)]
-
-
-def _cut(wanted: int, kv_groups: int, current: Dimensions, multiple_of: int) -> Cut | None:
-    """The nearest cut with this number of KV groups; None when it is over half a step away."""
-    rest = wanted / current.layers - kv_groups * current.kv_group_parameters
+def _cut(
+    wanted: int, kv_groups: int, query_heads: int, current: Dimensions, multiple_of: int
+) -> Cut | None:
+    """The nearest cut with these numbers of heads; None when it is over half a step away."""
+    rest = wanted / current.layers - head_parameters(kv_groups, query_heads, current)
     ideal = current.intermediate_size - rest / current.channel_parameters
-    sizes = _sizes(current, multiple_of)
+    possible = sizes(current, multiple_of)
     slack = multiple_of / 2
-    if not sizes[-1] - slack <= ideal <= sizes[0] + slack:
+    if not possible[-1] - slack <= ideal <= possible[0] + slack:
         return None
-    nearest = min(sizes, key=lambda size: abs(size - ideal))
-    return Cut(current.intermediate_size - nearest, kv_groups)
-
-
-@dataclass(frozen=True, slots=True)
-class _Reach:
-    """Errors for unreachable targets, with the reachable range."""
-
-    target: Target
-    original: Dimensions
-    current: Dimensions
-    multiple_of: int
-
-    def too_far(self, wanted: int, kv_groups: int) -> TargetError:
-        """The target is above what the MLP has, or below what the KV groups alone remove."""
-        groups = kv_groups * self.current.kv_group_parameters
-        if groups * self.current.layers > wanted:
-            return TargetError(
-                f"kv_groups {kv_groups} alone removes {self._amount(groups)}, more than the "
-                f"target ({self.target.describe()})",
-                hint="remove fewer KV groups or ask for more",
-            )
-        channels = self.current.intermediate_size - _sizes(self.current, self.multiple_of)[-1]
-        most = groups + channels * self.current.channel_parameters
-        return TargetError(
-            f"the target ({self.target.describe()}) is out of reach of width pruning",
-            hint=f"with {kv_groups} of {self.current.kv_heads} KV groups removed at most "
-            f"{self._amount(most)}",
-        )
-
-    def too_little(self) -> TargetError:
-        """The target is less than half of the smallest step."""
-        first, second = _sizes(self.current, self.multiple_of)[:2]
-        step = (first - second) * self.current.channel_parameters
-        return TargetError(
-            f"the target ({self.target.describe()}) is less than half of the smallest step",
-            hint=f"one step is {self._amount(step)}: ask for that or more, or choose a smaller "
-            "multiple_of",
-        )
-
-    def _amount(self, per_layer: int) -> str:
-        return _amount(self.target, self.original, self.current, per_layer)
-
-
-def _amount(target: Target, original: Dimensions, current: Dimensions, per_layer: int) -> str:
-    """A number of parameters of every layer, as a ratio and as what is left."""
-    whole = per_layer * current.layers
-    base = current.parameters if target.of == "current" else original.parameters
-    # Rounded down, so that the named ratio is reachable.
-    ratio = math.floor(whole / base * 1000) / 1000
-    return f"ratio {ratio:.3f} ({current.parameters - whole:,} parameters left)"
+    nearest = min(possible, key=lambda size: abs(size - ideal))
+    return Cut(current.intermediate_size - nearest, kv_groups, query_heads=query_heads)

@@ -1,4 +1,4 @@
-"""Importance of MLP channels and KV groups, by weight magnitude or by Taylor expansion."""
+"""Importance of MLP channels and heads, by weight magnitude or by Taylor expansion."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from slm_plugin.models.streaming import values
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import UnitScores
 from slm_plugin.pruners.gradients import gradient_moments, loss_gradients
+from slm_plugin.pruners.width.heads import HeadUnit, counted_units
 from slm_plugin.surgery.groups import axis, members
 
 if TYPE_CHECKING:
@@ -20,10 +21,14 @@ if TYPE_CHECKING:
 SIGNIFICANT_DIGITS = 6
 
 
-def magnitude(view: DecoderView) -> tuple[UnitScores, ...]:
+def magnitude(view: DecoderView, heads: HeadUnit = "kv_group") -> tuple[UnitScores, ...]:
     """Score units by the sum of ``w**2`` over all weights of their group, without biases.
 
     Needs no data, and ignores how strongly a unit is activated.
+
+    Args:
+        view: The model.
+        heads: Which heads are scored beside MLP channels.
 
     Raises:
         NumericalError: A weight is NaN or infinite.
@@ -35,10 +40,12 @@ def magnitude(view: DecoderView) -> tuple[UnitScores, ...]:
         {name: values(linear.weight).float().square() for name, linear in modules.items()}
         for modules in map(view.projections, view.layers)
     )
-    return tuple(_score_layers(saliences, view.dimensions()))
+    return tuple(_score_layers(saliences, view.dimensions(), heads))
 
 
-def taylor(view: DecoderView, batches: Iterable[Tensor]) -> tuple[UnitScores, ...]:
+def taylor(
+    view: DecoderView, batches: Iterable[Tensor], heads: HeadUnit = "kv_group"
+) -> tuple[UnitScores, ...]:
     """Score units by the sum of ``|w * dL/dw|`` over all weights of their group.
 
     To first order this bounds the change of the loss when the unit is removed: each term is the
@@ -48,6 +55,7 @@ def taylor(view: DecoderView, batches: Iterable[Tensor]) -> tuple[UnitScores, ..
     Args:
         view: The model, in evaluation mode.
         batches: Calibration token ids, each ``(samples, length)``.
+        heads: Which heads are scored beside MLP channels.
 
     Raises:
         NumericalError: The loss or a score is NaN or infinite.
@@ -60,10 +68,12 @@ def taylor(view: DecoderView, batches: Iterable[Tensor]) -> tuple[UnitScores, ..
         {name: (linear.weight.detach() * gradient[name]).abs() for name, linear in modules.items()}
         for modules, gradient in zip(map(view.projections, view.layers), gradients, strict=True)
     )
-    return tuple(_score_layers(saliences, view.dimensions()))
+    return tuple(_score_layers(saliences, view.dimensions(), heads))
 
 
-def taylor_sum(view: DecoderView, batches: Iterable[Tensor]) -> tuple[UnitScores, ...]:
+def taylor_sum(
+    view: DecoderView, batches: Iterable[Tensor], heads: HeadUnit = "kv_group"
+) -> tuple[UnitScores, ...]:
     """Score units by ``|sum of w * dL/dw|`` over each row or column of their group.
 
     The values of one row or column may cancel: it is the change of the loss, to first order, when
@@ -79,11 +89,15 @@ def taylor_sum(view: DecoderView, batches: Iterable[Tensor]) -> tuple[UnitScores
         {name: linear.weight.detach() * gradient[name] for name, linear in modules.items()}
         for modules, gradient in zip(map(view.projections, view.layers), gradients, strict=True)
     )
-    return tuple(_score_layers(saliences, view.dimensions(), whole_lines=True))
+    return tuple(_score_layers(saliences, view.dimensions(), heads, whole_lines=True))
 
 
 def taylor_second(
-    view: DecoderView, batches: Iterable[Tensor], *, mixed: bool = False
+    view: DecoderView,
+    batches: Iterable[Tensor],
+    heads: HeadUnit = "kv_group",
+    *,
+    mixed: bool = False,
 ) -> tuple[UnitScores, ...]:
     """Score units by the second-order term of the loss: the sum of ``w^2 F`` over their weights.
 
@@ -93,6 +107,7 @@ def taylor_second(
     Args:
         view: The model, in evaluation mode.
         batches: Calibration token ids, each ``(samples, length)``.
+        heads: Which heads are scored beside MLP channels.
         mixed: Sum ``|w g - w^2 F / 2|`` instead, with the first-order term.
 
     Raises:
@@ -116,7 +131,7 @@ def taylor_second(
             map(view.projections, view.layers), means, squares, strict=True
         )
     )
-    return tuple(_score_layers(saliences, view.dimensions()))
+    return tuple(_score_layers(saliences, view.dimensions(), heads))
 
 
 def kept_units(scores: Sequence[float], removed: int) -> tuple[int, ...]:
@@ -134,7 +149,11 @@ def standardised(scores: Sequence[float]) -> Tensor:
 
 
 def _score_layers(
-    saliences: Iterable[Mapping[str, Tensor]], dimensions: Dimensions, *, whole_lines: bool = False
+    saliences: Iterable[Mapping[str, Tensor]],
+    dimensions: Dimensions,
+    heads: HeadUnit,
+    *,
+    whole_lines: bool = False,
 ) -> Iterator[UnitScores]:
     for layer, salience in enumerate(saliences):
         here = dimensions.of_layer(layer)
@@ -145,9 +164,10 @@ def _score_layers(
         every = members("channels", range(size), here)
         of_channels = [lines[name][list(own)].view(-1, size) for name, own in every.items()]
         channels = torch.cat(of_channels).sum(0)
-        groups = torch.stack([_group_sum(lines, group, here) for group in range(here.kv_heads)])
+        kind, count, _ = counted_units(heads, here)
+        of_heads = torch.stack([_unit_sum(lines, kind, unit, here) for unit in range(count)])
         yield UnitScores(layer=layer, unit="mlp_channel", scores=rounded(channels, layer))
-        yield UnitScores(layer=layer, unit="kv_group", scores=rounded(groups, layer))
+        yield UnitScores(layer=layer, unit=heads, scores=rounded(of_heads, layer))
 
 
 def _per_line(projection: str, salience: Tensor) -> Tensor:
@@ -155,8 +175,8 @@ def _per_line(projection: str, salience: Tensor) -> Tensor:
     return salience.float().sum(1 - axis(projection))
 
 
-def _group_sum(lines: Mapping[str, Tensor], group: int, dimensions: Dimensions) -> Tensor:
-    own = members("kv_groups", (group,), dimensions)
+def _unit_sum(lines: Mapping[str, Tensor], kind: str, unit: int, dimensions: Dimensions) -> Tensor:
+    own = members(kind, (unit,), dimensions)
     return torch.stack([lines[name][list(indices)].sum() for name, indices in own.items()]).sum()
 
 

@@ -1,12 +1,15 @@
-"""Scores of the units of one layer by their names, for channels and for KV groups."""
+"""Scores of the units of one layer by their names, for channels and for heads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.pruners.width import input_scores
 from slm_plugin.pruners.width.brain_surgeon import error_curve
+from slm_plugin.pruners.width.budget import Cut
+from slm_plugin.pruners.width.heads import counted_units
 from slm_plugin.pruners.width.input_sums import ReaderInputs
 
 if TYPE_CHECKING:
@@ -38,17 +41,20 @@ def channel_scores(score: str, inputs: ReaderInputs, removed: int) -> Tensor:
     return BY_COLUMN[score](inputs)
 
 
-def group_scores(score: str, inputs: ReaderInputs, removed: int, size: int) -> Tensor:
-    """Scores of KV groups: of their columns together, or the sum over them, ``(groups,)``.
+def head_scores(score: str, inputs: ReaderInputs, cut: Cut, dimensions: Dimensions) -> Tensor:
+    """Scores of KV groups or query heads, ``(heads,)``: of all their columns, or the sum over them.
 
     Args:
         score: Name of a score of what a layer computes.
         inputs: The inputs of ``o_proj``.
-        removed: Number of groups that will go.
-        size: Columns of a group.
+        cut: What will go, some heads among it.
+        dimensions: Sizes of the decoder.
     """
+    _, _, size = counted_units(cut.heads or "kv_group", dimensions)
     if score == "obs":
-        return error_curve(inputs, removed, size)
+        parts = dimensions.kv_heads if cut.query_heads else 1
+        removed = parts * (cut.query_heads or cut.kv_groups)
+        return error_curve(inputs, removed, size, parts)
     if score == "contribution":
         return input_scores.group_contribution(inputs, size)
     return BY_COLUMN[score](inputs).reshape(-1, size).sum(1)

@@ -14,6 +14,7 @@ from slm_plugin.plans import UnitScores
 from slm_plugin.pruners.gradients import require_finite
 from slm_plugin.pruners.trial_store import tell_read, trial_store
 from slm_plugin.pruners.width.budget import Cut
+from slm_plugin.pruners.width.heads import sections
 from slm_plugin.pruners.width.importance import rounded, standardised
 from slm_plugin.pruners.width.masking import masked
 from slm_plugin.pruners.width.policy_gradient import Descent, learn
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from slm_plugin.session import Session
 
 # The projection that reads the units of a kind.
-READER = {"mlp_channel": "down_proj", "kv_group": "o_proj"}
+READER = {"mlp_channel": "down_proj", "kv_group": "o_proj", "query_head": "o_proj"}
 DIGITS = 9
 
 
@@ -55,8 +56,10 @@ def learned_scores(
         OutputError: The losses cannot be written.
     """
     view, batches = session.view, session.captured()
-    sizes = [len(one.scores) for one in start]
-    keep = [len(one.scores) - cut.removed(one) for one in start]
+    parted = [(one, sections(one, view.dimensions().kv_heads)) for one in start]
+    parts = [(part, len(part) - cut.removed(one)) for one, parts in parted for part in parts]
+    keep = [number for _, number in parts]
+    units = [len(one.scores) for one in start]
     readers = [view.projections(view.layers[one.layer])[READER[one.unit]] for one in start]
     what = [descent, keep, [one.model_dump_json() for one in start]]
     store = trial_store(session, what, "losses of masks", _is_loss)
@@ -66,17 +69,15 @@ def learned_scores(
         found = store.find([step, draw])
         if found is None:
             batch = batches[step % len(batches)]
-            found = masked_loss(view, batch, readers, torch.split(mask, sizes))
+            found = masked_loss(view, batch, readers, torch.split(mask, units))
             store.store([step, draw], found)
         return float(found)
 
-    first = torch.cat(
-        [initial(one.scores, number) for one, number in zip(start, keep, strict=True)]
-    )
-    theta = learn(first, sizes, keep, loss, descent)
+    first = torch.cat([initial(scores, number) for scores, number in parts])
+    theta = learn(first, [len(scores) for scores, _ in parts], keep, loss, descent)
     return tuple(
         one.model_copy(update={"scores": rounded(part, one.layer, DIGITS)})
-        for one, part in zip(start, torch.split(theta, sizes), strict=True)
+        for one, part in zip(start, torch.split(theta, units), strict=True)
     )
 
 

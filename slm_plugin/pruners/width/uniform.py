@@ -11,10 +11,11 @@ from pydantic import BaseModel, Field
 from slm_plugin.counts import Count, Natural
 from slm_plugin.extras import require
 from slm_plugin.models.dimensions import Dimensions
-from slm_plugin.plans import KeepChannels, KeepHeads, PruningPlan, UnitScores
+from slm_plugin.plans import KeepChannels, KeepHeads, KeepQueryHeads, PruningPlan, UnitScores
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.width.budget import Cut, uniform_cut
 from slm_plugin.pruners.width.coupling import check_coupling
+from slm_plugin.pruners.width.heads import joined_sections, sections
 from slm_plugin.pruners.width.importance import kept_units
 from slm_plugin.pruners.width.width_plan import width_plan
 from slm_plugin.surgery.portability import portability, refuse_unloadable
@@ -48,6 +49,7 @@ class UniformWidth(Pruner):
         target: How much to prune.
         kv_groups: KV groups to remove from every layer.
         multiple_of: The remaining intermediate size is a multiple of this.
+        query_heads: Query heads to remove from every KV group, where no whole group goes.
     """
 
     kind: ClassVar[Literal["depth", "width"]] = "width"
@@ -61,9 +63,11 @@ class UniformWidth(Pruner):
         *,
         kv_groups: int | Literal["auto"],
         multiple_of: int,
+        query_heads: int = 0,
     ) -> None:
         super().__init__(options, target)
         self._kv_groups, self._multiple_of = kv_groups, multiple_of
+        self._query_heads = query_heads
 
     @abstractmethod
     def score(self, session: Session, cut: Cut) -> tuple[UnitScores, ...]:
@@ -131,7 +135,7 @@ class UniformWidth(Pruner):
         cut, scores = self.decide(session, cut)
         after = cut.after(before)
         warnings = (*portability(before, after, session.view.config), *self.cautions(session, cut))
-        operations = (operation for layer in scores for operation in operations_of(layer, cut))
+        operations = (one for layer in scores for one in operations_of(layer, cut, before))
         return width_plan(self, session, after, operations, scores, _kept(before, after), warnings)
 
     def cut(self, original: Dimensions, current: Dimensions) -> Cut:
@@ -146,23 +150,32 @@ class UniformWidth(Pruner):
             current,
             kv_groups=self._kv_groups,
             multiple_of=self._multiple_of,
+            query_heads=self._query_heads,
         )
         refuse_unloadable(current, cut.after(current))
         return cut
 
 
-def operations_of(units: UnitScores, cut: Cut) -> list[KeepChannels | KeepHeads]:
+def operations_of(
+    units: UnitScores, cut: Cut, before: Dimensions
+) -> list[KeepChannels | KeepHeads | KeepQueryHeads]:
     """What a layer keeps of the scored units; nothing where none of them go."""
-    if units.unit == "mlp_channel" and cut.channels:
-        kept = kept_units(units.scores, cut.of_layer(units.layer))
+    removed = cut.removed(units)
+    if not (cut.channels if units.unit == "mlp_channel" else removed):
+        return []
+    parts = sections(units, before.kv_heads)
+    kept = joined_sections((kept_units(part, removed) for part in parts), len(parts[0]))
+    if units.unit == "mlp_channel":
         return [KeepChannels(layer=units.layer, indices=kept)]
-    if units.unit == "kv_group" and cut.kv_groups:
-        return [KeepHeads(layer=units.layer, kv_groups=kept_units(units.scores, cut.kv_groups))]
-    return []
+    if units.unit == "query_head":
+        return [KeepQueryHeads(layer=units.layer, query_heads=kept)]
+    return [KeepHeads(layer=units.layer, kv_groups=kept)]
 
 
 def _kept(before: Dimensions, after: Dimensions) -> str:
-    return (
-        f"every layer keeps {after.width_range} of {before.width_range} MLP channels and "
-        f"{after.kv_heads} of {before.kv_heads} KV groups"
-    )
+    heads = f"{after.kv_heads} of {before.kv_heads} KV groups"
+    if after.queries_per_group < before.queries_per_group:
+        queries = f"{after.queries_per_group} of {before.queries_per_group} query heads"
+        heads = f"{queries} of each of {before.kv_heads} KV groups"
+    channels = f"{after.width_range} of {before.width_range} MLP channels"
+    return f"every layer keeps {channels} and {heads}"

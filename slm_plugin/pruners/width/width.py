@@ -17,6 +17,7 @@ from slm_plugin.pruners.width.allocation.limits import channel_limits
 from slm_plugin.pruners.width.allocation.projection import Limits, kept_channels
 from slm_plugin.pruners.width.budget import Cut
 from slm_plugin.pruners.width.few_tokens import fit_caution, score_caution
+from slm_plugin.pruners.width.heads import HeadUnit, unsuited_query_heads
 from slm_plugin.pruners.width.importance import (
     magnitude,
     rounded,
@@ -26,7 +27,7 @@ from slm_plugin.pruners.width.importance import (
 )
 from slm_plugin.pruners.width.input_sums import LayerInputs, ReaderInputs, layer_inputs
 from slm_plugin.pruners.width.layer_by_layer import Restoration, scored_in_turn
-from slm_plugin.pruners.width.layer_scores import channel_scores, group_scores
+from slm_plugin.pruners.width.layer_scores import channel_scores, head_scores
 from slm_plugin.pruners.width.masked_losses import learned_scores
 from slm_plugin.pruners.width.policy_gradient import Descent
 from slm_plugin.pruners.width.uniform import UniformWidth, operations_of
@@ -51,7 +52,7 @@ CURVE_DIGITS = 9
 
 @register_pruner("width")
 class Width(UniformWidth):
-    """Remove MLP channels, and KV groups, from every layer by a score.
+    """Remove MLP channels, and KV groups or query heads, from every layer by a score.
 
     By default every layer loses the same number; `allocation` spreads the channels over the layers.
 
@@ -65,7 +66,11 @@ class Width(UniformWidth):
 
     def __init__(self, options: WidthOptions, target: Target) -> None:
         super().__init__(
-            options, target, kv_groups=options.kv_groups, multiple_of=options.multiple_of
+            options,
+            target,
+            kv_groups=options.kv_groups,
+            multiple_of=options.multiple_of,
+            query_heads=options.query_heads,
         )
         self.options: WidthOptions = options
         self.keeps_trials = options.score == "policy_gradient"
@@ -105,15 +110,16 @@ class Width(UniformWidth):
             return "it restores weights (set `restore: none`)"
         return ""
 
-    def unsuited_options(self, family: Family) -> str:
-        """What is restored must be linear maps."""
-        if self.options.restore == "none" or not family.no_fit:
-            return ""
+    def unsuited_options(self, family: Family, config: Mapping[str, Any]) -> str:
+        """Query heads must be there; what is restored must be linear maps."""
+        lacking = unsuited_query_heads(self.options.query_heads, family, config)
+        if lacking or self.options.restore == "none" or not family.no_fit:
+            return lacking
         return f"{family.no_fit}; set `restore: none`"
 
     @property
     def followed_by(self) -> Mapping[str, Any] | None:
-        """The restoration; of the attention too where KV groups go."""
+        """The restoration; of the attention too where heads go."""
         if self.options.restore == "none":
             return None
         return {
@@ -124,12 +130,13 @@ class Width(UniformWidth):
 
     @property
     def _restoration(self) -> Restoration:
-        return Restoration(self.options.restore, o_proj=self.options.kv_groups != 0)
+        heads = self.options.kv_groups != 0 or self.options.query_heads > 0
+        return Restoration(self.options.restore, o_proj=heads)
 
     def cautions(self, session: Session, cut: Cut) -> Iterator[str]:
         """Too few tokens for the number of columns."""
         before = session.view.dimensions()
-        heads = before.attention_heads * before.head_dim if cut.kv_groups else 0
+        heads = before.attention_heads * before.head_dim if cut.heads else 0
         channels = before.intermediate_size
         left = cut.after(before).intermediate_size
         if self.options.score in BY_GRAM:
@@ -143,7 +150,8 @@ class Width(UniformWidth):
         if self._keeps_even(current):
             return super().cut(original, current)
         limits, kv_groups = self._limits(original, current)
-        cut = Cut.keeping(kept_channels([1.0] * current.layers, limits), kv_groups, current)
+        kept = kept_channels([1.0] * current.layers, limits)
+        cut = Cut.keeping(kept, kv_groups, current, self.options.query_heads)
         refuse_unloadable(current, cut.after(current))
         return cut
 
@@ -152,7 +160,8 @@ class Width(UniformWidth):
         before = session.view.dimensions()
         if self._keeps_even(before):
             return super().decide(session, cut)
-        stage = Stage(session, *self._limits(session.original, before), self.score)
+        limits, groups = self._limits(session.original, before)
+        stage = Stage(session, limits, groups, self.score, self.options.query_heads)
         return allocated(self.options.allocation, self.options.spread, stage)
 
     def _keeps_even(self, current: Dimensions) -> bool:
@@ -167,19 +176,20 @@ class Width(UniformWidth):
             kv_groups=options.kv_groups,
             multiple_of=options.multiple_of,
             floor=options.floor,
+            query_heads=options.query_heads,
         )
 
     def score(self, session: Session, cut: Cut) -> tuple[UnitScores, ...]:
         """See `UniformWidth.score`."""
-        view, name = session.view, self.options.score
+        view, name, heads = session.view, self.options.score, cut.heads or "kv_group"
         if name == "magnitude":
-            return magnitude(view)
+            return magnitude(view, heads)
         if name == "taylor":
-            return taylor(view, session.batches())
+            return taylor(view, session.batches(), heads)
         if name == "taylor_sum":
-            return taylor_sum(view, session.batches())
+            return taylor_sum(view, session.batches(), heads)
         if name in ("taylor_second", "taylor_mixed"):
-            return taylor_second(view, session.batches(), mixed=name == "taylor_mixed")
+            return taylor_second(view, session.batches(), heads, mixed=name == "taylor_mixed")
         found = self._in_turn(session, cut) if name in IN_TURN else self._at_once(session, cut)
         ordered = tuple(sorted(found, key=lambda scores: scores.unit, reverse=True))
         if name != "policy_gradient":
@@ -199,7 +209,7 @@ class Width(UniformWidth):
         def removed(scores: UnitScores) -> dict[str, list[int]]:
             return {
                 operation.unit: sorted(set(range(len(scores.scores))) - set(operation.kept))
-                for operation in operations_of(scores, cut)
+                for operation in operations_of(scores, cut, before)
             }
 
         return scored_in_turn(
@@ -218,16 +228,14 @@ class Width(UniformWidth):
             reader = inputs.read_by("down_proj")
             scores = channel_scores(name, reader, cut.of_layer(inputs.index))
             found.append(_scores(reader, "mlp_channel", scores))
-        if cut.kv_groups:
+        if cut.heads:
             reader = inputs.read_by("o_proj")
-            size = dimensions.queries_per_group * dimensions.head_dim
-            scores = group_scores(name, reader, cut.kv_groups, size)
-            found.append(_scores(reader, "kv_group", scores))
+            found.append(_scores(reader, cut.heads, head_scores(name, reader, cut, dimensions)))
         return found
 
 
 def _scores(
-    inputs: ReaderInputs, unit: Literal["mlp_channel", "kv_group"], scores: Tensor
+    inputs: ReaderInputs, unit: Literal["mlp_channel"] | HeadUnit, scores: Tensor
 ) -> UnitScores:
     return UnitScores(
         layer=inputs.layer, unit=unit, scores=rounded(scores, inputs.layer, CURVE_DIGITS)

@@ -10,6 +10,7 @@ from typing_extensions import Self
 from slm_plugin.component import Options
 from slm_plugin.counts import Count
 from slm_plugin.pruners.width.allocation.choice import NOT_POOLED, STRETCHED, AllocationName
+from slm_plugin.pruners.width.heads import QueryHeads
 from slm_plugin.pruners.width.policy_gradient import Estimator
 from slm_plugin.pruners.width.uniform import KvGroups, MultipleOf
 
@@ -75,6 +76,7 @@ class WidthOptions(Options):
         ),
     ] = FLOOR
     kv_groups: KvGroups = 0
+    query_heads: QueryHeads = 0
     multiple_of: MultipleOf = 8
     steps: Annotated[Count, Field(description="of policy_gradient: updates")] = 200
     learning_rate: Annotated[
@@ -95,6 +97,11 @@ class WidthOptions(Options):
         for name in ("steps", "learning_rate", "estimator"):
             if self.score != "policy_gradient" and getattr(self, name) != fields[name].default:
                 raise ValueError(f"{name} needs score: policy_gradient")
+        if self.query_heads and self.kv_groups != 0:
+            raise ValueError(
+                "kv_groups and query_heads remove from the same attention; use one of them, or a "
+                "stage for each"
+            )
         if self.allocation == "global" and self.score in NOT_POOLED:
             raise ValueError(
                 f"score {self.score} ranks the channels of one layer and cannot be compared "

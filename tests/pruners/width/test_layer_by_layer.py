@@ -58,15 +58,15 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("restore", ["dense", "own", "none"])
-@pytest.mark.parametrize("kv_groups", [0, 1])
+@pytest.mark.parametrize("heads", [{}, {"kv_groups": 1}, {"query_heads": 1}])
 def test_planning_sees_the_states_of_the_restored_model(
-    restore: str, kv_groups: int, seen: list[torch.Tensor]
+    restore: str, heads: dict[str, int], seen: list[torch.Tensor]
 ) -> None:
     """Bit for bit, and not those of the dense one; no weight changes while planning."""
     session = Session(make_model(num_hidden_layers=3), calibration=TOKENS, batch_tokens=48)
     dense = [torch.cat([b.inputs[index] for b in session.captured()]) for index in range(3)]
     before = {name: value.clone() for name, value in session.model.state_dict().items()}
-    pruner = obs(restore=restore, kv_groups=kv_groups)
+    pruner = obs(restore=restore, **heads)
     plan = session.plan(pruner)
     assert all(torch.equal(before[n], value) for n, value in session.model.state_dict().items())
     restored(session, pruner, plan)

@@ -43,29 +43,34 @@ def session(folder: Path, memory: str) -> Session:
     return Session(model, tokenizer, calibration=TOKENS, batch_tokens=48)
 
 
-def pruner(score: str) -> Width:
-    """A strategy that removes channels and a KV group."""
-    options = {"score": score, "restore": "none", "kv_groups": 1, "multiple_of": 4}
+def pruner(score: str, heads: str = "kv_groups") -> Width:
+    """A strategy that removes channels and a KV group, or a query head of each."""
+    options = {"score": score, "restore": "none", heads: 1, "multiple_of": 4}
     return Width(WidthOptions.model_validate(options), Target(ratio=0.25))
 
 
-@pytest.mark.parametrize("score", STREAMED)
-def test_a_streamed_plan_is_that_of_the_model_in_memory(folder: Path, score: str) -> None:
+@pytest.mark.parametrize(
+    ("score", "heads"), [*((one, "kv_groups") for one in STREAMED), ("obs", "query_heads")]
+)
+def test_a_streamed_plan_is_that_of_the_model_in_memory(
+    folder: Path, score: str, heads: str
+) -> None:
     """The same bytes; and no layer stays in memory behind."""
     streamed = session(folder, "layerwise")
-    found = streamed.plan(pruner(score))
-    assert found.to_json() == session(folder, "whole").plan(pruner(score)).to_json()
+    found = streamed.plan(pruner(score, heads))
+    assert found.to_json() == session(folder, "whole").plan(pruner(score, heads)).to_json()
     assert all(is_streamed(layer) for layer in streamed.view.layers)
 
 
+@pytest.mark.parametrize("heads", ["kv_groups", "query_heads"])
 def test_a_streamed_plan_is_applied_without_reading_the_model(
-    folder: Path, tmp_path: Path, reload_here: None
+    folder: Path, tmp_path: Path, heads: str, reload_here: None
 ) -> None:
     """Slices of stored tensors: the same logits, the same dimensions, the same file."""
     written = []
     for memory in ("whole", "layerwise"):
         one = session(folder, memory)
-        plan = one.plan(pruner("wanda_sp"))
+        plan = one.plan(pruner("wanda_sp", heads))
         one.apply(plan)
         assert one.view.dimensions() == plan.after
         assert is_streamed(one.model) == (memory == "layerwise")

@@ -68,14 +68,14 @@ def assert_same(one: PreTrainedModel, other: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize("restore", ["dense", "own"])
-@pytest.mark.parametrize("kv_groups", [0, 1])
-def test_it_is_the_refit_of_a_recipe(restore: str, kv_groups: int) -> None:
+@pytest.mark.parametrize("heads", [{}, {"kv_groups": 1}, {"query_heads": 1}])
+def test_it_is_the_refit_of_a_recipe(restore: str, heads: dict[str, int]) -> None:
     """To the last bit, and a stage of its own in the report; both targets are the default's."""
     inside, behind, bare = small(), small(), small()
-    refit = {"recover": "refit", "toward": restore, "o_proj": bool(kv_groups)}
-    result = pruned(inside, stage(restore=restore, kv_groups=kv_groups))
-    pruned(behind, stage(restore="none", kv_groups=kv_groups), refit)
-    pruned(bare, stage(restore="none", kv_groups=kv_groups))
+    refit = {"recover": "refit", "toward": restore, "o_proj": bool(heads)}
+    result = pruned(inside, stage(restore=restore, **heads))
+    pruned(behind, stage(restore="none", **heads), refit)
+    pruned(bare, stage(restore="none", **heads))
     assert_same(inside, behind)
     assert not torch.equal(
         inside.model.layers[2].mlp.down_proj.weight, bare.model.layers[2].mlp.down_proj.weight

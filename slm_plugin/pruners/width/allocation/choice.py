@@ -46,17 +46,20 @@ class Stage:
         limits: Bounds and sum of the channels.
         kv_groups: KV groups to remove from every layer.
         score: Scores the units of a session's model for a cut.
+        query_heads: Query heads to remove from every KV group, where no whole group goes.
     """
 
     session: Session
     limits: Limits
     kv_groups: int
     score: Score
+    query_heads: int = 0
 
     def cut(self, relative: Sequence[float]) -> Cut:
         """The cut for relative sparsities of the layers."""
         kept = kept_channels(relative, self.limits)
-        return Cut.keeping(kept, self.kv_groups, self.session.view.dimensions())
+        before = self.session.view.dimensions()
+        return Cut.keeping(kept, self.kv_groups, before, self.query_heads)
 
     @property
     def even(self) -> Cut:

@@ -9,6 +9,7 @@ from slm_plugin.errors import TargetError
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.pruners.width.allocation.projection import Limits
 from slm_plugin.pruners.width.budget import kv_counts, wanted_parameters
+from slm_plugin.pruners.width.heads import head_parameters, refuse_query_heads
 from slm_plugin.target import Target
 
 
@@ -20,6 +21,7 @@ def channel_limits(
     kv_groups: int | Literal["auto"],
     multiple_of: int,
     floor: float,
+    query_heads: int = 0,
 ) -> tuple[Limits, int]:
     """What of the channels a target leaves, if layers may keep different numbers.
 
@@ -30,6 +32,7 @@ def channel_limits(
         kv_groups: KV groups to remove from every layer.
         multiple_of: Every layer keeps a multiple of this.
         floor: Smallest share of its channels that a layer keeps, rounded up to a multiple.
+        query_heads: Query heads to remove from every KV group, where no whole group goes.
 
     Returns:
         The limits of the channels, and the KV groups to remove from every layer.
@@ -37,6 +40,7 @@ def channel_limits(
     Raises:
         TargetError: The target is out of reach; the message names the reachable range.
     """
+    refuse_query_heads(query_heads, current)
     wanted = wanted_parameters(target, original, current)
     widths = current.widths
     if multiple_of > min(widths):
@@ -49,12 +53,13 @@ def channel_limits(
     floors = tuple(_floor(width, multiple_of, floor) for width in widths)
     counts = kv_counts(kv_groups, wanted, current)
     for groups in counts:
-        rest = wanted - current.layers * groups * current.kv_group_parameters
+        rest = wanted - current.layers * head_parameters(groups, query_heads, current)
         ideal = sum(widths) - rest / current.channel_parameters
         kept = multiple_of * round(ideal / multiple_of)
         if sum(floors) <= kept <= most and kept < sum(widths):
             return Limits(widths, floors, kept, multiple_of), groups
-    asked = f"the target ({target.describe()}) with kv_groups {counts[-1]}"
+    heads = f"query_heads {query_heads}" if query_heads else f"kv_groups {counts[-1]}"
+    asked = f"the target ({target.describe()}) with {heads}"
     if kept > sum(floors):
         raise TargetError(
             f"{asked} keeps about {ideal:,.0f} of {sum(widths):,} MLP channels; layers that keep "

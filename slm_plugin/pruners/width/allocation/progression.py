@@ -34,7 +34,7 @@ def atp(
 
     Every slope beta is tried on the held-out calibration samples (every fifth): the channels that
     it removes are set to zero, and the slope with the least loss wins. The scores that choose the
-    channels see the other samples alone. KV groups stay in place during the search.
+    channels see the other samples alone. Heads stay in place during the search.
 
     Args:
         session: The session.
