@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slm_plugin.calibration.captures import Batch, capture, split
+from slm_plugin.calibration.captures import Batch, capture, narrowed, split
 from slm_plugin.calibration.samples import digest
 from slm_plugin.calibration.tensors import Inputs
 from slm_plugin.errors import (
@@ -35,6 +35,7 @@ from slm_plugin.models.state import (
 )
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import PruningPlan
+from slm_plugin.plans.operations import kept_hidden
 from slm_plugin.pruners.base import Pruner, refuse_uneven
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.checking import check_repaired
@@ -70,7 +71,8 @@ class Session:
         stack: Which of the model's two stacks of layers, where it has two.
         original: Dimensions of the model as loaded; ratios refer to them.
         sources: For every layer, the lowest and the highest original layer in it.
-        reference: The layer inputs when `keep_reference` was called; None before that.
+        reference: The layer inputs when `keep_reference` was called, in the hidden channels that
+            the model still has; None before that.
         keeps_layers: Whether `apply` stores the layers before it applies a width plan.
         former_layers: The layers before the last plan, if that was about width and they were
             stored; their weights are on disk.
@@ -181,6 +183,9 @@ class Session:
             raise
         finally:
             self.model_changed()
+        hidden = kept_hidden(plan.operations)
+        if hidden is not None and self.reference is not None:
+            self.reference = [narrowed(batch, hidden) for batch in self.reference]
         former = self.sources
         self.sources = tuple((former[first][0], former[last][1]) for first, last in runs)
         self._shapes = shapes_of(self.model)

@@ -178,6 +178,7 @@ SMOLLM2 = Dimensions(
     layer_parameters=3_540_096,
     channel_parameters=3 * 576,
     kv_group_parameters=8 * 576 * 64,
+    stream_vectors=2,
 )
 ModelFactory = Callable[..., PreTrainedModel]
 

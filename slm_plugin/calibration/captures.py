@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from slm_plugin.calibration.frames import valid_frames
-from slm_plugin.calibration.spool import Spool
+from slm_plugin.calibration.spool import Narrowed, Spool
 from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import inference_mode, nn, torch
 from slm_plugin.models.streaming import held
@@ -35,11 +35,18 @@ class Batch:
     """
 
     tokens: Tensor
-    inputs: Spool
+    inputs: Spool | Narrowed
     arguments: tuple[dict[str, Any], ...]
     final: Tensor
     valid: Tensor | None = None
     sees_all: bool = False
+
+
+def narrowed(batch: Batch, kept: Sequence[int]) -> Batch:
+    """A batch with some channels of its hidden states alone."""
+    channels = tuple(kept)
+    final = batch.final[..., list(channels)]
+    return replace(batch, inputs=Narrowed(batch.inputs, channels), final=final)
 
 
 def split(tokens: Tensor, batch_tokens: int) -> Iterator[Tensor]:

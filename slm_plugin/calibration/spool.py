@@ -66,6 +66,21 @@ class Spool:
         return data.reshape(entry.shape).to(entry.device)
 
 
+@dataclass(frozen=True, slots=True)
+class Narrowed:
+    """Stored tensors, of which each read gives some entries of the last axis."""
+
+    states: Spool | Narrowed
+    kept: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __getitem__(self, index: int) -> Tensor:
+        whole = self.states[index]
+        return whole.index_select(-1, torch.tensor(self.kept, device=whole.device))
+
+
 def _bytes(tensor: Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor, shared."""
     return tensor.flatten().view(torch.uint8).numpy().data

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from slm_plugin.errors import PlanError
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans.layout import check_even, check_fixed
-from slm_plugin.plans.operations import Block, Operation, by_kind
+from slm_plugin.plans.operations import Block, Operation, by_kind, kept_hidden
 from slm_plugin.plans.plan import PruningPlan
 from slm_plugin.texts import first_problem, shown
 
@@ -27,6 +27,7 @@ MAY_BE_ZERO = frozenset({
     "experts_per_token",
     "expert_parameters",
     "fixed_layers",
+    "stream_vectors",
 })  # fmt: skip
 _HINT = "write plans with `slm-plugin plan` and edit only `operations`"
 
@@ -130,6 +131,9 @@ def _check_promise(plan: PruningPlan) -> None:
     if channels:
         left = left.with_widths([channels.get(i, size) for i, size in enumerate(left.widths)])
     left = left.without_layers(removed)
+    hidden = kept_hidden(plan.operations)
+    if hidden is not None:
+        left = left.without_hidden(plan.before.hidden_size - len(hidden))
     # All layers keep as many of the other units as the first, which surgery checks.
     kept = {op.unit: len(op.kept) for op in reversed(width) if op.unit != "channels"}
     left = left.without_units(

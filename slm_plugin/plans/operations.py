@@ -363,9 +363,35 @@ class KeepExperts(_KeepUnits):
             )
 
 
+class KeepHidden(_Operation):
+    """Channels of the residual stream to keep, the same in the whole model.
+
+    With each go its column of the embedding, of the head and of all maps that read the stream, its
+    row of those that write to it, and its entry of the norms.
+    """
+
+    kind: ClassVar[Literal["depth", "width"]] = "width"
+    op: Literal["keep_hidden"] = "keep_hidden"
+    indices: Indices
+
+    def used(self) -> Iterator[Block]:
+        """No block alone: other operations may keep units of every layer."""
+        yield from ()
+
+    def check(self, before: Dimensions) -> None:
+        """Check that the channels exist and can be removed."""
+        if not before.stream_vectors:
+            raise PlanError(f"no hidden channel of {before.architecture} can be removed")
+        _check_indices("indices", "hidden channel", self.indices, before.hidden_size)
+
+    def describe(self) -> str:
+        """The number of channels."""
+        return f"keep {len(self.indices):,} hidden channels"
+
+
 DepthOperation = MergeLayers | DropLayers | ConcatLayers | DropSublayers
 WidthOperation = KeepChannels | KeepHeads | KeepExperts
-Operation = Annotated[DepthOperation | WidthOperation, Field(discriminator="op")]
+Operation = Annotated[DepthOperation | WidthOperation | KeepHidden, Field(discriminator="op")]
 
 
 def by_kind(
@@ -377,9 +403,24 @@ def by_kind(
     for operation in operations:
         if isinstance(operation, WidthOperation):
             width.append(operation)
-        else:
+        elif not isinstance(operation, KeepHidden):
             depth.append(operation)
     return depth, width
+
+
+def kept_hidden(operations: Iterable[Operation]) -> tuple[int, ...] | None:
+    """Hidden channels that a plan keeps, ascending; None where it removes none of them.
+
+    Raises:
+        PlanError: Two operations name them.
+    """
+    found = [operation for operation in operations if isinstance(operation, KeepHidden)]
+    if len(found) > 1:
+        raise PlanError(
+            f"{len(found)} operations name hidden channels",
+            hint="give one keep_hidden: it is for the whole model",
+        )
+    return tuple(sorted(found[0].indices)) if found else None
 
 
 def _both(layers: Sequence[int]) -> Iterator[Block]:

@@ -9,7 +9,7 @@ from slm_plugin.errors import PlanError, VerificationError
 from slm_plugin.models.operators import operators
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import Operation, PruningPlan
-from slm_plugin.plans.operations import by_kind
+from slm_plugin.plans.operations import by_kind, kept_hidden
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +38,8 @@ def apply_operations(
         MissingExtraError: They remove channels or heads and torch-pruning is not installed.
     """
     depth, width = by_kind(operations)
-    if depth and width:
+    hidden = kept_hidden(operations)
+    if depth and (width or hidden is not None):
         raise PlanError(
             "the plan mixes depth and width operations", hint="make it two plans, one per stage"
         )
@@ -46,10 +47,10 @@ def apply_operations(
         from slm_plugin.surgery.layers import apply_layers
 
         return apply_layers(model, depth, stack)
-    if width:
+    if width or hidden is not None:
         from slm_plugin.surgery.channels import apply_channels
 
-        apply_channels(model, width)
+        apply_channels(model, width, hidden)
     return [(index, index) for index in range(len(DecoderView.of(model, stack).layers))]
 
 

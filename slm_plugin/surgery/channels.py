@@ -16,10 +16,11 @@ from slm_plugin.lazy import torch
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.streaming import is_stub
 from slm_plugin.models.view import DecoderView, projections
-from slm_plugin.plans import WidthOperation
+from slm_plugin.plans import KeepHidden, WidthOperation
 from slm_plugin.surgery.concatenation import joined
 from slm_plugin.surgery.experts import remove_experts
 from slm_plugin.surgery.groups import Members, axis, members
+from slm_plugin.surgery.hidden import keep_hidden
 from slm_plugin.surgery.portability import refuse_unloadable
 
 if TYPE_CHECKING:
@@ -29,7 +30,11 @@ if TYPE_CHECKING:
     from slm_plugin.models.families.family import Family
 
 
-def apply_channels(model: PreTrainedModel, operations: Sequence[WidthOperation]) -> None:
+def apply_channels(
+    model: PreTrainedModel,
+    operations: Sequence[WidthOperation],
+    hidden: Sequence[int] | None = None,
+) -> None:
     """Apply the operations of a width plan.
 
     Remaining units keep their order. Everything is checked before the first weight changes. Old
@@ -39,6 +44,7 @@ def apply_channels(model: PreTrainedModel, operations: Sequence[WidthOperation])
         model: The model, changed in place.
         operations: `KeepChannels`, `KeepHeads`, `KeepExperts`, each kind for every layer or for
             none.
+        hidden: Hidden channels to keep, ascending; None for all.
 
     Raises:
         PlanError: An operation does not fit the model, or layers would differ in more than their
@@ -55,7 +61,12 @@ def apply_channels(model: PreTrainedModel, operations: Sequence[WidthOperation])
     units = dict.fromkeys((*before.units, *(operation.unit for operation in operations)))
     removed = {unit: _removed_units(unit, operations, before) for unit in units}
     after = _after(removed, before)
+    if hidden is not None:
+        KeepHidden(indices=tuple(hidden)).check(before)
+        after = after.without_hidden(before.hidden_size - len(hidden))
     refuse_unloadable(before, after)
+    if hidden is not None:
+        keep_hidden(view, hidden, after)
     remove_experts(view, removed.pop("experts", ()), before, after)
     if not projected:
         return

@@ -40,6 +40,7 @@ def portability(before: Dimensions, after: Dimensions, config: PretrainedConfig)
         split_warning(after),
         head_dim_warning(before, after),
         channels_warning(before, after),
+        hidden_warning(before, after),
         widths_warning(after),
         layer_lists_warning(before, after, config),
     )
@@ -70,6 +71,7 @@ def refuse_empty(after: Dimensions) -> None:
         "MLP channel": min(after.widths, default=0),
         "KV group": after.kv_heads,
         "query head": after.attention_heads,
+        "hidden channel": after.hidden_size,
     }
     for unit, count in left.items():
         if count < 1:
@@ -126,15 +128,18 @@ def refuse_uneven_split(before: Dimensions, after: Dimensions) -> None:
     """
     if splits_evenly(after) or _transformers_major() < 5:
         return
-    counts = [
-        str(count)
-        for count in range(before.kv_heads)
-        if splits_evenly(before.without_units(kv_groups=count))
-    ]
+    hint = f"keep a multiple of {after.attention_heads} hidden channels"
+    if before.hidden_size == after.hidden_size:
+        counts = [
+            str(count)
+            for count in range(before.kv_heads)
+            if splits_evenly(before.without_units(kv_groups=count))
+        ]
+        hint = f"the KV groups removed may be {', '.join(counts)}"
     raise TargetError(
         f"transformers {found_version('transformers')} refuses to load {after.architecture} with "
         f"{after.attention_heads} heads: the hidden size {after.hidden_size} is no multiple of it",
-        hint=f"the KV groups removed may be {', '.join(counts)}",
+        hint=hint,
     )
 
 
@@ -155,7 +160,7 @@ def refuse_scaled_heads(after: Dimensions, config: PretrainedConfig) -> None:
             f"{after.architecture} with longrope loads only where hidden_size is heads times "
             f"head_dim, and {after.attention_heads} heads of {after.head_dim} are not "
             f"{after.hidden_size}",
-            hint="remove channels alone: kv_groups: 0",
+            hint="remove MLP channels alone: kv_groups: 0, hidden_channels: 0",
         )
 
 
@@ -184,11 +189,7 @@ def head_dim_warning(before: Dimensions, after: Dimensions) -> str | None:
 
 def channels_warning(before: Dimensions, after: Dimensions) -> str | None:
     """Warn about sizes that are slow for kernels or invalid for block formats."""
-    lost = [
-        multiple
-        for multiple in KERNEL_MULTIPLES
-        if before.intermediate_size % multiple == 0 and after.intermediate_size % multiple
-    ]
+    lost = _lost_multiples(before.intermediate_size, after.intermediate_size)
     if not lost:
         return None
     return (
@@ -196,6 +197,21 @@ def channels_warning(before: Dimensions, after: Dimensions) -> str | None:
         f"some kernels and quantised formats are slower or reject it; multiple_of: "
         f"{lost[-1]} keeps it a multiple"
     )
+
+
+def hidden_warning(before: Dimensions, after: Dimensions) -> str | None:
+    """The same for the hidden size."""
+    lost = _lost_multiples(before.hidden_size, after.hidden_size)
+    if not lost:
+        return None
+    return (
+        f"hidden_size {after.hidden_size} is no longer a multiple of {lost[0]}: some kernels and "
+        "quantised formats are slower or reject it"
+    )
+
+
+def _lost_multiples(before: int, after: int) -> list[int]:
+    return [one for one in KERNEL_MULTIPLES if before % one == 0 and after % one]
 
 
 def widths_warning(after: Dimensions) -> str | None:

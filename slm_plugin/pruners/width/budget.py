@@ -1,11 +1,11 @@
-"""The number of MLP channels and KV groups, or of experts, to remove from every layer."""
+"""The number of MLP channels and KV groups to remove from every layer."""
 
 from __future__ import annotations
 
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from slm_plugin.errors import TargetError
@@ -23,11 +23,13 @@ class Cut:
         channels: MLP channels; the most that one layer loses, where they differ.
         kv_groups: KV groups.
         by_layer: MLP channels for every layer, where they may differ.
+        hidden: Hidden channels of the whole model.
     """
 
     channels: int
     kv_groups: int
     by_layer: tuple[int, ...] = ()
+    hidden: int = 0
 
     @classmethod
     def keeping(cls, kept: Sequence[int], kv_groups: int, before: Dimensions) -> Cut:
@@ -46,7 +48,8 @@ class Cut:
     def after(self, before: Dimensions) -> Dimensions:
         """What the cut leaves of a decoder."""
         widths = [width - self.of_layer(layer) for layer, width in enumerate(before.widths)]
-        return before.with_widths(widths).without_units(kv_groups=self.kv_groups)
+        left = before.with_widths(widths).without_units(kv_groups=self.kv_groups)
+        return left.without_hidden(self.hidden) if self.hidden else left
 
 
 def uniform_cut(
@@ -56,13 +59,14 @@ def uniform_cut(
     *,
     kv_groups: int | Literal["auto"],
     multiple_of: int,
+    hidden: int = 0,
 ) -> Cut:
     """The cut nearest to a target.
 
-    KV groups are removed first and MLP channels make up the rest. The remaining channels are a
-    multiple of ``multiple_of``, or all of them. ``auto`` removes the same share of KV groups as of
-    the prunable parameters, rounded down to a count that every checkpoint reader accepts. It
-    removes more only when the MLP is too small for the rest.
+    Hidden channels and KV groups are removed first and MLP channels make up the rest. The remaining
+    channels are a multiple of ``multiple_of``, or all of them. ``auto`` removes the same share of
+    KV groups as of the prunable parameters, rounded down to a count that every checkpoint reader
+    accepts. It removes more only when the MLP is too small for the rest.
 
     Args:
         target: A ratio or a number of parameters.
@@ -70,11 +74,16 @@ def uniform_cut(
         current: Dimensions of the model before this stage.
         kv_groups: KV groups to remove from every layer.
         multiple_of: The remaining intermediate size is a multiple of this.
+        hidden: Hidden channels to remove.
 
     Raises:
         TargetError: The target is out of reach; the hint names the reachable range.
     """
     wanted = wanted_parameters(target, original, current)
+    taken = 0
+    if hidden:
+        current, taken = without_hidden(hidden, wanted, target, current)
+        wanted -= taken
     if multiple_of >= current.intermediate_size:
         raise TargetError(
             f"multiple_of {multiple_of} leaves no size to cut the MLP to: it has "
@@ -84,49 +93,12 @@ def uniform_cut(
     counts = kv_counts(kv_groups, wanted, current)
     cuts = (_cut(wanted, count, current, multiple_of) for count in counts)
     cut = next((cut for cut in cuts if cut is not None), None)
-    reach = _Reach(target, original, current, multiple_of)
+    reach = _Reach(target, original, current, multiple_of, taken)
     if cut is None:
         raise reach.too_far(wanted, counts[-1])
-    if cut == Cut(0, 0):
+    if cut == Cut(0, 0) and not hidden:
         raise reach.too_little()
-    return cut
-
-
-def experts_to_remove(target: Target, original: Dimensions, current: Dimensions) -> int:
-    """The number of experts to remove from every layer that is nearest to a target.
-
-    A layer keeps as many as its router chooses for each token.
-
-    Args:
-        target: A ratio or a number of parameters.
-        original: Dimensions of the original model.
-        current: Dimensions of the model before this stage.
-
-    Raises:
-        TargetError: The target is out of reach; the hint names the reachable range.
-    """
-    if not current.expert_parameters:
-        raise TargetError(
-            f"no expert can be removed: {current.architecture} is no mixture of experts",
-            hint="`slm-plugin list --model` names what can be used",
-        )
-    wanted = wanted_parameters(target, original, current)
-    most = current.experts - current.experts_per_token
-    number = round(wanted / (current.layers * current.expert_parameters))
-    if number > most:
-        asked = f"the target ({target.describe()}) means {number} of {current.experts} experts"
-        limit = f"the router chooses {current.experts_per_token} for each token"
-        if most < 1:
-            raise TargetError(f"no expert can be removed: {limit}, which are all")
-        size = _amount(target, original, current, most * current.expert_parameters)
-        raise TargetError(f"{asked}; {limit}", hint=f"at most {most} can be removed: {size}")
-    if number < 1:
-        size = _amount(target, original, current, current.expert_parameters)
-        raise TargetError(
-            f"the target ({target.describe()}) is less than half an expert of every layer",
-            hint=f"one expert of every layer is {size}: ask for that or more",
-        )
-    return number
+    return replace(cut, hidden=hidden)
 
 
 def wanted_parameters(target: Target, original: Dimensions, current: Dimensions) -> int:
@@ -143,6 +115,35 @@ def wanted_parameters(target: Target, original: Dimensions, current: Dimensions)
             hint="ask for fewer",
         )
     return wanted
+
+
+def without_hidden(
+    hidden: int, wanted: int, target: Target, current: Dimensions
+) -> tuple[Dimensions, int]:
+    """The decoder without some hidden channels, and the parameters that go with them.
+
+    Args:
+        hidden: The number of hidden channels.
+        wanted: Parameters to remove in all.
+        target: The target, for messages.
+        current: The decoder, of a family whose hidden channels can be removed.
+
+    Raises:
+        TargetError: No channel would be left, or more parameters go than wanted.
+    """
+    if hidden >= current.hidden_size:
+        raise TargetError(
+            f"hidden_channels {hidden} leaves none: the model has {current.hidden_size}",
+            hint=f"at most {current.hidden_size - 1} can be removed",
+        )
+    taken = hidden * current.hidden_parameters
+    if taken > wanted:
+        raise TargetError(
+            f"hidden_channels {hidden} alone removes {taken:,} parameters, more than the "
+            f"{wanted:,} of the target ({target.describe()})",
+            hint=f"remove at most {wanted // current.hidden_parameters} of them, or ask for more",
+        )
+    return current.without_hidden(hidden), taken
 
 
 def kv_counts(asked: int | Literal["auto"], wanted: int, current: Dimensions) -> tuple[int, ...]:
@@ -204,6 +205,7 @@ class _Reach:
     original: Dimensions
     current: Dimensions
     multiple_of: int
+    taken: int = 0
 
     def too_far(self, wanted: int, kv_groups: int) -> TargetError:
         """The target is above what the MLP has, or below what the KV groups alone remove."""
@@ -233,13 +235,23 @@ class _Reach:
         )
 
     def _amount(self, per_layer: int) -> str:
-        return _amount(self.target, self.original, self.current, per_layer)
+        return amount(self.target, self.original, self.current, per_layer, self.taken)
 
 
-def _amount(target: Target, original: Dimensions, current: Dimensions, per_layer: int) -> str:
-    """A number of parameters of every layer, as a ratio and as what is left."""
+def amount(
+    target: Target, original: Dimensions, current: Dimensions, per_layer: int, taken: int = 0
+) -> str:
+    """A number of parameters of every layer, as a ratio and as what is left.
+
+    Args:
+        target: What a ratio is a share of.
+        original: Dimensions of the original model.
+        current: Dimensions of the model without its removed hidden channels.
+        per_layer: Parameters removed from every layer.
+        taken: Parameters removed with hidden channels.
+    """
     whole = per_layer * current.layers
-    base = current.parameters if target.of == "current" else original.parameters
+    base = current.parameters + taken if target.of == "current" else original.parameters
     # Rounded down, so that the named ratio is reachable.
-    ratio = math.floor(whole / base * 1000) / 1000
+    ratio = math.floor((whole + taken) / base * 1000) / 1000
     return f"ratio {ratio:.3f} ({current.parameters - whole:,} parameters left)"

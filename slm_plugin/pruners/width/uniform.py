@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from slm_plugin.counts import Count, Natural
 from slm_plugin.extras import require
 from slm_plugin.models.dimensions import Dimensions
-from slm_plugin.plans import KeepChannels, KeepHeads, PruningPlan, UnitScores
+from slm_plugin.plans import KeepChannels, KeepHeads, KeepHidden, Operation, PruningPlan, UnitScores
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.width.budget import Cut, uniform_cut
 from slm_plugin.pruners.width.coupling import check_coupling
@@ -48,6 +48,7 @@ class UniformWidth(Pruner):
         target: How much to prune.
         kv_groups: KV groups to remove from every layer.
         multiple_of: The remaining intermediate size is a multiple of this.
+        hidden_channels: Hidden channels to remove from the whole model.
     """
 
     kind: ClassVar[Literal["depth", "width"]] = "width"
@@ -61,9 +62,11 @@ class UniformWidth(Pruner):
         *,
         kv_groups: int | Literal["auto"],
         multiple_of: int,
+        hidden_channels: int = 0,
     ) -> None:
         super().__init__(options, target)
         self._kv_groups, self._multiple_of = kv_groups, multiple_of
+        self._hidden_channels = hidden_channels
 
     @abstractmethod
     def score(self, session: Session, cut: Cut) -> tuple[UnitScores, ...]:
@@ -77,6 +80,19 @@ class UniformWidth(Pruner):
             CalibrationError: There is no calibration set, and these scores need one.
             NumericalError: The loss or a score is NaN or infinite.
         """
+
+    def hidden_scores(self, session: Session, cut: Cut) -> tuple[float, ...] | None:
+        """The importance of every hidden channel; None where none of them go.
+
+        Args:
+            session: The session, whose model must not change.
+            cut: What will go.
+
+        Raises:
+            CalibrationError: There is no calibration set, and these scores need one.
+            NumericalError: The loss or a score is NaN or infinite.
+        """
+        return None
 
     def cautions(self, session: Session, cut: Cut) -> Iterator[str]:
         """Warnings about the scores; none by default.
@@ -131,8 +147,14 @@ class UniformWidth(Pruner):
         cut, scores = self.decide(session, cut)
         after = cut.after(before)
         warnings = (*portability(before, after, session.view.config), *self.cautions(session, cut))
-        operations = (operation for layer in scores for operation in operations_of(layer, cut))
-        return width_plan(self, session, after, operations, scores, _kept(before, after), warnings)
+        operations: list[Operation] = []
+        for layer in scores:
+            operations += operations_of(layer, cut)
+        hidden = self.hidden_scores(session, cut)
+        if hidden is not None:
+            operations.append(KeepHidden(indices=kept_units(hidden, cut.hidden)))
+        made = width_plan(self, session, after, operations, scores, _kept(before, after), warnings)
+        return made.model_copy(update={"hidden_scores": hidden})
 
     def cut(self, original: Dimensions, current: Dimensions) -> Cut:
         """The cut that takes the same share from every layer.
@@ -146,6 +168,7 @@ class UniformWidth(Pruner):
             current,
             kv_groups=self._kv_groups,
             multiple_of=self._multiple_of,
+            hidden=self._hidden_channels,
         )
         refuse_unloadable(current, cut.after(current))
         return cut
@@ -162,7 +185,12 @@ def operations_of(units: UnitScores, cut: Cut) -> list[KeepChannels | KeepHeads]
 
 
 def _kept(before: Dimensions, after: Dimensions) -> str:
+    hidden = ""
+    if after.hidden_size != before.hidden_size:
+        hidden = (
+            f"; the model keeps {after.hidden_size:,} of {before.hidden_size:,} hidden channels"
+        )
     return (
         f"every layer keeps {after.width_range} of {before.width_range} MLP channels and "
-        f"{after.kv_heads} of {before.kv_heads} KV groups"
+        f"{after.kv_heads} of {before.kv_heads} KV groups{hidden}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -17,6 +18,7 @@ from slm_plugin.pruners.width.allocation.limits import channel_limits
 from slm_plugin.pruners.width.allocation.projection import Limits, kept_channels
 from slm_plugin.pruners.width.budget import Cut
 from slm_plugin.pruners.width.few_tokens import fit_caution, score_caution
+from slm_plugin.pruners.width.hidden_scores import hidden_scores
 from slm_plugin.pruners.width.importance import (
     magnitude,
     rounded,
@@ -51,7 +53,7 @@ CURVE_DIGITS = 9
 
 @register_pruner("width")
 class Width(UniformWidth):
-    """Remove MLP channels, and KV groups, from every layer by a score.
+    """Remove MLP channels, KV groups, and channels of the residual stream by a score.
 
     By default every layer loses the same number; `allocation` spreads the channels over the layers.
 
@@ -65,7 +67,11 @@ class Width(UniformWidth):
 
     def __init__(self, options: WidthOptions, target: Target) -> None:
         super().__init__(
-            options, target, kv_groups=options.kv_groups, multiple_of=options.multiple_of
+            options,
+            target,
+            kv_groups=options.kv_groups,
+            multiple_of=options.multiple_of,
+            hidden_channels=options.hidden_channels,
         )
         self.options: WidthOptions = options
         self.keeps_trials = options.score == "policy_gradient"
@@ -101,19 +107,23 @@ class Width(UniformWidth):
             return "`score: policy_gradient` runs all layers at every step (name another score)"
         if self.leaves_uneven:
             return f"`allocation: {self.options.allocation}` compares layers (set it to uniform)"
+        if self.options.hidden_channels:
+            return "hidden channels are removed from all weights (leave hidden_channels out)"
         if self.options.restore != "none":
             return "it restores weights (set `restore: none`)"
         return ""
 
     def unsuited_options(self, family: Family) -> str:
-        """What is restored must be linear maps."""
+        """What is restored must be linear maps, and hidden channels removable."""
+        if self.options.hidden_channels and family.no_hidden_channels:
+            return f"{family.no_hidden_channels}; leave hidden_channels out"
         if self.options.restore == "none" or not family.no_fit:
             return ""
         return f"{family.no_fit}; set `restore: none`"
 
     @property
     def followed_by(self) -> Mapping[str, Any] | None:
-        """The restoration; of the attention too where KV groups go."""
+        """The restoration; of the attention too where KV groups or hidden channels go."""
         if self.options.restore == "none":
             return None
         return {
@@ -124,7 +134,9 @@ class Width(UniformWidth):
 
     @property
     def _restoration(self) -> Restoration:
-        return Restoration(self.options.restore, o_proj=self.options.kv_groups != 0)
+        options = self.options
+        o_proj = options.kv_groups != 0 or options.hidden_channels != 0
+        return Restoration(options.restore, o_proj=o_proj)
 
     def cautions(self, session: Session, cut: Cut) -> Iterator[str]:
         """Too few tokens for the number of columns."""
@@ -144,6 +156,7 @@ class Width(UniformWidth):
             return super().cut(original, current)
         limits, kv_groups = self._limits(original, current)
         cut = Cut.keeping(kept_channels([1.0] * current.layers, limits), kv_groups, current)
+        cut = replace(cut, hidden=self.options.hidden_channels)
         refuse_unloadable(current, cut.after(current))
         return cut
 
@@ -153,7 +166,12 @@ class Width(UniformWidth):
         if self._keeps_even(before):
             return super().decide(session, cut)
         stage = Stage(session, *self._limits(session.original, before), self.score)
-        return allocated(self.options.allocation, self.options.spread, stage)
+        decided, scores = allocated(self.options.allocation, self.options.spread, stage)
+        return replace(decided, hidden=cut.hidden), scores
+
+    def hidden_scores(self, session: Session, cut: Cut) -> tuple[float, ...] | None:
+        """See `UniformWidth.hidden_scores`."""
+        return hidden_scores(self.options.score, session) if cut.hidden else None
 
     def _keeps_even(self, current: Dimensions) -> bool:
         return self.options.allocation == "uniform" and not current.layer_widths
@@ -167,6 +185,7 @@ class Width(UniformWidth):
             kv_groups=options.kv_groups,
             multiple_of=options.multiple_of,
             floor=options.floor,
+            hidden=options.hidden_channels,
         )
 
     def score(self, session: Session, cut: Cut) -> tuple[UnitScores, ...]:

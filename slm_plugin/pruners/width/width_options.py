@@ -8,8 +8,9 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from slm_plugin.component import Options
-from slm_plugin.counts import Count
+from slm_plugin.counts import Count, Natural
 from slm_plugin.pruners.width.allocation.choice import NOT_POOLED, STRETCHED, AllocationName
+from slm_plugin.pruners.width.hidden_scores import HIDDEN_SCORES
 from slm_plugin.pruners.width.policy_gradient import Estimator
 from slm_plugin.pruners.width.uniform import KvGroups, MultipleOf
 
@@ -75,6 +76,14 @@ class WidthOptions(Options):
         ),
     ] = FLOOR
     kv_groups: KvGroups = 0
+    hidden_channels: Annotated[
+        Natural,
+        Field(
+            strict=True,
+            description="channels of the residual stream to remove from the whole model; scored by "
+            f"{', '.join(HIDDEN_SCORES)} alone",
+        ),
+    ] = 0
     multiple_of: MultipleOf = 8
     steps: Annotated[Count, Field(description="of policy_gradient: updates")] = 200
     learning_rate: Annotated[
@@ -95,6 +104,8 @@ class WidthOptions(Options):
         for name in ("steps", "learning_rate", "estimator"):
             if self.score != "policy_gradient" and getattr(self, name) != fields[name].default:
                 raise ValueError(f"{name} needs score: policy_gradient")
+        if self.hidden_channels:
+            self._hidden_allowed()
         if self.allocation == "global" and self.score in NOT_POOLED:
             raise ValueError(
                 f"score {self.score} ranks the channels of one layer and cannot be compared "
@@ -106,3 +117,15 @@ class WidthOptions(Options):
                 f"{', '.join(STRETCHED)}"
             )
         return self
+
+    def _hidden_allowed(self) -> None:
+        if self.score not in HIDDEN_SCORES:
+            raise ValueError(
+                f"score {self.score} ranks what one projection reads, and every projection reads "
+                f"hidden channels; with hidden_channels choose {', '.join(HIDDEN_SCORES)}"
+            )
+        if self.restore == "own":
+            raise ValueError(
+                "restore own runs the layers as they were before, which read more hidden channels "
+                "than are left; with hidden_channels choose dense or none"
+            )

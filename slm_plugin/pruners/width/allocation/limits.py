@@ -8,7 +8,7 @@ from typing import Literal
 from slm_plugin.errors import TargetError
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.pruners.width.allocation.projection import Limits
-from slm_plugin.pruners.width.budget import kv_counts, wanted_parameters
+from slm_plugin.pruners.width.budget import kv_counts, wanted_parameters, without_hidden
 from slm_plugin.target import Target
 
 
@@ -20,6 +20,7 @@ def channel_limits(
     kv_groups: int | Literal["auto"],
     multiple_of: int,
     floor: float,
+    hidden: int = 0,
 ) -> tuple[Limits, int]:
     """What of the channels a target leaves, if layers may keep different numbers.
 
@@ -30,6 +31,7 @@ def channel_limits(
         kv_groups: KV groups to remove from every layer.
         multiple_of: Every layer keeps a multiple of this.
         floor: Smallest share of its channels that a layer keeps, rounded up to a multiple.
+        hidden: Hidden channels to remove.
 
     Returns:
         The limits of the channels, and the KV groups to remove from every layer.
@@ -38,6 +40,9 @@ def channel_limits(
         TargetError: The target is out of reach; the message names the reachable range.
     """
     wanted = wanted_parameters(target, original, current)
+    if hidden:
+        current, taken = without_hidden(hidden, wanted, target, current)
+        wanted -= taken
     widths = current.widths
     if multiple_of > min(widths):
         raise TargetError(
