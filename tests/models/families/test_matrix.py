@@ -23,9 +23,11 @@ from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.streaming import is_streamed
 from slm_plugin.models.view import DecoderView, layer_kinds
 from slm_plugin.plans import DropLayers, MergeLayers, PruningPlan
+from slm_plugin.plans.operations import by_kind, kept_hidden
 from slm_plugin.pruners.width.masked_losses import masked_loss
 from slm_plugin.registry import evaluators, pruners, recoveries
 from slm_plugin.session import Session
+from slm_plugin.surgery.channels import apply_channels
 from slm_plugin.surgery.groups import members
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target
@@ -301,6 +303,36 @@ def test_width_pruning_is_silencing(every: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     assert torch.allclose(computed(reloaded(tmp_path, model)), computed(model), atol=1e-6)
     assert torch.allclose(computed(model.double()), computed(silent.double()), atol=1e-9)
+
+
+def test_removing_hidden_channels_is_silencing(every: str, tmp_path: Path) -> None:
+    """The same as writing 0 to them everywhere; or refused with the reason."""
+    model = make_model(every)
+    session, cls = Session(model), pruners.get("width")
+    family, before = session.view.family, session.view.dimensions()
+    options = cls.Options(score="magnitude", restore="none", hidden_channels=8, multiple_of=4)
+    pruner = cls(options, Target(ratio=0.35))
+    if not family.hidden_channels:
+        said = complaint(pruner, family, model.config.to_dict())
+        assert said and before.hidden_parameters == 0
+        return
+    made = session.plan(pruner)
+    silent = copy.deepcopy(model)
+    removed = sorted({*range(32)} - {*(kept_hidden(made.operations) or ())})
+    narrow = DecoderView.of(silent)
+    with torch.no_grad():
+        narrow.embedding.weight[:, removed] = 0
+        for layer in narrow.layers:
+            for name in ("o_proj", "down_proj"):
+                for parameter in narrow.projections(layer)[name].parameters():
+                    parameter[removed] = 0
+    apply_channels(silent, by_kind(made.operations)[1])
+    session.apply(made)
+    assert session.view.dimensions() == made.after
+    assert torch.allclose(computed(model), computed(silent), atol=1e-5)
+    assert generated(model, use_cache=True) == generated(model, use_cache=False)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(computed(reloaded(tmp_path, model)), computed(model))
 
 
 def test_a_merge_of_equal_kinds_keeps_the_kind(every: str) -> None:
