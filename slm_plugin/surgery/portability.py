@@ -128,18 +128,17 @@ def refuse_uneven_split(before: Dimensions, after: Dimensions) -> None:
     """
     if splits_evenly(after) or _transformers_major() < 5:
         return
-    hint = f"keep a multiple of {after.attention_heads} hidden channels"
-    if before.hidden_size == after.hidden_size:
-        counts = [
-            str(count)
-            for count in range(before.kv_heads)
-            if splits_evenly(before.without_units(kv_groups=count))
-        ]
-        hint = f"the KV groups removed may be {', '.join(counts)}"
+    counts = [
+        str(count)
+        for count in range(before.kv_heads)
+        if splits_evenly(before.without_units(kv_groups=count))
+    ]
+    narrower = f"keep a multiple of {after.attention_heads} hidden channels"
+    groups = f"the KV groups removed may be {', '.join(counts)}"
     raise TargetError(
         f"transformers {found_version('transformers')} refuses to load {after.architecture} with "
         f"{after.attention_heads} heads: the hidden size {after.hidden_size} is no multiple of it",
-        hint=hint,
+        hint=groups if before.hidden_size == after.hidden_size else narrower,
     )
 
 
@@ -189,7 +188,8 @@ def head_dim_warning(before: Dimensions, after: Dimensions) -> str | None:
 
 def channels_warning(before: Dimensions, after: Dimensions) -> str | None:
     """Warn about sizes that are slow for kernels or invalid for block formats."""
-    lost = _lost_multiples(before.intermediate_size, after.intermediate_size)
+    had, left = before.intermediate_size, after.intermediate_size
+    lost = [multiple for multiple in KERNEL_MULTIPLES if had % multiple == 0 and left % multiple]
     if not lost:
         return None
     return (
@@ -201,17 +201,13 @@ def channels_warning(before: Dimensions, after: Dimensions) -> str | None:
 
 def hidden_warning(before: Dimensions, after: Dimensions) -> str | None:
     """The same for the hidden size."""
-    lost = _lost_multiples(before.hidden_size, after.hidden_size)
-    if not lost:
-        return None
-    return (
-        f"hidden_size {after.hidden_size} is no longer a multiple of {lost[0]}: some kernels and "
-        "quantised formats are slower or reject it"
-    )
-
-
-def _lost_multiples(before: int, after: int) -> list[int]:
-    return [one for one in KERNEL_MULTIPLES if before % one == 0 and after % one]
+    for one in KERNEL_MULTIPLES:
+        if before.hidden_size % one == 0 and after.hidden_size % one:
+            return (
+                f"hidden_size {after.hidden_size} is no longer a multiple of {one}: some kernels "
+                "and quantised formats are slower or reject it"
+            )
+    return None
 
 
 def widths_warning(after: Dimensions) -> str | None:

@@ -32,10 +32,12 @@ class Cut:
     hidden: int = 0
 
     @classmethod
-    def keeping(cls, kept: Sequence[int], kv_groups: int, before: Dimensions) -> Cut:
+    def keeping(
+        cls, kept: Sequence[int], kv_groups: int, before: Dimensions, hidden: int = 0
+    ) -> Cut:
         """The cut that leaves every layer with so many MLP channels."""
         removed = tuple(map(operator.sub, before.widths, kept))
-        return cls(max(removed), kv_groups, removed)
+        return cls(max(removed), kv_groups, removed, hidden)
 
     def of_layer(self, layer: int) -> int:
         """MLP channels to remove from one layer."""
@@ -121,12 +123,6 @@ def without_hidden(
     hidden: int, wanted: int, target: Target, current: Dimensions
 ) -> tuple[Dimensions, int]:
     """The decoder without some hidden channels, and the parameters that go with them.
-
-    Args:
-        hidden: The number of hidden channels.
-        wanted: Parameters to remove in all.
-        target: The target, for messages.
-        current: The decoder, of a family whose hidden channels can be removed.
 
     Raises:
         TargetError: No channel would be left, or more parameters go than wanted.
@@ -243,12 +239,7 @@ def amount(
 ) -> str:
     """A number of parameters of every layer, as a ratio and as what is left.
 
-    Args:
-        target: What a ratio is a share of.
-        original: Dimensions of the original model.
-        current: Dimensions of the model without its removed hidden channels.
-        per_layer: Parameters removed from every layer.
-        taken: Parameters removed with hidden channels.
+    ``current`` is the model without its removed hidden channels, which had ``taken`` parameters.
     """
     whole = per_layer * current.layers
     base = current.parameters + taken if target.of == "current" else original.parameters

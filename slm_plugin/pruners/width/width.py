@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans import UnitScores
-from slm_plugin.pruners.width.allocation.choice import (
-    WITHOUT_DATA,
-    Stage,
-    allocated,
-)
+from slm_plugin.pruners.width.allocation.choice import WITHOUT_DATA, Stage, allocated
 from slm_plugin.pruners.width.allocation.limits import channel_limits
 from slm_plugin.pruners.width.allocation.projection import Limits, kept_channels
 from slm_plugin.pruners.width.budget import Cut
@@ -134,9 +130,8 @@ class Width(UniformWidth):
 
     @property
     def _restoration(self) -> Restoration:
-        options = self.options
-        o_proj = options.kv_groups != 0 or options.hidden_channels != 0
-        return Restoration(options.restore, o_proj=o_proj)
+        o_proj = self.options.kv_groups != 0 or self.options.hidden_channels > 0
+        return Restoration(self.options.restore, o_proj=o_proj)
 
     def cautions(self, session: Session, cut: Cut) -> Iterator[str]:
         """Too few tokens for the number of columns."""
@@ -155,8 +150,8 @@ class Width(UniformWidth):
         if self._keeps_even(current):
             return super().cut(original, current)
         limits, kv_groups = self._limits(original, current)
-        cut = Cut.keeping(kept_channels([1.0] * current.layers, limits), kv_groups, current)
-        cut = replace(cut, hidden=self.options.hidden_channels)
+        kept = kept_channels([1.0] * current.layers, limits)
+        cut = Cut.keeping(kept, kv_groups, current, self.options.hidden_channels)
         refuse_unloadable(current, cut.after(current))
         return cut
 
