@@ -66,19 +66,32 @@ class Spool:
         return data.reshape(entry.shape).to(entry.device)
 
 
-@dataclass(frozen=True, slots=True)
-class Narrowed:
-    """Stored tensors, of which each read gives some entries of the last axis."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Projected:
+    """Stored tensors, each of which is read in other coordinates of its last axis.
 
-    states: Spool | Narrowed
-    kept: tuple[int, ...]
+    Attributes:
+        states: The tensors.
+        basis: The vectors of the coordinates in its columns, ``(features, coordinates)``.
+    """
+
+    states: Spool | Projected
+    basis: Tensor
 
     def __len__(self) -> int:
         return len(self.states)
 
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[index] for index in range(len(self)))
+
     def __getitem__(self, index: int) -> Tensor:
-        whole = self.states[index]
-        return whole.index_select(-1, torch.tensor(self.kept, device=whole.device))
+        return in_coordinates(self.states[index], self.basis)
+
+
+def in_coordinates(states: Tensor, basis: Tensor) -> Tensor:
+    """States times a basis, ``(..., coordinates)``, on the CPU, in the basis's precision."""
+    found: Tensor = states.to("cpu", basis.dtype) @ basis
+    return found.to(states)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

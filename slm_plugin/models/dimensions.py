@@ -125,6 +125,13 @@ class Dimensions(Record):
             }
         )
 
+    def untied(self) -> Dimensions:
+        """The same decoder with a head of its own."""
+        added = self.vocab_size * self.hidden_size if self.tied_embeddings else 0
+        return self.model_copy(
+            update={"tied_embeddings": False, "parameters": self.parameters + added}
+        )
+
     def without_hidden(self, removed: int) -> Dimensions:
         """The same decoder with fewer hidden channels, where some can be removed."""
         per_layer = self._hidden_in_attention + self.stream_vectors

@@ -12,6 +12,7 @@ from slm_plugin.plans.operations import (
     LayerPart,
     MergeLayers,
     Operation,
+    RotateHidden,
     WidthOperation,
 )
 from slm_plugin.plans.plan import LayerScores, PruningPlan, Trial, UnitScores
@@ -30,6 +31,7 @@ __all__ = [
     "MergeLayers",
     "Operation",
     "PruningPlan",
+    "RotateHidden",
     "Trial",
     "UnitScores",
     "WidthOperation",

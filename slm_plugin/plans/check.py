@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from slm_plugin.errors import PlanError
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans.layout import check_even, check_fixed
-from slm_plugin.plans.operations import Block, Operation, by_kind, kept_hidden
+from slm_plugin.plans.operations import Block, Operation, by_kind
 from slm_plugin.plans.plan import PruningPlan
+from slm_plugin.plans.stream import stream_change
 from slm_plugin.texts import first_problem, shown
 
 # Limits on sizes, because explaining a plan builds lists of layers and of heads.
@@ -131,9 +132,7 @@ def _check_promise(plan: PruningPlan) -> None:
     if channels:
         left = left.with_widths([channels.get(i, size) for i, size in enumerate(left.widths)])
     left = left.without_layers(removed)
-    hidden = kept_hidden(plan.operations)
-    if hidden is not None:
-        left = left.without_hidden(plan.before.hidden_size - len(hidden))
+    left = stream_change(plan.operations).after(left)
     # All layers keep as many of the other units as the first, which surgery checks.
     kept = {op.unit: len(op.kept) for op in reversed(width) if op.unit != "channels"}
     left = left.without_units(

@@ -389,9 +389,39 @@ class KeepHidden(_Operation):
         return f"keep {len(self.indices):,} hidden channels"
 
 
+class RotateHidden(_Operation):
+    """Rotate the residual stream into its principal components before channels of it go.
+
+    The basis is no part of the plan: it follows from the model and the calibration set, which has
+    to be there when the plan is applied.
+
+    Attributes:
+        calibration: What names the calibration set, as `Session.digest` does.
+    """
+
+    kind: ClassVar[Literal["depth", "width"]] = "width"
+    op: Literal["rotate_hidden"] = "rotate_hidden"
+    calibration: str
+
+    def used(self) -> Iterator[Block]:
+        """No block alone."""
+        yield from ()
+
+    def check(self, before: Dimensions) -> None:
+        """Check that the stream of the family can be rotated."""
+        if not before.stream_vectors:
+            raise PlanError(f"the residual stream of {before.architecture} cannot be rotated")
+
+    def describe(self) -> str:
+        """What it does."""
+        return "rotate the residual stream"
+
+
 DepthOperation = MergeLayers | DropLayers | ConcatLayers | DropSublayers
 WidthOperation = KeepChannels | KeepHeads | KeepExperts
-Operation = Annotated[DepthOperation | WidthOperation | KeepHidden, Field(discriminator="op")]
+Operation = Annotated[
+    DepthOperation | WidthOperation | KeepHidden | RotateHidden, Field(discriminator="op")
+]
 
 
 def by_kind(
@@ -403,24 +433,9 @@ def by_kind(
     for operation in operations:
         if isinstance(operation, WidthOperation):
             width.append(operation)
-        elif not isinstance(operation, KeepHidden):
+        elif not isinstance(operation, KeepHidden | RotateHidden):
             depth.append(operation)
     return depth, width
-
-
-def kept_hidden(operations: Iterable[Operation]) -> tuple[int, ...] | None:
-    """Hidden channels that a plan keeps, ascending; None where it removes none of them.
-
-    Raises:
-        PlanError: Two operations name them.
-    """
-    found = [operation for operation in operations if isinstance(operation, KeepHidden)]
-    if len(found) > 1:
-        raise PlanError(
-            f"{len(found)} operations name hidden channels",
-            hint="give one keep_hidden: it is for the whole model",
-        )
-    return tuple(sorted(found[0].indices)) if found else None
 
 
 def _both(layers: Sequence[int]) -> Iterator[Block]:

@@ -16,15 +16,16 @@ from slm_plugin.lazy import torch
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.streaming import is_stub
 from slm_plugin.models.view import DecoderView, projections
-from slm_plugin.plans import KeepHidden, WidthOperation
+from slm_plugin.plans import WidthOperation
+from slm_plugin.plans.stream import UNCHANGED, StreamChange
 from slm_plugin.surgery.concatenation import joined
 from slm_plugin.surgery.experts import remove_experts
 from slm_plugin.surgery.groups import Members, axis, members
-from slm_plugin.surgery.hidden import keep_hidden
 from slm_plugin.surgery.portability import refuse_unloadable
+from slm_plugin.surgery.stream import change_stream
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel
 
     from slm_plugin.models.families.family import Family
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 def apply_channels(
     model: PreTrainedModel,
     operations: Sequence[WidthOperation],
-    hidden: Sequence[int] | None = None,
+    stream: StreamChange = UNCHANGED,
+    basis: Tensor | None = None,
 ) -> None:
     """Apply the operations of a width plan.
 
@@ -44,7 +46,8 @@ def apply_channels(
         model: The model, changed in place.
         operations: `KeepChannels`, `KeepHeads`, `KeepExperts`, each kind for every layer or for
             none.
-        hidden: Hidden channels to keep, ascending; None for all.
+        stream: What is done to the residual stream.
+        basis: The basis into which it is rotated, ``(hidden, hidden)``, where it is.
 
     Raises:
         PlanError: An operation does not fit the model, or layers would differ in more than their
@@ -61,12 +64,11 @@ def apply_channels(
     units = dict.fromkeys((*before.units, *(operation.unit for operation in operations)))
     removed = {unit: _removed_units(unit, operations, before) for unit in units}
     after = _after(removed, before)
-    if hidden is not None:
-        KeepHidden(indices=tuple(hidden)).check(before)
-        after = after.without_hidden(before.hidden_size - len(hidden))
+    stream.check(before)
+    after = stream.after(after)
     refuse_unloadable(before, after)
-    if hidden is not None:
-        keep_hidden(view, hidden, after)
+    if stream:
+        change_stream(view, stream, basis, after)
     remove_experts(view, removed.pop("experts", ()), before, after)
     if not projected:
         return

@@ -13,10 +13,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from slm_plugin.errors import PlanError
 from slm_plugin.lazy import nn, torch
 from slm_plugin.models.dimensions import Dimensions
-from slm_plugin.models.streaming import is_streamed
 from slm_plugin.models.view import DecoderView
 from slm_plugin.surgery.groups import READERS
 
@@ -30,11 +28,13 @@ class Coupled(NamedTuple):
         module: The module that has it.
         name: Its name there.
         axis: Its axis that the channels are on.
+        is_gain: It is the weight of a norm.
     """
 
     module: nn.Module
     name: str
     axis: int
+    is_gain: bool = False
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -55,7 +55,7 @@ def coupled(view: DecoderView) -> Iterator[Coupled]:
             if writes and linear.bias is not None:
                 yield Coupled(linear, "bias", 0)
     for norm in _stream_norms(view):
-        yield Coupled(norm, "weight", 0)
+        yield Coupled(norm, "weight", 0, is_gain=True)
 
 
 def keep_hidden(view: DecoderView, kept: Sequence[int], after: Dimensions) -> None:
@@ -67,16 +67,7 @@ def keep_hidden(view: DecoderView, kept: Sequence[int], after: Dimensions) -> No
         view: The model, changed in place. Its class allows it: `Family.hidden_channels`.
         kept: Channels to keep, ascending.
         after: Dimensions of the result.
-
-    Raises:
-        PlanError: The layers are read from disk one at a time.
     """
-    if is_streamed(view.model):
-        raise PlanError(
-            "hidden channels are removed from every weight, and these are read from disk one "
-            "layer at a time",
-            hint="apply the plan without `memory: layerwise`",
-        )
     factor = view.embedding.embedding_dim / len(kept)
     _scale_norms(view, factor)
     tied = view.tied

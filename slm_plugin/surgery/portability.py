@@ -99,14 +99,14 @@ def refuse_partial_groups(before: Dimensions, after: Dimensions) -> None:
 
 
 def refuse_untied(before: Dimensions, after: Dimensions) -> None:
-    """Tied embeddings stay tied, because readers tie them according to the config.
+    """Embedding and head that differ are not tied; only a rotation of the stream unties them.
 
     Raises:
-        PlanError: The plan ties or unties them.
+        PlanError: The plan ties them.
     """
-    if before.tied_embeddings != after.tied_embeddings:
+    if after.tied_embeddings and not before.tied_embeddings:
         raise PlanError(
-            "the plan changes whether embedding and head share their weights",
+            "the plan lets embedding and head share their weights, which differ",
             hint="do not change tied_embeddings",
         )
 

@@ -3,7 +3,8 @@
 The files are what the commits of 22 November 2026 wrote that first had each operation: ``slm``
 (1c63f34, and e0fbbe7 for ``weights_only``), ``torch_pruning`` (1c63f34), ``block_influence`` and
 ``merge_concat`` (7aa3061), ``sublayer`` (085f4bb); one of 27 November: ``experts`` (0eecc18); and
-one of 28 November: ``width`` with ``hidden_channels``. A field that a plan got later is optional.
+two of 28 November: ``width`` with ``hidden_channels``, and with ``hidden_score: pca``. A field
+that a plan got later is optional.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ SOURCES = {
     "keep_hidden": ((0, 0), (1, 1), (2, 2), (3, 3)),
     "merge_layers": ((0, 2), (3, 3)),
     "merge_layers_weights_only": ((0, 2), (3, 3)),
+    "rotate_hidden": ((0, 0), (1, 1), (2, 2), (3, 3)),
 }
+CALIBRATION = random_tokens(4, 8) % 32
 
 
 def model(family: str = "qwen2") -> PreTrainedModel:
@@ -51,7 +54,9 @@ def model(family: str = "qwen2") -> PreTrainedModel:
 
 def applied(name: str) -> Session:
     """A session after the plan of a file, which is rewritten only to name the session's model."""
-    session = Session(model("qwen3_moe" if name == "keep_experts" else "qwen2"))
+    found = model("qwen3_moe" if name == "keep_experts" else "qwen2")
+    # A rotation follows from the calibration set.
+    session = Session(found, calibration=CALIBRATION if name == "rotate_hidden" else None)
     tree = json.loads((FOLDER / f"{name}.json").read_text())
     tree["fingerprint"] = session.fingerprint().model_dump()
     plan = PruningPlan.parse(json.dumps(tree))

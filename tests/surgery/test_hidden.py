@@ -214,7 +214,7 @@ def test_the_stock_class_loads_it(tmp_path: Path) -> None:
     [
         ("llama", [KeepHidden(indices=(0, 32))], "names hidden channel 32; the model has"),
         ("llama", [KeepHidden(indices=(1, 1))], "names hidden channel 1 twice"),
-        ("llama", [KeepHidden(indices=KEPT)] * 2, "2 operations name hidden channels"),
+        ("llama", [KeepHidden(indices=KEPT)] * 2, "the plan has keep_hidden 2 times"),
         ("gemma2", [KeepHidden(indices=KEPT)], "no hidden channel of Gemma2ForCausalLM"),
         ("llama", [KeepHidden(indices=KEPT), DropLayers(indices=(0,))], "mixes depth and width"),
     ],

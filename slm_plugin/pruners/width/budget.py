@@ -24,20 +24,27 @@ class Cut:
         kv_groups: KV groups.
         by_layer: MLP channels for every layer, where they may differ.
         hidden: Hidden channels of the whole model.
+        rotated: The residual stream is rotated before, which unties the head.
     """
 
     channels: int
     kv_groups: int
     by_layer: tuple[int, ...] = ()
     hidden: int = 0
+    rotated: bool = False
 
     @classmethod
     def keeping(
-        cls, kept: Sequence[int], kv_groups: int, before: Dimensions, hidden: int = 0
+        cls,
+        kept: Sequence[int],
+        kv_groups: int,
+        before: Dimensions,
+        hidden: int = 0,
+        rotated: bool = False,
     ) -> Cut:
         """The cut that leaves every layer with so many MLP channels."""
         removed = tuple(map(operator.sub, before.widths, kept))
-        return cls(max(removed), kv_groups, removed, hidden)
+        return cls(max(removed), kv_groups, removed, hidden, rotated)
 
     def of_layer(self, layer: int) -> int:
         """MLP channels to remove from one layer."""
@@ -51,6 +58,7 @@ class Cut:
         """What the cut leaves of a decoder."""
         widths = [width - self.of_layer(layer) for layer, width in enumerate(before.widths)]
         left = before.with_widths(widths).without_units(kv_groups=self.kv_groups)
+        left = left.untied() if self.rotated else left
         return left.without_hidden(self.hidden) if self.hidden else left
 
 
@@ -62,6 +70,7 @@ def uniform_cut(
     kv_groups: int | Literal["auto"],
     multiple_of: int,
     hidden: int = 0,
+    rotated: bool = False,
 ) -> Cut:
     """The cut nearest to a target.
 
@@ -77,6 +86,7 @@ def uniform_cut(
         kv_groups: KV groups to remove from every layer.
         multiple_of: The remaining intermediate size is a multiple of this.
         hidden: Hidden channels to remove.
+        rotated: The residual stream is rotated before, which unties the head.
 
     Raises:
         TargetError: The target is out of reach; the hint names the reachable range.
@@ -84,7 +94,7 @@ def uniform_cut(
     wanted = wanted_parameters(target, original, current)
     taken = 0
     if hidden:
-        current, taken = without_hidden(hidden, wanted, target, current)
+        current, taken = without_hidden(hidden, wanted, target, current, rotated)
         wanted -= taken
     if multiple_of >= current.intermediate_size:
         raise TargetError(
@@ -100,7 +110,7 @@ def uniform_cut(
         raise reach.too_far(wanted, counts[-1])
     if cut == Cut(0, 0) and not hidden:
         raise reach.too_little()
-    return replace(cut, hidden=hidden)
+    return replace(cut, hidden=hidden, rotated=rotated)
 
 
 def wanted_parameters(target: Target, original: Dimensions, current: Dimensions) -> int:
@@ -120,7 +130,7 @@ def wanted_parameters(target: Target, original: Dimensions, current: Dimensions)
 
 
 def without_hidden(
-    hidden: int, wanted: int, target: Target, current: Dimensions
+    hidden: int, wanted: int, target: Target, current: Dimensions, rotated: bool
 ) -> tuple[Dimensions, int]:
     """The decoder without some hidden channels, and the parameters that go with them.
 
@@ -132,14 +142,15 @@ def without_hidden(
             f"hidden_channels {hidden} leaves none: the model has {current.hidden_size}",
             hint=f"at most {current.hidden_size - 1} can be removed",
         )
-    taken = hidden * current.hidden_parameters
+    left = (current.untied() if rotated else current).without_hidden(hidden)
+    taken = current.parameters - left.parameters
     if taken > wanted:
         raise TargetError(
             f"hidden_channels {hidden} alone removes {taken:,} parameters, more than the "
             f"{wanted:,} of the target ({target.describe()})",
-            hint=f"remove at most {wanted // current.hidden_parameters} of them, or ask for more",
+            hint="remove fewer of them, or ask for more",
         )
-    return current.without_hidden(hidden), taken
+    return left, taken
 
 
 def kv_counts(asked: int | Literal["auto"], wanted: int, current: Dimensions) -> tuple[int, ...]:

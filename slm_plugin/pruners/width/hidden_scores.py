@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from slm_plugin.calibration.components import principal_components
 from slm_plugin.lazy import torch
 from slm_plugin.models.families.family import Family
 from slm_plugin.models.view import DecoderView
+from slm_plugin.plans import KeepHidden, Operation, RotateHidden
 from slm_plugin.pruners.gradients import gradients_of
-from slm_plugin.pruners.width.importance import rounded
+from slm_plugin.pruners.width.importance import kept_units, rounded
 from slm_plugin.pruners.width.input_sums import InputSums, layer_inputs
 from slm_plugin.surgery.hidden import coupled
 
@@ -17,6 +19,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from slm_plugin.session import Session
+
+
+def stream_operations(
+    score: str, session: Session, removed: int
+) -> tuple[list[Operation], tuple[float, ...]]:
+    """The operations that remove hidden channels, and the scores of all of them.
+
+    Args:
+        score: One of `HIDDEN_SCORES`.
+        session: The session.
+        removed: The number of channels to remove.
+
+    Raises:
+        CalibrationError: There is no calibration set, and the score needs one.
+        NumericalError: The loss or a score is NaN or infinite.
+    """
+    scores = hidden_scores(score, session)
+    kept = KeepHidden(indices=kept_units(scores, removed))
+    if score != "pca":
+        return [kept], scores
+    return [RotateHidden(calibration=str(session.digest)), kept], scores
 
 
 def hidden_scores(score: str, session: Session) -> tuple[float, ...]:
@@ -74,9 +97,20 @@ def taylor(session: Session) -> Tensor:
     )
 
 
+def pca(session: Session) -> Tensor:
+    """Share of the principal components of what all blocks read, descending, ``(hidden,)``.
+
+    The channels are those of the stream behind its rotation into this basis.
+
+    Source: SliceGPT (Ashkboos et al. 2024, arXiv 2401.15024), section 3.3, here with one basis.
+    """
+    return principal_components(session.view, session.captured())[0]
+
+
 HIDDEN_SCORES: dict[str, Callable[[Session], Tensor]] = {
     "activation": activation,
     "magnitude": magnitude,
+    "pca": pca,
     "taylor": taylor,
 }
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from slm_plugin.counts import Count, Natural
 from slm_plugin.extras import require
 from slm_plugin.models.dimensions import Dimensions
-from slm_plugin.plans import KeepChannels, KeepHeads, KeepHidden, Operation, PruningPlan, UnitScores
+from slm_plugin.plans import KeepChannels, KeepHeads, Operation, PruningPlan, UnitScores
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.width.budget import Cut, uniform_cut
 from slm_plugin.pruners.width.coupling import check_coupling
@@ -49,6 +49,7 @@ class UniformWidth(Pruner):
         kv_groups: KV groups to remove from every layer.
         multiple_of: The remaining intermediate size is a multiple of this.
         hidden_channels: Hidden channels to remove from the whole model.
+        rotates: The residual stream is rotated before they go.
     """
 
     kind: ClassVar[Literal["depth", "width"]] = "width"
@@ -63,10 +64,11 @@ class UniformWidth(Pruner):
         kv_groups: int | Literal["auto"],
         multiple_of: int,
         hidden_channels: int = 0,
+        rotates: bool = False,
     ) -> None:
         super().__init__(options, target)
         self._kv_groups, self._multiple_of = kv_groups, multiple_of
-        self._hidden_channels = hidden_channels
+        self._hidden_channels, self._rotates = hidden_channels, rotates
 
     @abstractmethod
     def score(self, session: Session, cut: Cut) -> tuple[UnitScores, ...]:
@@ -81,8 +83,10 @@ class UniformWidth(Pruner):
             NumericalError: The loss or a score is NaN or infinite.
         """
 
-    def hidden_scores(self, session: Session, cut: Cut) -> tuple[float, ...] | None:
-        """The importance of every hidden channel; None where none of them go.
+    def stream_operations(
+        self, session: Session, cut: Cut
+    ) -> tuple[list[Operation], tuple[float, ...]] | None:
+        """What removes hidden channels, and the scores of all of them; None where none go.
 
         Args:
             session: The session, whose model must not change.
@@ -150,11 +154,10 @@ class UniformWidth(Pruner):
         operations: list[Operation] = []
         for layer in scores:
             operations += operations_of(layer, cut)
-        hidden = self.hidden_scores(session, cut)
-        if hidden is not None:
-            operations.append(KeepHidden(indices=kept_units(hidden, cut.hidden)))
+        found = self.stream_operations(session, cut)
+        operations += found[0] if found else ()
         made = width_plan(self, session, after, operations, scores, _kept(before, after), warnings)
-        return made.model_copy(update={"hidden_scores": hidden})
+        return made.model_copy(update={"hidden_scores": found[1]}) if found else made
 
     def cut(self, original: Dimensions, current: Dimensions) -> Cut:
         """The cut that takes the same share from every layer.
@@ -169,6 +172,7 @@ class UniformWidth(Pruner):
             kv_groups=self._kv_groups,
             multiple_of=self._multiple_of,
             hidden=self._hidden_channels,
+            rotated=self._rotates,
         )
         refuse_unloadable(current, cut.after(current))
         return cut
@@ -189,6 +193,13 @@ def _kept(before: Dimensions, after: Dimensions) -> str:
     if after.hidden_size != before.hidden_size:
         hidden = (
             f"; the model keeps {after.hidden_size:,} of {before.hidden_size:,} hidden channels"
+        )
+    if after.tied_embeddings != before.tied_embeddings:
+        added = before.untied().parameters - before.parameters
+        least = -(-added // before.untied().hidden_parameters)
+        hidden += (
+            f"; the rotation unties the head, which adds {added:,} parameters: {least} hidden "
+            "channels must go before anything is saved"
         )
     return (
         f"every layer keeps {after.width_range} of {before.width_range} MLP channels and "

@@ -8,13 +8,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from slm_plugin.models.dimensions import Dimensions
-from slm_plugin.plans import UnitScores
+from slm_plugin.plans import Operation, UnitScores
 from slm_plugin.pruners.width.allocation.choice import WITHOUT_DATA, Stage, allocated
 from slm_plugin.pruners.width.allocation.limits import channel_limits
 from slm_plugin.pruners.width.allocation.projection import Limits, kept_channels
 from slm_plugin.pruners.width.budget import Cut
 from slm_plugin.pruners.width.few_tokens import fit_caution, score_caution
-from slm_plugin.pruners.width.hidden_scores import hidden_scores
+from slm_plugin.pruners.width.hidden_scores import stream_operations
 from slm_plugin.pruners.width.importance import (
     magnitude,
     rounded,
@@ -68,6 +68,7 @@ class Width(UniformWidth):
             kv_groups=options.kv_groups,
             multiple_of=options.multiple_of,
             hidden_channels=options.hidden_channels,
+            rotates=options.hidden_score == "pca",
         )
         self.options: WidthOptions = options
         self.keeps_trials = options.score == "policy_gradient"
@@ -82,7 +83,7 @@ class Width(UniformWidth):
         """The restoration, most allocations and all scores but the magnitude look at data."""
         options = self.options
         return (
-            options.score != "magnitude"
+            not {options.score, options.hidden_score} <= {"magnitude", None}
             or options.restore != "none"
             or options.allocation not in WITHOUT_DATA
         )
@@ -91,7 +92,10 @@ class Width(UniformWidth):
     def without_calibration(self) -> str:
         """The restoration can be left out where nothing else needs data."""
         options = self.options
-        alone = options.score == "magnitude" and options.allocation in WITHOUT_DATA
+        alone = {options.score, options.hidden_score} <= {
+            "magnitude",
+            None,
+        } and options.allocation in WITHOUT_DATA
         return "set `restore: none`" if alone else ""
 
     @property
@@ -151,7 +155,7 @@ class Width(UniformWidth):
             return super().cut(original, current)
         limits, kv_groups = self._limits(original, current)
         kept = kept_channels([1.0] * current.layers, limits)
-        cut = Cut.keeping(kept, kv_groups, current, self.options.hidden_channels)
+        cut = Cut.keeping(kept, kv_groups, current, self.options.hidden_channels, self._rotates)
         refuse_unloadable(current, cut.after(current))
         return cut
 
@@ -162,11 +166,15 @@ class Width(UniformWidth):
             return super().decide(session, cut)
         stage = Stage(session, *self._limits(session.original, before), self.score)
         decided, scores = allocated(self.options.allocation, self.options.spread, stage)
-        return replace(decided, hidden=cut.hidden), scores
+        return replace(decided, hidden=cut.hidden, rotated=cut.rotated), scores
 
-    def hidden_scores(self, session: Session, cut: Cut) -> tuple[float, ...] | None:
-        """See `UniformWidth.hidden_scores`."""
-        return hidden_scores(self.options.score, session) if cut.hidden else None
+    def stream_operations(
+        self, session: Session, cut: Cut
+    ) -> tuple[list[Operation], tuple[float, ...]] | None:
+        """See `UniformWidth.stream_operations`."""
+        if not cut.hidden:
+            return None
+        return stream_operations(self.options.ranks_hidden, session, cut.hidden)
 
     def _keeps_even(self, current: Dimensions) -> bool:
         return self.options.allocation == "uniform" and not current.layer_widths
@@ -181,6 +189,7 @@ class Width(UniformWidth):
             multiple_of=options.multiple_of,
             floor=options.floor,
             hidden=options.hidden_channels,
+            rotated=self._rotates,
         )
 
     def score(self, session: Session, cut: Cut) -> tuple[UnitScores, ...]:

@@ -80,10 +80,16 @@ class WidthOptions(Options):
         Natural,
         Field(
             strict=True,
-            description="channels of the residual stream to remove from the whole model; scored by "
-            f"{', '.join(HIDDEN_SCORES)} alone",
+            description="channels of the residual stream to remove from the whole model",
         ),
     ] = 0
+    hidden_score: Annotated[
+        Literal["activation", "magnitude", "pca", "taylor"] | None,
+        Field(
+            description="what ranks hidden channels, where it is not `score`; pca rotates the "
+            "stream into its principal components first, which unties the head"
+        ),
+    ] = None
     multiple_of: MultipleOf = 8
     steps: Annotated[Count, Field(description="of policy_gradient: updates")] = 200
     learning_rate: Annotated[
@@ -106,6 +112,8 @@ class WidthOptions(Options):
                 raise ValueError(f"{name} needs score: policy_gradient")
         if self.hidden_channels:
             self._hidden_allowed()
+        elif self.hidden_score is not None:
+            raise ValueError("hidden_score needs hidden_channels")
         if self.allocation == "global" and self.score in NOT_POOLED:
             raise ValueError(
                 f"score {self.score} ranks the channels of one layer and cannot be compared "
@@ -118,11 +126,21 @@ class WidthOptions(Options):
             )
         return self
 
+    @property
+    def ranks_hidden(self) -> str:
+        """The score of hidden channels."""
+        return self.hidden_score or self.score
+
     def _hidden_allowed(self) -> None:
-        if self.score not in HIDDEN_SCORES:
+        if self.ranks_hidden not in HIDDEN_SCORES:
             raise ValueError(
                 f"score {self.score} ranks what one projection reads, and every projection reads "
-                f"hidden channels; with hidden_channels choose {', '.join(HIDDEN_SCORES)}"
+                f"hidden channels; set hidden_score to {', '.join(HIDDEN_SCORES)}"
+            )
+        if self.score == "obs":
+            raise ValueError(
+                "score obs scores layers as they will be, with all hidden channels; leave "
+                "hidden_channels out or choose another score"
             )
         if self.restore == "own":
             raise ValueError(

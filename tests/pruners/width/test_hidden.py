@@ -55,7 +55,7 @@ def zeroed(model: PreTrainedModel, channel: int) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("score", sorted(HIDDEN_SCORES))
+@pytest.mark.parametrize("score", sorted({*HIDDEN_SCORES} - {"pca"}))
 def test_a_dead_channel_has_the_lowest_score(score: str, tied: bool) -> None:
     """It is 0, and nothing else is."""
     model = small(tie_word_embeddings=tied)
@@ -102,7 +102,7 @@ def test_weights_of_a_channel_are_counted_once(tied: bool) -> None:
 @pytest.mark.parametrize("score", sorted(HIDDEN_SCORES))
 def test_the_channels_of_the_lowest_scores_go(score: str) -> None:
     """The plan applies, has the promised size and says what it does."""
-    session, pruner = Session(small(), calibration=TOKENS), strategy(score=score)
+    session, pruner = Session(small(), calibration=TOKENS), strategy(hidden_score=score)
     plan = session.plan(pruner)
     (operation,) = [one for one in plan.operations if isinstance(one, KeepHidden)]
     assert plan.hidden_scores is not None
@@ -185,13 +185,17 @@ def test_other_scores_are_refused_when_the_recipe_is_read(score: str, tmp_path: 
         Recipe.from_dict(recipe)
     (line,) = str(caught.value).splitlines()
     assert "stages.0" in line and f"score {score} ranks what one projection reads" in line
-    assert line.endswith("choose activation, magnitude, taylor")
+    assert line.endswith("set hidden_score to activation, magnitude, pca, taylor")
 
 
-def test_the_layers_own_outputs_are_no_target() -> None:
-    """They are of the former width: told with the options, and to a recovery behind the stage."""
+def test_what_needs_the_former_width_is_refused() -> None:
+    """Told with the options; and to a recovery behind the stage."""
     with pytest.raises(ValueError, match="restore own runs the layers as they were"):
         strategy(restore="own")
+    with pytest.raises(ValueError, match="score obs scores layers as they will be"):
+        strategy(score="obs", hidden_score="activation")
+    with pytest.raises(ValueError, match="hidden_score needs hidden_channels"):
+        strategy(hidden_channels=0, hidden_score="pca")
     stage = {"prune": "width", "score": "activation", "restore": "none", "hidden_channels": 8}
     with pytest.raises(UserError, match="read 32 hidden channels and 24 are left"):
         prune(

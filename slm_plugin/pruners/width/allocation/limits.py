@@ -21,6 +21,7 @@ def channel_limits(
     multiple_of: int,
     floor: float,
     hidden: int = 0,
+    rotated: bool = False,
 ) -> tuple[Limits, int]:
     """What of the channels a target leaves, if layers may keep different numbers.
 
@@ -32,6 +33,7 @@ def channel_limits(
         multiple_of: Every layer keeps a multiple of this.
         floor: Smallest share of its channels that a layer keeps, rounded up to a multiple.
         hidden: Hidden channels to remove.
+        rotated: The residual stream is rotated before, which unties the head.
 
     Returns:
         The limits of the channels, and the KV groups to remove from every layer.
@@ -41,7 +43,7 @@ def channel_limits(
     """
     wanted = wanted_parameters(target, original, current)
     if hidden:
-        current, taken = without_hidden(hidden, wanted, target, current)
+        current, taken = without_hidden(hidden, wanted, target, current, rotated)
         wanted -= taken
     widths = current.widths
     if multiple_of > min(widths):
