@@ -11,6 +11,7 @@ from typing import Literal
 from slm_plugin.errors import TargetError
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans import UnitScores
+from slm_plugin.pruners.width.hidden_cut import NO_HIDDEN, HiddenCut
 from slm_plugin.surgery.portability import splits_evenly
 from slm_plugin.target import Target
 
@@ -24,27 +25,18 @@ class Cut:
         kv_groups: KV groups.
         by_layer: MLP channels for every layer, where they may differ.
         hidden: Hidden channels of the whole model.
-        rotated: The residual stream is rotated before, which unties the head.
     """
 
     channels: int
     kv_groups: int
     by_layer: tuple[int, ...] = ()
-    hidden: int = 0
-    rotated: bool = False
+    hidden: HiddenCut = NO_HIDDEN
 
     @classmethod
-    def keeping(
-        cls,
-        kept: Sequence[int],
-        kv_groups: int,
-        before: Dimensions,
-        hidden: int = 0,
-        rotated: bool = False,
-    ) -> Cut:
+    def keeping(cls, kept: Sequence[int], kv_groups: int, before: Dimensions) -> Cut:
         """The cut that leaves every layer with so many MLP channels."""
         removed = tuple(map(operator.sub, before.widths, kept))
-        return cls(max(removed), kv_groups, removed, hidden, rotated)
+        return cls(max(removed), kv_groups, removed)
 
     def of_layer(self, layer: int) -> int:
         """MLP channels to remove from one layer."""
@@ -58,8 +50,7 @@ class Cut:
         """What the cut leaves of a decoder."""
         widths = [width - self.of_layer(layer) for layer, width in enumerate(before.widths)]
         left = before.with_widths(widths).without_units(kv_groups=self.kv_groups)
-        left = left.untied() if self.rotated else left
-        return left.without_hidden(self.hidden) if self.hidden else left
+        return self.hidden.after(left)
 
 
 def uniform_cut(
@@ -69,8 +60,7 @@ def uniform_cut(
     *,
     kv_groups: int | Literal["auto"],
     multiple_of: int,
-    hidden: int = 0,
-    rotated: bool = False,
+    hidden: HiddenCut = NO_HIDDEN,
 ) -> Cut:
     """The cut nearest to a target.
 
@@ -86,16 +76,13 @@ def uniform_cut(
         kv_groups: KV groups to remove from every layer.
         multiple_of: The remaining intermediate size is a multiple of this.
         hidden: Hidden channels to remove.
-        rotated: The residual stream is rotated before, which unties the head.
 
     Raises:
         TargetError: The target is out of reach; the hint names the reachable range.
     """
     wanted = wanted_parameters(target, original, current)
-    taken = 0
-    if hidden:
-        current, taken = without_hidden(hidden, wanted, target, current, rotated)
-        wanted -= taken
+    whole = current.parameters
+    current, wanted = hidden.narrowed(wanted, target, current)
     if multiple_of >= current.intermediate_size:
         raise TargetError(
             f"multiple_of {multiple_of} leaves no size to cut the MLP to: it has "
@@ -105,12 +92,12 @@ def uniform_cut(
     counts = kv_counts(kv_groups, wanted, current)
     cuts = (_cut(wanted, count, current, multiple_of) for count in counts)
     cut = next((cut for cut in cuts if cut is not None), None)
-    reach = _Reach(target, original, current, multiple_of, taken)
+    reach = _Reach(target, original, current, multiple_of, whole - current.parameters)
     if cut is None:
         raise reach.too_far(wanted, counts[-1])
-    if cut == Cut(0, 0) and not hidden:
+    if cut == Cut(0, 0) and not hidden.count:
         raise reach.too_little()
-    return replace(cut, hidden=hidden, rotated=rotated)
+    return replace(cut, hidden=hidden)
 
 
 def wanted_parameters(target: Target, original: Dimensions, current: Dimensions) -> int:
@@ -127,30 +114,6 @@ def wanted_parameters(target: Target, original: Dimensions, current: Dimensions)
             hint="ask for fewer",
         )
     return wanted
-
-
-def without_hidden(
-    hidden: int, wanted: int, target: Target, current: Dimensions, rotated: bool
-) -> tuple[Dimensions, int]:
-    """The decoder without some hidden channels, and the parameters that go with them.
-
-    Raises:
-        TargetError: No channel would be left, or more parameters go than wanted.
-    """
-    if hidden >= current.hidden_size:
-        raise TargetError(
-            f"hidden_channels {hidden} leaves none: the model has {current.hidden_size}",
-            hint=f"at most {current.hidden_size - 1} can be removed",
-        )
-    left = (current.untied() if rotated else current).without_hidden(hidden)
-    taken = current.parameters - left.parameters
-    if taken > wanted:
-        raise TargetError(
-            f"hidden_channels {hidden} alone removes {taken:,} parameters, more than the "
-            f"{wanted:,} of the target ({target.describe()})",
-            hint="remove fewer of them, or ask for more",
-        )
-    return left, taken
 
 
 def kv_counts(asked: int | Literal["auto"], wanted: int, current: Dimensions) -> tuple[int, ...]:

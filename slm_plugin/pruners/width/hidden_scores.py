@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from slm_plugin.calibration.components import principal_components
 from slm_plugin.lazy import torch
@@ -21,9 +21,19 @@ if TYPE_CHECKING:
     from slm_plugin.session import Session
 
 
-def stream_operations(
-    score: str, session: Session, removed: int
-) -> tuple[list[Operation], tuple[float, ...]]:
+class StreamPlan(NamedTuple):
+    """What a plan holds on the residual stream.
+
+    Attributes:
+        operations: What removes hidden channels.
+        scores: The scores of all hidden channels; None where none go.
+    """
+
+    operations: Sequence[Operation] = ()
+    scores: tuple[float, ...] | None = None
+
+
+def stream_plan(score: str, session: Session, removed: int) -> StreamPlan:
     """The operations that remove hidden channels, and the scores of all of them.
 
     Args:
@@ -35,11 +45,13 @@ def stream_operations(
         CalibrationError: There is no calibration set, and the score needs one.
         NumericalError: The loss or a score is NaN or infinite.
     """
+    if not removed:
+        return StreamPlan()
     scores = hidden_scores(score, session)
     kept = KeepHidden(indices=kept_units(scores, removed))
     if score != "pca":
-        return [kept], scores
-    return [RotateHidden(calibration=str(session.digest)), kept], scores
+        return StreamPlan([kept], scores)
+    return StreamPlan([RotateHidden(calibration=str(session.digest)), kept], scores)
 
 
 def hidden_scores(score: str, session: Session) -> tuple[float, ...]:

@@ -15,6 +15,8 @@ from slm_plugin.plans import KeepChannels, KeepHeads, Operation, PruningPlan, Un
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.width.budget import Cut, uniform_cut
 from slm_plugin.pruners.width.coupling import check_coupling
+from slm_plugin.pruners.width.hidden_cut import NO_HIDDEN, HiddenCut
+from slm_plugin.pruners.width.hidden_scores import StreamPlan
 from slm_plugin.pruners.width.importance import kept_units
 from slm_plugin.pruners.width.width_plan import width_plan
 from slm_plugin.surgery.portability import portability, refuse_unloadable
@@ -48,8 +50,7 @@ class UniformWidth(Pruner):
         target: How much to prune.
         kv_groups: KV groups to remove from every layer.
         multiple_of: The remaining intermediate size is a multiple of this.
-        hidden_channels: Hidden channels to remove from the whole model.
-        rotates: The residual stream is rotated before they go.
+        hidden: Hidden channels to remove from the whole model.
     """
 
     kind: ClassVar[Literal["depth", "width"]] = "width"
@@ -63,12 +64,11 @@ class UniformWidth(Pruner):
         *,
         kv_groups: int | Literal["auto"],
         multiple_of: int,
-        hidden_channels: int = 0,
-        rotates: bool = False,
+        hidden: HiddenCut = NO_HIDDEN,
     ) -> None:
         super().__init__(options, target)
         self._kv_groups, self._multiple_of = kv_groups, multiple_of
-        self._hidden_channels, self._rotates = hidden_channels, rotates
+        self._hidden = hidden
 
     @abstractmethod
     def score(self, session: Session, cut: Cut) -> tuple[UnitScores, ...]:
@@ -83,10 +83,8 @@ class UniformWidth(Pruner):
             NumericalError: The loss or a score is NaN or infinite.
         """
 
-    def stream_operations(
-        self, session: Session, cut: Cut
-    ) -> tuple[list[Operation], tuple[float, ...]] | None:
-        """What removes hidden channels, and the scores of all of them; None where none go.
+    def stream_plan(self, session: Session, cut: Cut) -> StreamPlan:
+        """What removes hidden channels, and the scores of all of them; nothing by default.
 
         Args:
             session: The session, whose model must not change.
@@ -96,7 +94,7 @@ class UniformWidth(Pruner):
             CalibrationError: There is no calibration set, and these scores need one.
             NumericalError: The loss or a score is NaN or infinite.
         """
-        return None
+        return StreamPlan()
 
     def cautions(self, session: Session, cut: Cut) -> Iterator[str]:
         """Warnings about the scores; none by default.
@@ -154,10 +152,10 @@ class UniformWidth(Pruner):
         operations: list[Operation] = []
         for layer in scores:
             operations += operations_of(layer, cut)
-        found = self.stream_operations(session, cut)
-        operations += found[0] if found else ()
+        stream = self.stream_plan(session, cut)
+        operations += stream.operations
         made = width_plan(self, session, after, operations, scores, _kept(before, after), warnings)
-        return made.model_copy(update={"hidden_scores": found[1]}) if found else made
+        return made.model_copy(update={"hidden_scores": stream.scores})
 
     def cut(self, original: Dimensions, current: Dimensions) -> Cut:
         """The cut that takes the same share from every layer.
@@ -171,8 +169,7 @@ class UniformWidth(Pruner):
             current,
             kv_groups=self._kv_groups,
             multiple_of=self._multiple_of,
-            hidden=self._hidden_channels,
-            rotated=self._rotates,
+            hidden=self._hidden,
         )
         refuse_unloadable(current, cut.after(current))
         return cut

@@ -8,13 +8,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from slm_plugin.models.dimensions import Dimensions
-from slm_plugin.plans import Operation, UnitScores
-from slm_plugin.pruners.width.allocation.choice import WITHOUT_DATA, Stage, allocated
+from slm_plugin.plans import UnitScores
+from slm_plugin.pruners.width.allocation.choice import Stage, allocated
 from slm_plugin.pruners.width.allocation.limits import channel_limits
 from slm_plugin.pruners.width.allocation.projection import Limits, kept_channels
 from slm_plugin.pruners.width.budget import Cut
 from slm_plugin.pruners.width.few_tokens import fit_caution, score_caution
-from slm_plugin.pruners.width.hidden_scores import stream_operations
+from slm_plugin.pruners.width.hidden_cut import HiddenCut
+from slm_plugin.pruners.width.hidden_scores import StreamPlan, stream_plan
 from slm_plugin.pruners.width.importance import (
     magnitude,
     rounded,
@@ -67,8 +68,7 @@ class Width(UniformWidth):
             target,
             kv_groups=options.kv_groups,
             multiple_of=options.multiple_of,
-            hidden_channels=options.hidden_channels,
-            rotates=options.hidden_score == "pca",
+            hidden=HiddenCut(options.hidden_channels, options.hidden_score == "pca"),
         )
         self.options: WidthOptions = options
         self.keeps_trials = options.score == "policy_gradient"
@@ -81,22 +81,12 @@ class Width(UniformWidth):
     @property
     def needs_calibration(self) -> bool:
         """The restoration, most allocations and all scores but the magnitude look at data."""
-        options = self.options
-        return (
-            not {options.score, options.hidden_score} <= {"magnitude", None}
-            or options.restore != "none"
-            or options.allocation not in WITHOUT_DATA
-        )
+        return not self.options.plans_from_weights or self.options.restore != "none"
 
     @property
     def without_calibration(self) -> str:
         """The restoration can be left out where nothing else needs data."""
-        options = self.options
-        alone = {options.score, options.hidden_score} <= {
-            "magnitude",
-            None,
-        } and options.allocation in WITHOUT_DATA
-        return "set `restore: none`" if alone else ""
+        return "set `restore: none`" if self.options.plans_from_weights else ""
 
     @property
     def whole_model(self) -> str:
@@ -155,7 +145,7 @@ class Width(UniformWidth):
             return super().cut(original, current)
         limits, kv_groups = self._limits(original, current)
         kept = kept_channels([1.0] * current.layers, limits)
-        cut = Cut.keeping(kept, kv_groups, current, self.options.hidden_channels, self._rotates)
+        cut = replace(Cut.keeping(kept, kv_groups, current), hidden=self._hidden)
         refuse_unloadable(current, cut.after(current))
         return cut
 
@@ -166,15 +156,11 @@ class Width(UniformWidth):
             return super().decide(session, cut)
         stage = Stage(session, *self._limits(session.original, before), self.score)
         decided, scores = allocated(self.options.allocation, self.options.spread, stage)
-        return replace(decided, hidden=cut.hidden, rotated=cut.rotated), scores
+        return replace(decided, hidden=cut.hidden), scores
 
-    def stream_operations(
-        self, session: Session, cut: Cut
-    ) -> tuple[list[Operation], tuple[float, ...]] | None:
-        """See `UniformWidth.stream_operations`."""
-        if not cut.hidden:
-            return None
-        return stream_operations(self.options.ranks_hidden, session, cut.hidden)
+    def stream_plan(self, session: Session, cut: Cut) -> StreamPlan:
+        """See `UniformWidth.stream_plan`."""
+        return stream_plan(self.options.ranks_hidden, session, cut.hidden.count)
 
     def _keeps_even(self, current: Dimensions) -> bool:
         return self.options.allocation == "uniform" and not current.layer_widths
@@ -188,8 +174,7 @@ class Width(UniformWidth):
             kv_groups=options.kv_groups,
             multiple_of=options.multiple_of,
             floor=options.floor,
-            hidden=options.hidden_channels,
-            rotated=self._rotates,
+            hidden=self._hidden,
         )
 
     def score(self, session: Session, cut: Cut) -> tuple[UnitScores, ...]:

@@ -9,7 +9,12 @@ from typing_extensions import Self
 
 from slm_plugin.component import Options
 from slm_plugin.counts import Count, Natural
-from slm_plugin.pruners.width.allocation.choice import NOT_POOLED, STRETCHED, AllocationName
+from slm_plugin.pruners.width.allocation.choice import (
+    NOT_POOLED,
+    STRETCHED,
+    WITHOUT_DATA,
+    AllocationName,
+)
 from slm_plugin.pruners.width.hidden_scores import HIDDEN_SCORES
 from slm_plugin.pruners.width.policy_gradient import Estimator
 from slm_plugin.pruners.width.uniform import KvGroups, MultipleOf
@@ -125,6 +130,12 @@ class WidthOptions(Options):
                 f"{', '.join(STRETCHED)}"
             )
         return self
+
+    @property
+    def plans_from_weights(self) -> bool:
+        """Nothing that plans with these options looks at data."""
+        scores = {self.score, self.hidden_score}
+        return scores <= {"magnitude", None} and self.allocation in WITHOUT_DATA
 
     @property
     def ranks_hidden(self) -> str:

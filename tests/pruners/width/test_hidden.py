@@ -19,6 +19,7 @@ from slm_plugin.models.families.suitability import complaint
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import KeepHidden, PruningPlan
 from slm_plugin.pruners.width.budget import uniform_cut
+from slm_plugin.pruners.width.hidden_cut import HiddenCut
 from slm_plugin.pruners.width.hidden_scores import HIDDEN_SCORES, hidden_scores
 from slm_plugin.pruners.width.width import Width
 from slm_plugin.pruners.width.width_options import ScoreName, WidthOptions
@@ -132,14 +133,16 @@ def test_the_cut_is_the_nearest_by_brute_force() -> None:
     """Among all widths that are multiples of 8, for each number of hidden channels."""
     for hidden in (0, 72, 144):
         target = Target(ratio=0.35)
-        cut = uniform_cut(target, SMOLLM2, SMOLLM2, kv_groups=0, multiple_of=8, hidden=hidden)
+        cut = uniform_cut(
+            target, SMOLLM2, SMOLLM2, kv_groups=0, multiple_of=8, hidden=HiddenCut(hidden)
+        )
 
         def missed(width: int, hidden: int = hidden) -> float:
             after = SMOLLM2.without_hidden(hidden).without_units(channels=1536 - width)
             return abs(SMOLLM2.parameters - after.parameters - 0.35 * SMOLLM2.parameters)
 
         assert 1536 - cut.channels == min(range(8, 1537, 8), key=missed)
-        assert cut.hidden == hidden
+        assert cut.hidden.count == hidden
 
 
 @pytest.mark.parametrize(
@@ -159,7 +162,7 @@ def test_numbers_that_cannot_be_are_told(hidden: int, ratio: float, said: str) -
 
 def reached(target: Target, sizes: Dimensions) -> float:
     """The ratio that a cut reaches."""
-    cut = uniform_cut(target, sizes, sizes, kv_groups=0, multiple_of=8, hidden=72)
+    cut = uniform_cut(target, sizes, sizes, kv_groups=0, multiple_of=8, hidden=HiddenCut(72))
     return 1 - cut.after(sizes).parameters / sizes.parameters
 
 

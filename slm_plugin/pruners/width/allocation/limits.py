@@ -8,7 +8,8 @@ from typing import Literal
 from slm_plugin.errors import TargetError
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.pruners.width.allocation.projection import Limits
-from slm_plugin.pruners.width.budget import kv_counts, wanted_parameters, without_hidden
+from slm_plugin.pruners.width.budget import kv_counts, wanted_parameters
+from slm_plugin.pruners.width.hidden_cut import NO_HIDDEN, HiddenCut
 from slm_plugin.target import Target
 
 
@@ -20,8 +21,7 @@ def channel_limits(
     kv_groups: int | Literal["auto"],
     multiple_of: int,
     floor: float,
-    hidden: int = 0,
-    rotated: bool = False,
+    hidden: HiddenCut = NO_HIDDEN,
 ) -> tuple[Limits, int]:
     """What of the channels a target leaves, if layers may keep different numbers.
 
@@ -33,7 +33,6 @@ def channel_limits(
         multiple_of: Every layer keeps a multiple of this.
         floor: Smallest share of its channels that a layer keeps, rounded up to a multiple.
         hidden: Hidden channels to remove.
-        rotated: The residual stream is rotated before, which unties the head.
 
     Returns:
         The limits of the channels, and the KV groups to remove from every layer.
@@ -42,9 +41,7 @@ def channel_limits(
         TargetError: The target is out of reach; the message names the reachable range.
     """
     wanted = wanted_parameters(target, original, current)
-    if hidden:
-        current, taken = without_hidden(hidden, wanted, target, current, rotated)
-        wanted -= taken
+    current, wanted = hidden.narrowed(wanted, target, current)
     widths = current.widths
     if multiple_of > min(widths):
         raise TargetError(
