@@ -136,6 +136,11 @@ def inspection(view: DecoderView) -> dict[str, Any]:
                 )
                 if size
             },
+            **(
+                {"hidden_channel": {"count": dims.hidden_size, "parameters": hidden}}
+                if (hidden := dims.hidden_parameters)
+                else {}
+            ),
         },
         "family": {
             "model_type": view.family.model_type,
@@ -146,7 +151,8 @@ def inspection(view: DecoderView) -> dict[str, Any]:
                 unit: view.family.reason(unit)
                 for unit in ("channels", "kv_groups")
                 if unit not in view.family.units
-            },
+            }
+            | ({"hidden": reason} if (reason := view.family.no_hidden_channels) else {}),
         },
     }
 

@@ -314,8 +314,11 @@ def _summary(made: PruningPlan) -> str:
         return f"{made.before.layers} to {made.after.layers} layers, {sizes}"
     if made.before.experts != made.after.experts:
         return f"{made.before.experts} to {made.after.experts} experts in every layer, {sizes}"
+    hidden = ""
+    if made.before.hidden_size != made.after.hidden_size:
+        hidden = f"hidden size {made.before.hidden_size:,} -> {made.after.hidden_size:,}, "
     return (
-        f"MLP channels {made.before.width_range} -> {made.after.width_range}, "
+        f"{hidden}MLP channels {made.before.width_range} -> {made.after.width_range}, "
         f"KV groups {made.before.kv_heads} -> {made.after.kv_heads}, {sizes}"
     )
 

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slm_plugin.calibration.captures import Batch, capture, split
+from slm_plugin.calibration.captures import Batch, capture, projected, split
+from slm_plugin.calibration.components import principal_components
 from slm_plugin.calibration.samples import digest
 from slm_plugin.calibration.tensors import Inputs
 from slm_plugin.errors import (
     TELL_ITS_AUTHOR,
     CalibrationError,
     ContractError,
+    PlanError,
     UserError,
 )
 from slm_plugin.evaluation.base import Evaluator, Measurement
@@ -35,6 +37,8 @@ from slm_plugin.models.state import (
 )
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import PruningPlan
+from slm_plugin.plans.operations import RotateHidden
+from slm_plugin.plans.stream import stream_change
 from slm_plugin.pruners.base import Pruner, refuse_uneven
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.checking import check_repaired
@@ -42,6 +46,7 @@ from slm_plugin.registry.contract import tell_put_back
 from slm_plugin.restoration.former import on_disk
 from slm_plugin.returned import answered, returned, several
 from slm_plugin.surgery import apply_operations, refuse_other_model, verify
+from slm_plugin.surgery.stream import stream_basis
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -70,7 +75,8 @@ class Session:
         stack: Which of the model's two stacks of layers, where it has two.
         original: Dimensions of the model as loaded; ratios refer to them.
         sources: For every layer, the lowest and the highest original layer in it.
-        reference: The layer inputs when `keep_reference` was called; None before that.
+        reference: The layer inputs when `keep_reference` was called, in the hidden channels that
+            the model still has; None before that.
         keeps_layers: Whether `apply` stores the layers before it applies a width plan.
         former_layers: The layers before the last plan, if that was about width and they were
             stored; their weights are on disk.
@@ -159,8 +165,8 @@ class Session:
         of its model.
 
         Raises:
-            PlanError: The plan was made for another model, or its operations contradict one
-                another.
+            PlanError: The plan was made for another model, its operations contradict one
+                another, or it rotates the stream and this is not its calibration set.
             MissingExtraError: The plan removes channels or heads and torch-pruning is not
                 installed.
             VerificationError: The result does not have the dimensions in the plan.
@@ -169,21 +175,37 @@ class Session:
         """
         self._refuse_unusable()
         refuse_other_model(plan, self.model, self.fingerprint())
+        change = stream_change(plan.operations)
+        basis = None if change.rotation is None else self._basis(change.rotation)
         model, before = self.model, self._state()
         keeps = self.keeps_layers and plan.kind == "width"
         self.former_layers = on_disk(self.view.layers) if keeps else None
         try:
             with kept_trainability(lambda: model):
-                runs = apply_operations(self.model, plan.operations, self.stack)
+                runs = apply_operations(self.model, plan.operations, self.stack, basis)
             verify(plan, self.view.dimensions())
         except BaseException:
             self._spoil_if(model, before, f"the plan by '{plan.pruner}' was applied only in part")
             raise
         finally:
             self.model_changed()
+        if change and self.reference is not None:
+            left = stream_basis(change, plan.before.hidden_size, basis)
+            self.reference = [projected(batch, left) for batch in self.reference]
         former = self.sources
         self.sources = tuple((former[first][0], former[last][1]) for first, last in runs)
         self._shapes = shapes_of(self.model)
+
+    def _basis(self, rotation: RotateHidden) -> Tensor:
+        """The basis of a planned rotation, which follows from the model and its calibration set."""
+        if self.digest != rotation.calibration:
+            found = "none" if self.digest is None else "another one"
+            raise PlanError(
+                "the plan rotates the residual stream by its principal components on a "
+                f"calibration set, and there is {found}",
+                hint="run the recipe that it was made with; `apply` has no calibration data",
+            )
+        return principal_components(self.view, self.captured())[1]
 
     def recover(self, recovery: Recovery) -> RecoveryRecord:
         """Repair the model in place: weights change, and nothing else.

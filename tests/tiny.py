@@ -179,6 +179,7 @@ SMOLLM2 = Dimensions(
     channel_parameters=3 * 576,
     kv_group_parameters=8 * 576 * 64,
     query_head_parameters=2 * 576 * 64,
+    stream_vectors=2,
 )
 ModelFactory = Callable[..., PreTrainedModel]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from slm_plugin.calibration.frames import valid_frames
-from slm_plugin.calibration.spool import Spool
+from slm_plugin.calibration.spool import Projected, Spool, in_coordinates
 from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import inference_mode, nn, torch
 from slm_plugin.models.streaming import held
@@ -35,11 +35,22 @@ class Batch:
     """
 
     tokens: Tensor
-    inputs: Spool
+    inputs: Spool | Projected
     arguments: tuple[dict[str, Any], ...]
     final: Tensor
     valid: Tensor | None = None
     sees_all: bool = False
+
+
+def projected(batch: Batch, basis: Tensor) -> Batch:
+    """A batch with its hidden states in other coordinates.
+
+    Args:
+        batch: The batch.
+        basis: The vectors of the new coordinates in its columns, ``(hidden, coordinates)``.
+    """
+    final = in_coordinates(batch.final, basis)
+    return replace(batch, inputs=Projected(batch.inputs, basis), final=final)
 
 
 def split(tokens: Tensor, batch_tokens: int) -> Iterator[Tensor]:

@@ -66,6 +66,34 @@ class Spool:
         return data.reshape(entry.shape).to(entry.device)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Projected:
+    """Stored tensors, each of which is read in other coordinates of its last axis.
+
+    Attributes:
+        states: The tensors.
+        basis: The vectors of the coordinates in its columns, ``(features, coordinates)``.
+    """
+
+    states: Spool | Projected
+    basis: Tensor
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Tensor:
+        return in_coordinates(self.states[index], self.basis)
+
+
+def in_coordinates(states: Tensor, basis: Tensor) -> Tensor:
+    """States times a basis, ``(..., coordinates)``, on the CPU, in the basis's precision."""
+    found: Tensor = states.to("cpu", basis.dtype) @ basis
+    return found.to(states)
+
+
 def _bytes(tensor: Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor, shared."""
     return tensor.flatten().view(torch.uint8).numpy().data

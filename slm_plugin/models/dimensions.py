@@ -8,6 +8,9 @@ from slm_plugin.models.families import family_of
 from slm_plugin.models.families.family import Family
 from slm_plugin.record import Record
 
+# Gate, up and down: a channel is a row or a column of each.
+_MLP_MATRICES = 3
+
 
 class Dimensions(Record):
     """Sizes of a stack of layers, and the parameters per unit of each kind.
@@ -22,6 +25,8 @@ class Dimensions(Record):
     model has two stacks
     of layers, ``stack`` says which one this is. Without token ids ``vocab_size`` is 0. The lowest
     ``fixed_layers`` must stay where they are, because vision features are added behind them.
+    ``stream_vectors`` counts the norm weights and biases of a layer that have one entry for every
+    hidden channel; it is 0 where hidden channels cannot be removed.
     """
 
     architecture: str
@@ -44,6 +49,7 @@ class Dimensions(Record):
     stack: str = ""
     fixed_layers: int = 0
     layer_widths: tuple[int, ...] = ()
+    stream_vectors: int = 0
 
     @property
     def family(self) -> Family:
@@ -65,6 +71,22 @@ class Dimensions(Record):
             "experts": (self.experts, self.expert_parameters),
         }
         return {unit: count for unit, (count, size) in found.items() if size}
+
+    @property
+    def hidden_parameters(self) -> int:
+        """Scalars of one hidden channel in the whole model; 0 where none can be removed."""
+        if not self.stream_vectors:
+            return 0
+        per_layer = self._hidden_in_attention + self.stream_vectors
+        channels = _MLP_MATRICES * sum(self.widths)
+        # With the embedding, the head unless it is the embedding, and the norm behind the layers.
+        outside = self.vocab_size * (1 if self.tied_embeddings else 2) + 1
+        return self.layers * per_layer + channels + outside
+
+    @property
+    def _hidden_in_attention(self) -> int:
+        """Scalars of one hidden channel in q, k, v and o of a layer."""
+        return 2 * self.head_dim * (self.attention_heads + self.kv_heads)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -103,6 +125,31 @@ class Dimensions(Record):
             update={
                 "layers": self.layers - removed,
                 "parameters": self.parameters - removed * self.layer_parameters,
+            }
+        )
+
+    def untied(self) -> Dimensions:
+        """The same decoder with a head of its own."""
+        added = self.vocab_size * self.hidden_size if self.tied_embeddings else 0
+        return self.model_copy(
+            update={"tied_embeddings": False, "parameters": self.parameters + added}
+        )
+
+    def without_hidden(self, removed: int) -> Dimensions:
+        """The same decoder with fewer hidden channels, where some can be removed."""
+        per_layer = self._hidden_in_attention + self.stream_vectors
+        per_layer += _MLP_MATRICES * self.intermediate_size
+        # Of a query head in q and o, and of a key/value head in k and v.
+        per_head = 2 * self.head_dim
+        per_group = per_head * (self.queries_per_group + 1)
+        return self.model_copy(
+            update={
+                "hidden_size": self.hidden_size - removed,
+                "parameters": self.parameters - removed * self.hidden_parameters,
+                "layer_parameters": self.layer_parameters - removed * per_layer,
+                "channel_parameters": self.channel_parameters - removed * _MLP_MATRICES,
+                "kv_group_parameters": self.kv_group_parameters - removed * per_group,
+                "query_head_parameters": self.query_head_parameters - removed * per_head,
             }
         )
 

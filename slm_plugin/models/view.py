@@ -161,6 +161,7 @@ class DecoderView:
             experts_per_token=0 if experts is None else int(self.config.num_experts_per_tok),
             expert_parameters=0 if experts is None else experts.parameters,
             fixed_layers=self.fixed_layers,
+            stream_vectors=_stream_vectors(first, family) if family.hidden_channels else 0,
         )
         if "channels" not in family.units:
             return found
@@ -357,6 +358,13 @@ def _head_size(
         for part in family.parts(name)
         if part in ATTENTION_PROJECTIONS
     )
+
+
+def _stream_vectors(layer: nn.Module, family: Family) -> int:
+    """Vectors of a layer with one entry for every hidden channel."""
+    modules = projections(layer, family)
+    biases = sum(modules[name].bias is not None for name in ("o_proj", "down_proj"))
+    return len(family.stream_norms) + biases
 
 
 def _setting(config: PretrainedConfig, name: str | None) -> float | None:

@@ -13,6 +13,7 @@ from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans.layout import check_even, check_fixed
 from slm_plugin.plans.operations import Block, Operation, by_kind
 from slm_plugin.plans.plan import PruningPlan
+from slm_plugin.plans.stream import stream_change
 from slm_plugin.texts import first_problem, shown
 
 # Limits on sizes, because explaining a plan builds lists of layers and of heads.
@@ -28,6 +29,7 @@ MAY_BE_ZERO = frozenset({
     "experts_per_token",
     "expert_parameters",
     "fixed_layers",
+    "stream_vectors",
 })  # fmt: skip
 _HINT = "write plans with `slm-plugin plan` and edit only `operations`"
 
@@ -131,6 +133,7 @@ def _check_promise(plan: PruningPlan) -> None:
     if channels:
         left = left.with_widths([channels.get(i, size) for i, size in enumerate(left.widths)])
     left = left.without_layers(removed)
+    left = stream_change(plan.operations).after(left)
     # All layers keep as many of the other units as the first, which surgery checks.
     kept = {op.unit: len(op.kept) for op in reversed(width) if op.unit != "channels"}
     left = left.without_units(

@@ -388,9 +388,65 @@ class KeepExperts(_KeepUnits):
             )
 
 
+class KeepHidden(_Operation):
+    """Channels of the residual stream to keep, the same in the whole model.
+
+    With each go its column of the embedding, of the head and of all maps that read the stream, its
+    row of those that write to it, and its entry of the norms.
+    """
+
+    kind: ClassVar[Literal["depth", "width"]] = "width"
+    op: Literal["keep_hidden"] = "keep_hidden"
+    indices: Indices
+
+    def used(self) -> Iterator[Block]:
+        """No block alone: other operations may keep units of every layer."""
+        yield from ()
+
+    def check(self, before: Dimensions) -> None:
+        """Check that the channels exist and can be removed."""
+        if not before.stream_vectors:
+            raise PlanError(f"no hidden channel of {before.architecture} can be removed")
+        _check_indices("indices", "hidden channel", self.indices, before.hidden_size)
+
+    def describe(self) -> str:
+        """The number of channels."""
+        return f"keep {len(self.indices):,} hidden channels"
+
+
+class RotateHidden(_Operation):
+    """Rotate the residual stream into its principal components before channels of it go.
+
+    The basis is no part of the plan: it follows from the model and the calibration set, which has
+    to be there when the plan is applied.
+
+    Attributes:
+        calibration: What names the calibration set, as `Session.digest` does.
+    """
+
+    kind: ClassVar[Literal["depth", "width"]] = "width"
+    op: Literal["rotate_hidden"] = "rotate_hidden"
+    calibration: str
+
+    def used(self) -> Iterator[Block]:
+        """No block alone."""
+        yield from ()
+
+    def check(self, before: Dimensions) -> None:
+        """Check that the stream of the family can be rotated."""
+        if not before.stream_vectors:
+            raise PlanError(f"the residual stream of {before.architecture} cannot be rotated")
+
+    def describe(self) -> str:
+        """What it does."""
+        return "rotate the residual stream"
+
+
 DepthOperation = MergeLayers | DropLayers | ConcatLayers | DropSublayers
 WidthOperation = KeepChannels | KeepHeads | KeepQueryHeads | KeepExperts
-Operation = Annotated[DepthOperation | WidthOperation, Field(discriminator="op")]
+Operation = Annotated[
+    DepthOperation | WidthOperation | KeepHidden | RotateHidden, Field(discriminator="op")
+]
 
 
 def by_kind(
@@ -402,7 +458,7 @@ def by_kind(
     for operation in operations:
         if isinstance(operation, WidthOperation):
             width.append(operation)
-        else:
+        elif not isinstance(operation, KeepHidden | RotateHidden):
             depth.append(operation)
     return depth, width
 

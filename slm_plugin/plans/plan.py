@@ -69,7 +69,8 @@ class PruningPlan(Record):
 
     Indices refer to the model that ``fingerprint`` identifies. Surgery fails unless the pruned
     model has exactly the dimensions ``after``. ``trials`` are the trials of the result, in order;
-    ``explored`` are the other trials of the search. ``followed_by`` is the
+    ``explored`` are the other trials of the search. ``hidden_scores`` rank the channels of the
+    residual stream, where some are removed; the lowest are removed first. ``followed_by`` is the
     recovery stage that a recipe runs right after the plan.
     """
 
@@ -86,6 +87,7 @@ class PruningPlan(Record):
     trials: Annotated[tuple[Trial, ...], FailFast()] = ()
     explored: Annotated[tuple[Trial, ...], FailFast()] = ()
     scores: Annotated[tuple[UnitScores, ...], FailFast()] = ()
+    hidden_scores: tuple[float, ...] | None = None
     layer_scores: LayerScores | None = None
     followed_by: dict[str, Any] | None = None
     notes: Annotated[tuple[str, ...], FailFast()] = ()

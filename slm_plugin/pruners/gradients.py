@@ -64,6 +64,17 @@ def loss_gradients(
         weights = _linear_weights(view)
     else:
         weights = [weights_of(layer) for layer in view.layers]
+    return gradients_of(view, batches, weights)
+
+
+def gradients_of(
+    view: DecoderView, batches: Iterable[Tensor], weights: list[dict[str, Tensor]]
+) -> list[dict[str, Tensor]]:
+    """The same for any weights of the model, in the groups in which they are given.
+
+    Raises:
+        NumericalError: The loss is NaN or infinite.
+    """
     sums = _zeros(weights)
     small = (part for tokens in batches for part in split(tokens, BACKWARD_TOKENS))
     samples = _backward(view, weights, small, lambda name, gradient: sums[name].add_(gradient))

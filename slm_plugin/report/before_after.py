@@ -130,6 +130,7 @@ _SIZES: tuple[tuple[str, Callable[[Dimensions], int]], ...] = (
     ("layers", lambda d: d.layers),
     ("parameters", lambda d: d.parameters),
     ("parameters per layer", lambda d: _per_layer_parameters(d)),
+    ("hidden size", lambda d: d.hidden_size),
     ("MLP channels per layer", lambda d: round(sum(d.widths) / d.layers)),
     ("query heads", lambda d: d.attention_heads),
     ("key/value heads", lambda d: d.kv_heads),

@@ -74,6 +74,8 @@ def _effect(plan: PruningPlan) -> str:
     ]
     if before.width_range != after.width_range:
         lines.append(f"MLP channels:   {before.width_range} -> {after.width_range}")
+    if before.hidden_size != after.hidden_size:
+        lines.append(f"Hidden size:    {before.hidden_size:,} -> {after.hidden_size:,}")
     if before.attention_heads != after.attention_heads:
         lines.append(
             f"Heads:          {before.attention_heads} -> {after.attention_heads} query, "

@@ -10,8 +10,10 @@ from slm_plugin.models.operators import operators
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import Operation, PruningPlan
 from slm_plugin.plans.operations import by_kind
+from slm_plugin.plans.stream import stream_change
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from slm_plugin.models.dimensions import Dimensions
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
 
 
 def apply_operations(
-    model: PreTrainedModel, operations: Sequence[Operation], stack: str | None = None
+    model: PreTrainedModel,
+    operations: Sequence[Operation],
+    stack: str | None = None,
+    basis: Tensor | None = None,
 ) -> list[tuple[int, int]]:
     """Apply the operations of a plan to its model, in place.
 
@@ -29,6 +34,7 @@ def apply_operations(
         model: The model.
         operations: What is done.
         stack: Which of its two stacks of layers, where it has two.
+        basis: The basis into which they rotate the residual stream, ``(hidden, hidden)``.
 
     Returns:
         For every remaining layer, the lowest and the highest original layer in it.
@@ -38,7 +44,8 @@ def apply_operations(
         MissingExtraError: They remove channels or heads and torch-pruning is not installed.
     """
     depth, width = by_kind(operations)
-    if depth and width:
+    stream = stream_change(operations)
+    if depth and (width or stream):
         raise PlanError(
             "the plan mixes depth and width operations", hint="make it two plans, one per stage"
         )
@@ -46,10 +53,10 @@ def apply_operations(
         from slm_plugin.surgery.layers import apply_layers
 
         return apply_layers(model, depth, stack)
-    if width:
+    if width or stream:
         from slm_plugin.surgery.channels import apply_channels
 
-        apply_channels(model, width)
+        apply_channels(model, width, stream, basis)
     return [(index, index) for index in range(len(DecoderView.of(model, stack).layers))]
 
 

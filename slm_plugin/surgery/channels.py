@@ -17,19 +17,26 @@ from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.streaming import is_stub
 from slm_plugin.models.view import DecoderView, projections
 from slm_plugin.plans import WidthOperation
+from slm_plugin.plans.stream import UNCHANGED, StreamChange
 from slm_plugin.surgery.concatenation import joined
 from slm_plugin.surgery.experts import remove_experts
 from slm_plugin.surgery.groups import Members, axis, members
 from slm_plugin.surgery.portability import refuse_unloadable
+from slm_plugin.surgery.stream import change_stream
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel
 
     from slm_plugin.models.families.family import Family
 
 
-def apply_channels(model: PreTrainedModel, operations: Sequence[WidthOperation]) -> None:
+def apply_channels(
+    model: PreTrainedModel,
+    operations: Sequence[WidthOperation],
+    stream: StreamChange = UNCHANGED,
+    basis: Tensor | None = None,
+) -> None:
     """Apply the operations of a width plan.
 
     Remaining units keep their order. Everything is checked before the first weight changes. Old
@@ -39,6 +46,8 @@ def apply_channels(model: PreTrainedModel, operations: Sequence[WidthOperation])
         model: The model, changed in place.
         operations: `KeepChannels`, `KeepHeads`, `KeepQueryHeads`, `KeepExperts`, each kind for
             every layer or for none.
+        stream: What is done to the residual stream.
+        basis: The basis into which it is rotated, ``(hidden, hidden)``, where it is.
 
     Raises:
         PlanError: An operation does not fit the model, or layers would differ in more than their
@@ -56,7 +65,11 @@ def apply_channels(model: PreTrainedModel, operations: Sequence[WidthOperation])
     removed = {unit: _removed_units(unit, operations, before) for unit in units}
     _refuse_both(removed)
     after = _after(removed, before)
+    stream.check(before)
+    after = stream.after(after)
     refuse_unloadable(before, after)
+    if stream:
+        change_stream(view, stream, basis, after)
     remove_experts(view, removed.pop("experts", ()), before, after)
     if not projected:
         return

@@ -40,6 +40,7 @@ def portability(before: Dimensions, after: Dimensions, config: PretrainedConfig)
         split_warning(after),
         head_dim_warning(before, after),
         channels_warning(before, after),
+        hidden_warning(before, after),
         widths_warning(after),
         layer_lists_warning(before, after, config),
     )
@@ -70,6 +71,7 @@ def refuse_empty(after: Dimensions) -> None:
         "MLP channel": min(after.widths, default=0),
         "KV group": after.kv_heads,
         "query head": after.attention_heads,
+        "hidden channel": after.hidden_size,
     }
     for unit, count in left.items():
         if count < 1:
@@ -99,14 +101,14 @@ def refuse_partial_groups(before: Dimensions, after: Dimensions) -> None:
 
 
 def refuse_untied(before: Dimensions, after: Dimensions) -> None:
-    """Tied embeddings stay tied, because readers tie them according to the config.
+    """Embedding and head that differ are not tied; only a rotation of the stream unties them.
 
     Raises:
-        PlanError: The plan ties or unties them.
+        PlanError: The plan ties them.
     """
-    if before.tied_embeddings != after.tied_embeddings:
+    if after.tied_embeddings and not before.tied_embeddings:
         raise PlanError(
-            "the plan changes whether embedding and head share their weights",
+            "the plan lets embedding and head share their weights, which differ",
             hint="do not change tied_embeddings",
         )
 
@@ -133,10 +135,12 @@ def refuse_uneven_split(before: Dimensions, after: Dimensions) -> None:
     unit = "query heads of each KV group" if fewer else "KV groups"
     most = before.queries_per_group if fewer else before.kv_heads
     counts = [str(count) for count in range(most) if splits_evenly(_without(before, count, fewer))]
+    narrower = f"keep a multiple of {after.attention_heads} hidden channels"
+    heads = f"the {unit} removed may be {', '.join(counts)}"
     raise TargetError(
         f"transformers {found_version('transformers')} refuses to load {after.architecture} with "
         f"{after.attention_heads} heads: the hidden size {after.hidden_size} is no multiple of it",
-        hint=f"the {unit} removed may be {', '.join(counts)}",
+        hint=heads if before.hidden_size == after.hidden_size else narrower,
     )
 
 
@@ -164,7 +168,7 @@ def refuse_scaled_heads(after: Dimensions, config: PretrainedConfig) -> None:
             f"{after.architecture} with longrope loads only where hidden_size is heads times "
             f"head_dim, and {after.attention_heads} heads of {after.head_dim} are not "
             f"{after.hidden_size}",
-            hint="remove channels alone: leave kv_groups and query_heads 0",
+            hint="remove MLP channels alone: leave kv_groups, query_heads and hidden_channels 0",
         )
 
 
@@ -193,11 +197,8 @@ def head_dim_warning(before: Dimensions, after: Dimensions) -> str | None:
 
 def channels_warning(before: Dimensions, after: Dimensions) -> str | None:
     """Warn about sizes that are slow for kernels or invalid for block formats."""
-    lost = [
-        multiple
-        for multiple in KERNEL_MULTIPLES
-        if before.intermediate_size % multiple == 0 and after.intermediate_size % multiple
-    ]
+    had, left = before.intermediate_size, after.intermediate_size
+    lost = [multiple for multiple in KERNEL_MULTIPLES if had % multiple == 0 and left % multiple]
     if not lost:
         return None
     return (
@@ -205,6 +206,17 @@ def channels_warning(before: Dimensions, after: Dimensions) -> str | None:
         f"some kernels and quantised formats are slower or reject it; multiple_of: "
         f"{lost[-1]} keeps it a multiple"
     )
+
+
+def hidden_warning(before: Dimensions, after: Dimensions) -> str | None:
+    """The same for the hidden size."""
+    for one in KERNEL_MULTIPLES:
+        if before.hidden_size % one == 0 and after.hidden_size % one:
+            return (
+                f"hidden_size {after.hidden_size} is no longer a multiple of {one}: some kernels "
+                "and quantised formats are slower or reject it"
+            )
+    return None
 
 
 def widths_warning(after: Dimensions) -> str | None:

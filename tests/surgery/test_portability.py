@@ -63,7 +63,7 @@ def test_heads_stay_in_whole_groups(heads: int, kv_heads: int) -> None:
 
 
 def test_tied_embeddings_stay_tied() -> None:
-    """A plan cannot promise to tie or untie."""
+    """A plan cannot promise to tie what differs."""
     with pytest.raises(PlanError, match="share their weights"):
         _judge(_dimensions(), _dimensions(tied_embeddings=True))
 

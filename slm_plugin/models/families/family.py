@@ -94,6 +94,8 @@ class Family:
         parallel_default: Whether it is parallel where the config states none of them.
         units: Units that width pruning can remove, by their names in `Dimensions.units`.
         no_fit: Why what its MLP puts out cannot be fitted; empty where it can.
+        hidden_channels: Channels of the residual stream can be removed: it is read through norms
+            without means alone, and linear maps of separate gates, and no size is derived from it.
         why_not: Unit to the reason why it cannot be removed.
         window: Which layers have the sliding window: none; all if there is a width; by kind; or by
             kind if ``use_sliding_window`` says so.
@@ -158,6 +160,7 @@ class Family:
     parallel_default: bool = False
     units: tuple[str, ...] = ("channels", "kv_groups")
     no_fit: str = ""
+    hidden_channels: bool = False
     why_not: Mapping[str, str] = field(default_factory=dict)
     window: Literal["none", "all", "by_kind", "switched"] = "none"
     kind_fields: tuple[str, ...] = ()
@@ -296,6 +299,17 @@ class Family:
         if unit == "experts":
             return "its MLP is no mixture of experts"
         return self.why_not[unit]
+
+    @property
+    def no_hidden_channels(self) -> str:
+        """Why channels of the residual stream cannot be removed; empty where they can."""
+        if self.hidden_channels:
+            return ""
+        if self.norm_behind:
+            return "norms stand between its blocks and the residual stream"
+        if self.tower is not None:
+            return "features of images are added to its residual stream"
+        return "removing hidden channels is not implemented for its class"
 
     @property
     def norm_behind(self) -> bool:

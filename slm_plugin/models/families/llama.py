@@ -5,14 +5,21 @@ from __future__ import annotations
 from slm_plugin.models.config_values import count, flags, positive
 from slm_plugin.models.families.family import Family
 
-LLAMA = Family(architecture="LlamaForCausalLM", model_type="llama", even_split=True)
-MISTRAL = Family(architecture="MistralForCausalLM", model_type="mistral", window="all")
-QWEN2 = Family(architecture="Qwen2ForCausalLM", model_type="qwen2", window="switched")
+LLAMA = Family(
+    architecture="LlamaForCausalLM", model_type="llama", even_split=True, hidden_channels=True
+)
+MISTRAL = Family(
+    architecture="MistralForCausalLM", model_type="mistral", window="all", hidden_channels=True
+)
+QWEN2 = Family(
+    architecture="Qwen2ForCausalLM", model_type="qwen2", window="switched", hidden_channels=True
+)
 QWEN3 = Family(
     architecture="Qwen3ForCausalLM",
     model_type="qwen3",
     window="switched",
     default_head_dim=128,
+    hidden_channels=True,
 )
 # Every few layers have no positions, so two layers may differ although both have full attention.
 SMOLLM3 = Family(
@@ -23,6 +30,7 @@ SMOLLM3 = Family(
     fields={"no_rope_layers": flags, "no_rope_layer_interval": count},
     reads=frozenset({"no_rope_layers"}),
     default_rope_base=2_000_000.0,
+    hidden_channels=True,
 )
 GRANITE = Family(
     architecture="GraniteForCausalLM",
@@ -38,4 +46,5 @@ GRANITE = Family(
     ),
     residual_multiplier="residual_multiplier",
     logits_divisor="logits_scaling",
+    hidden_channels=True,
 )

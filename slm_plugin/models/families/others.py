@@ -40,4 +40,5 @@ PHI3 = Family(
     fields={"resid_pdrop": share, "embd_pdrop": share},
     rotary="phi3",
     partial_rotary=1.0,
+    hidden_channels=True,
 )

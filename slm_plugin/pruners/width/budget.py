@@ -1,17 +1,18 @@
-"""The number of MLP channels and heads, or of experts, to remove from every layer."""
+"""The number of MLP channels and heads to remove from every layer."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from slm_plugin.errors import TargetError
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans import UnitScores
 from slm_plugin.pruners.width.heads import HeadUnit, head_parameters, refuse_query_heads
-from slm_plugin.pruners.width.reach import Reach, amount, sizes
+from slm_plugin.pruners.width.hidden_cut import NO_HIDDEN, HiddenCut
+from slm_plugin.pruners.width.reach import Reach, sizes
 from slm_plugin.surgery.portability import splits_evenly
 from slm_plugin.target import Target
 
@@ -25,12 +26,14 @@ class Cut:
         kv_groups: KV groups.
         by_layer: MLP channels for every layer, where they may differ.
         query_heads: Query heads of every KV group, where no whole group goes.
+        hidden: Hidden channels of the whole model.
     """
 
     channels: int
     kv_groups: int
     by_layer: tuple[int, ...] = ()
     query_heads: int = 0
+    hidden: HiddenCut = NO_HIDDEN
 
     @classmethod
     def keeping(
@@ -60,9 +63,10 @@ class Cut:
     def after(self, before: Dimensions) -> Dimensions:
         """What the cut leaves of a decoder."""
         widths = [width - self.of_layer(layer) for layer, width in enumerate(before.widths)]
-        return before.with_widths(widths).without_units(
+        left = before.with_widths(widths).without_units(
             kv_groups=self.kv_groups, query_heads=self.query_heads * before.kv_heads
         )
+        return self.hidden.after(left)
 
 
 def uniform_cut(
@@ -73,13 +77,14 @@ def uniform_cut(
     kv_groups: int | Literal["auto"],
     multiple_of: int,
     query_heads: int = 0,
+    hidden: HiddenCut = NO_HIDDEN,
 ) -> Cut:
     """The cut nearest to a target.
 
-    Heads are removed first and MLP channels make up the rest. The remaining channels are a
-    multiple of ``multiple_of``, or all of them. ``auto`` removes the same share of KV groups as of
-    the prunable parameters, rounded down to a count that every checkpoint reader accepts. It
-    removes more only when the MLP is too small for the rest.
+    Hidden channels and heads are removed first and MLP channels make up the rest. The remaining
+    channels are a multiple of ``multiple_of``, or all of them. ``auto`` removes the same share of
+    KV groups as of the prunable parameters, rounded down to a count that every checkpoint reader
+    accepts. It removes more only when the MLP is too small for the rest.
 
     Args:
         target: A ratio or a number of parameters.
@@ -88,12 +93,15 @@ def uniform_cut(
         kv_groups: KV groups to remove from every layer.
         multiple_of: The remaining intermediate size is a multiple of this.
         query_heads: Query heads to remove from every KV group, where no whole group goes.
+        hidden: Hidden channels to remove.
 
     Raises:
         TargetError: The target is out of reach; the hint names the reachable range.
     """
     refuse_query_heads(query_heads, current)
     wanted = wanted_parameters(target, original, current)
+    whole = current.parameters
+    current, wanted = hidden.narrowed(wanted, target, current)
     if multiple_of >= current.intermediate_size:
         raise TargetError(
             f"multiple_of {multiple_of} leaves no size to cut the MLP to: it has "
@@ -103,49 +111,12 @@ def uniform_cut(
     counts = kv_counts(kv_groups, wanted, current)
     cuts = (_cut(wanted, count, query_heads, current, multiple_of) for count in counts)
     cut = next((cut for cut in cuts if cut is not None), None)
-    reach = Reach(target, original, current, multiple_of)
+    reach = Reach(target, original, current, multiple_of, whole - current.parameters)
     if cut is None:
         raise reach.too_far(wanted, counts[-1], query_heads)
-    if cut == Cut(0, 0):
+    if cut == Cut(0, 0) and not hidden.count:
         raise reach.too_little()
-    return cut
-
-
-def experts_to_remove(target: Target, original: Dimensions, current: Dimensions) -> int:
-    """The number of experts to remove from every layer that is nearest to a target.
-
-    A layer keeps as many as its router chooses for each token.
-
-    Args:
-        target: A ratio or a number of parameters.
-        original: Dimensions of the original model.
-        current: Dimensions of the model before this stage.
-
-    Raises:
-        TargetError: The target is out of reach; the hint names the reachable range.
-    """
-    if not current.expert_parameters:
-        raise TargetError(
-            f"no expert can be removed: {current.architecture} is no mixture of experts",
-            hint="`slm-plugin list --model` names what can be used",
-        )
-    wanted = wanted_parameters(target, original, current)
-    most = current.experts - current.experts_per_token
-    number = round(wanted / (current.layers * current.expert_parameters))
-    if number > most:
-        asked = f"the target ({target.describe()}) means {number} of {current.experts} experts"
-        limit = f"the router chooses {current.experts_per_token} for each token"
-        if most < 1:
-            raise TargetError(f"no expert can be removed: {limit}, which are all")
-        size = amount(target, original, current, most * current.expert_parameters)
-        raise TargetError(f"{asked}; {limit}", hint=f"at most {most} can be removed: {size}")
-    if number < 1:
-        size = amount(target, original, current, current.expert_parameters)
-        raise TargetError(
-            f"the target ({target.describe()}) is less than half an expert of every layer",
-            hint=f"one expert of every layer is {size}: ask for that or more",
-        )
-    return number
+    return replace(cut, hidden=hidden)
 
 
 def wanted_parameters(target: Target, original: Dimensions, current: Dimensions) -> int:

@@ -11,7 +11,7 @@ from slm_plugin.component import Options
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans import KeepExperts, PruningPlan, UnitScores
 from slm_plugin.pruners.base import Pruner
-from slm_plugin.pruners.width.budget import experts_to_remove
+from slm_plugin.pruners.width.expert_budget import experts_to_remove
 from slm_plugin.pruners.width.expert_scores import routed_mass, taylor
 from slm_plugin.pruners.width.importance import kept_units
 from slm_plugin.pruners.width.width_plan import width_plan

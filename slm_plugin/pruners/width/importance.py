@@ -180,11 +180,23 @@ def _unit_sum(lines: Mapping[str, Tensor], kind: str, unit: int, dimensions: Dim
     return torch.stack([lines[name][list(indices)].sum() for name, indices in own.items()]).sum()
 
 
-def rounded(scores: Tensor, layer: int, digits: int = SIGNIFICANT_DIGITS) -> tuple[float, ...]:
-    """Scores for a plan, rounded to be readable and free of rounding noise."""
+def rounded(
+    scores: Tensor, layer: int | None, digits: int = SIGNIFICANT_DIGITS
+) -> tuple[float, ...]:
+    """Scores for a plan, rounded to be readable and free of rounding noise.
+
+    Args:
+        scores: The scores, ``(units,)``.
+        layer: Whose they are; None for those of the residual stream.
+        digits: Significant digits.
+
+    Raises:
+        NumericalError: One is NaN or infinite.
+    """
     if not torch.isfinite(scores).all():
+        place = "the residual stream" if layer is None else f"layer {layer}"
         raise NumericalError(
-            f"layer {layer} has scores that are NaN or infinite",
+            f"{place} has scores that are NaN or infinite",
             hint="check the model's weights, or load it in float32",
         )
     return tuple(float(f"{score:.{digits}g}") for score in scores.tolist())

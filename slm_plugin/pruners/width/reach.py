@@ -25,6 +25,7 @@ class Reach:
     original: Dimensions
     current: Dimensions
     multiple_of: int
+    taken: int = 0
 
     def too_far(self, wanted: int, kv_groups: int, query_heads: int) -> TargetError:
         """The target is above what the MLP has, or below what the heads alone remove."""
@@ -58,13 +59,18 @@ class Reach:
         )
 
     def _said(self, per_layer: int) -> str:
-        return amount(self.target, self.original, self.current, per_layer)
+        return amount(self.target, self.original, self.current, per_layer, self.taken)
 
 
-def amount(target: Target, original: Dimensions, current: Dimensions, per_layer: int) -> str:
-    """A number of parameters of every layer, as a ratio and as what is left."""
+def amount(
+    target: Target, original: Dimensions, current: Dimensions, per_layer: int, taken: int = 0
+) -> str:
+    """A number of parameters of every layer, as a ratio and as what is left.
+
+    ``current`` is the model without its removed hidden channels, which had ``taken`` parameters.
+    """
     whole = per_layer * current.layers
-    base = current.parameters if target.of == "current" else original.parameters
+    base = current.parameters + taken if target.of == "current" else original.parameters
     # Rounded down, so that the named ratio is reachable.
-    ratio = math.floor(whole / base * 1000) / 1000
+    ratio = math.floor((whole + taken) / base * 1000) / 1000
     return f"ratio {ratio:.3f} ({current.parameters - whole:,} parameters left)"

@@ -11,11 +11,20 @@ from pydantic import BaseModel, Field
 from slm_plugin.counts import Count, Natural
 from slm_plugin.extras import require
 from slm_plugin.models.dimensions import Dimensions
-from slm_plugin.plans import KeepChannels, KeepHeads, KeepQueryHeads, PruningPlan, UnitScores
+from slm_plugin.plans import (
+    KeepChannels,
+    KeepHeads,
+    KeepQueryHeads,
+    Operation,
+    PruningPlan,
+    UnitScores,
+)
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.width.budget import Cut, uniform_cut
 from slm_plugin.pruners.width.coupling import check_coupling
 from slm_plugin.pruners.width.heads import joined_sections, sections
+from slm_plugin.pruners.width.hidden_cut import NO_HIDDEN, HiddenCut
+from slm_plugin.pruners.width.hidden_scores import StreamPlan
 from slm_plugin.pruners.width.importance import kept_units
 from slm_plugin.pruners.width.width_plan import width_plan
 from slm_plugin.surgery.portability import portability, refuse_unloadable
@@ -50,6 +59,7 @@ class UniformWidth(Pruner):
         kv_groups: KV groups to remove from every layer.
         multiple_of: The remaining intermediate size is a multiple of this.
         query_heads: Query heads to remove from every KV group, where no whole group goes.
+        hidden: Hidden channels to remove from the whole model.
     """
 
     kind: ClassVar[Literal["depth", "width"]] = "width"
@@ -64,10 +74,11 @@ class UniformWidth(Pruner):
         kv_groups: int | Literal["auto"],
         multiple_of: int,
         query_heads: int = 0,
+        hidden: HiddenCut = NO_HIDDEN,
     ) -> None:
         super().__init__(options, target)
         self._kv_groups, self._multiple_of = kv_groups, multiple_of
-        self._query_heads = query_heads
+        self._query_heads, self._hidden = query_heads, hidden
 
     @abstractmethod
     def score(self, session: Session, cut: Cut) -> tuple[UnitScores, ...]:
@@ -81,6 +92,19 @@ class UniformWidth(Pruner):
             CalibrationError: There is no calibration set, and these scores need one.
             NumericalError: The loss or a score is NaN or infinite.
         """
+
+    def stream_plan(self, session: Session, cut: Cut) -> StreamPlan:
+        """What removes hidden channels, and the scores of all of them; nothing by default.
+
+        Args:
+            session: The session, whose model must not change.
+            cut: What will go.
+
+        Raises:
+            CalibrationError: There is no calibration set, and these scores need one.
+            NumericalError: The loss or a score is NaN or infinite.
+        """
+        return StreamPlan()
 
     def cautions(self, session: Session, cut: Cut) -> Iterator[str]:
         """Warnings about the scores; none by default.
@@ -135,8 +159,13 @@ class UniformWidth(Pruner):
         cut, scores = self.decide(session, cut)
         after = cut.after(before)
         warnings = (*portability(before, after, session.view.config), *self.cautions(session, cut))
-        operations = (one for layer in scores for one in operations_of(layer, cut, before))
-        return width_plan(self, session, after, operations, scores, _kept(before, after), warnings)
+        operations: list[Operation] = []
+        for layer in scores:
+            operations += operations_of(layer, cut, before)
+        stream = self.stream_plan(session, cut)
+        operations += stream.operations
+        made = width_plan(self, session, after, operations, scores, _kept(before, after), warnings)
+        return made.model_copy(update={"hidden_scores": stream.scores})
 
     def cut(self, original: Dimensions, current: Dimensions) -> Cut:
         """The cut that takes the same share from every layer.
@@ -151,6 +180,7 @@ class UniformWidth(Pruner):
             kv_groups=self._kv_groups,
             multiple_of=self._multiple_of,
             query_heads=self._query_heads,
+            hidden=self._hidden,
         )
         refuse_unloadable(current, cut.after(current))
         return cut
@@ -178,4 +208,16 @@ def _kept(before: Dimensions, after: Dimensions) -> str:
         queries = f"{after.queries_per_group} of {before.queries_per_group} query heads"
         heads = f"{queries} of each of {before.kv_heads} KV groups"
     channels = f"{after.width_range} of {before.width_range} MLP channels"
-    return f"every layer keeps {channels} and {heads}"
+    hidden = ""
+    if after.hidden_size != before.hidden_size:
+        hidden = (
+            f"; the model keeps {after.hidden_size:,} of {before.hidden_size:,} hidden channels"
+        )
+    if after.tied_embeddings != before.tied_embeddings:
+        added = before.untied().parameters - before.parameters
+        least = -(-added // before.untied().hidden_parameters)
+        hidden += (
+            f"; the rotation unties the head, which adds {added:,} parameters: {least} hidden "
+            "channels must go before anything is saved"
+        )
+    return f"every layer keeps {channels} and {heads}{hidden}"

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans import UnitScores
-from slm_plugin.pruners.width.allocation.choice import (
-    WITHOUT_DATA,
-    Stage,
-    allocated,
-)
+from slm_plugin.pruners.width.allocation.choice import Stage, allocated
 from slm_plugin.pruners.width.allocation.limits import channel_limits
 from slm_plugin.pruners.width.allocation.projection import Limits, kept_channels
 from slm_plugin.pruners.width.budget import Cut
 from slm_plugin.pruners.width.few_tokens import fit_caution, score_caution
 from slm_plugin.pruners.width.heads import HeadUnit, unsuited_query_heads
+from slm_plugin.pruners.width.hidden_cut import HiddenCut
+from slm_plugin.pruners.width.hidden_scores import StreamPlan, stream_plan
 from slm_plugin.pruners.width.importance import (
     magnitude,
     rounded,
@@ -52,7 +51,7 @@ CURVE_DIGITS = 9
 
 @register_pruner("width")
 class Width(UniformWidth):
-    """Remove MLP channels, and KV groups or query heads, from every layer by a score.
+    """Remove MLP channels, heads, and channels of the residual stream by a score.
 
     By default every layer loses the same number; `allocation` spreads the channels over the layers.
 
@@ -71,6 +70,7 @@ class Width(UniformWidth):
             kv_groups=options.kv_groups,
             multiple_of=options.multiple_of,
             query_heads=options.query_heads,
+            hidden=HiddenCut(options.hidden_channels, options.hidden_score == "pca"),
         )
         self.options: WidthOptions = options
         self.keeps_trials = options.score == "policy_gradient"
@@ -83,19 +83,12 @@ class Width(UniformWidth):
     @property
     def needs_calibration(self) -> bool:
         """The restoration, most allocations and all scores but the magnitude look at data."""
-        options = self.options
-        return (
-            options.score != "magnitude"
-            or options.restore != "none"
-            or options.allocation not in WITHOUT_DATA
-        )
+        return not self.options.plans_from_weights or self.options.restore != "none"
 
     @property
     def without_calibration(self) -> str:
         """The restoration can be left out where nothing else needs data."""
-        options = self.options
-        alone = options.score == "magnitude" and options.allocation in WITHOUT_DATA
-        return "set `restore: none`" if alone else ""
+        return "set `restore: none`" if self.options.plans_from_weights else ""
 
     @property
     def whole_model(self) -> str:
@@ -106,20 +99,24 @@ class Width(UniformWidth):
             return "`score: policy_gradient` runs all layers at every step (name another score)"
         if self.leaves_uneven:
             return f"`allocation: {self.options.allocation}` compares layers (set it to uniform)"
+        if self.options.hidden_channels:
+            return "hidden channels are removed from all weights (leave hidden_channels out)"
         if self.options.restore != "none":
             return "it restores weights (set `restore: none`)"
         return ""
 
     def unsuited_options(self, family: Family, config: Mapping[str, Any]) -> str:
-        """Query heads must be there; what is restored must be linear maps."""
+        """Heads and hidden channels must be there; what is restored must be linear maps."""
         lacking = unsuited_query_heads(self.options.query_heads, family, config)
+        if not lacking and self.options.hidden_channels and family.no_hidden_channels:
+            lacking = f"{family.no_hidden_channels}; leave hidden_channels out"
         if lacking or self.options.restore == "none" or not family.no_fit:
             return lacking
         return f"{family.no_fit}; set `restore: none`"
 
     @property
     def followed_by(self) -> Mapping[str, Any] | None:
-        """The restoration; of the attention too where heads go."""
+        """The restoration; of the attention too where heads or hidden channels go."""
         if self.options.restore == "none":
             return None
         return {
@@ -130,8 +127,9 @@ class Width(UniformWidth):
 
     @property
     def _restoration(self) -> Restoration:
-        heads = self.options.kv_groups != 0 or self.options.query_heads > 0
-        return Restoration(self.options.restore, o_proj=heads)
+        options = self.options
+        heads = options.kv_groups != 0 or options.query_heads > 0
+        return Restoration(options.restore, o_proj=heads or options.hidden_channels > 0)
 
     def cautions(self, session: Session, cut: Cut) -> Iterator[str]:
         """Too few tokens for the number of columns."""
@@ -152,6 +150,7 @@ class Width(UniformWidth):
         limits, kv_groups = self._limits(original, current)
         kept = kept_channels([1.0] * current.layers, limits)
         cut = Cut.keeping(kept, kv_groups, current, self.options.query_heads)
+        cut = replace(cut, hidden=self._hidden)
         refuse_unloadable(current, cut.after(current))
         return cut
 
@@ -162,7 +161,12 @@ class Width(UniformWidth):
             return super().decide(session, cut)
         limits, groups = self._limits(session.original, before)
         stage = Stage(session, limits, groups, self.score, self.options.query_heads)
-        return allocated(self.options.allocation, self.options.spread, stage)
+        decided, scores = allocated(self.options.allocation, self.options.spread, stage)
+        return replace(decided, hidden=cut.hidden), scores
+
+    def stream_plan(self, session: Session, cut: Cut) -> StreamPlan:
+        """See `UniformWidth.stream_plan`."""
+        return stream_plan(self.options.ranks_hidden, session, cut.hidden.count)
 
     def _keeps_even(self, current: Dimensions) -> bool:
         return self.options.allocation == "uniform" and not current.layer_widths
@@ -177,6 +181,7 @@ class Width(UniformWidth):
             multiple_of=options.multiple_of,
             floor=options.floor,
             query_heads=options.query_heads,
+            hidden=self._hidden,
         )
 
     def score(self, session: Session, cut: Cut) -> tuple[UnitScores, ...]:

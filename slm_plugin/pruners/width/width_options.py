@@ -8,9 +8,15 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from slm_plugin.component import Options
-from slm_plugin.counts import Count
-from slm_plugin.pruners.width.allocation.choice import NOT_POOLED, STRETCHED, AllocationName
+from slm_plugin.counts import Count, Natural
+from slm_plugin.pruners.width.allocation.choice import (
+    NOT_POOLED,
+    STRETCHED,
+    WITHOUT_DATA,
+    AllocationName,
+)
 from slm_plugin.pruners.width.heads import QueryHeads
+from slm_plugin.pruners.width.hidden_scores import HIDDEN_SCORES
 from slm_plugin.pruners.width.policy_gradient import Estimator
 from slm_plugin.pruners.width.uniform import KvGroups, MultipleOf
 
@@ -77,6 +83,20 @@ class WidthOptions(Options):
     ] = FLOOR
     kv_groups: KvGroups = 0
     query_heads: QueryHeads = 0
+    hidden_channels: Annotated[
+        Natural,
+        Field(
+            strict=True,
+            description="channels of the residual stream to remove from the whole model",
+        ),
+    ] = 0
+    hidden_score: Annotated[
+        Literal["activation", "magnitude", "pca", "taylor"] | None,
+        Field(
+            description="what ranks hidden channels, where it is not `score`; pca rotates the "
+            "stream into its principal components first, which unties the head"
+        ),
+    ] = None
     multiple_of: MultipleOf = 8
     steps: Annotated[Count, Field(description="of policy_gradient: updates")] = 200
     learning_rate: Annotated[
@@ -102,6 +122,10 @@ class WidthOptions(Options):
                 "kv_groups and query_heads remove from the same attention; use one of them, or a "
                 "stage for each"
             )
+        if self.hidden_channels:
+            self._hidden_allowed()
+        elif self.hidden_score is not None:
+            raise ValueError("hidden_score needs hidden_channels")
         if self.allocation == "global" and self.score in NOT_POOLED:
             raise ValueError(
                 f"score {self.score} ranks the channels of one layer and cannot be compared "
@@ -113,3 +137,31 @@ class WidthOptions(Options):
                 f"{', '.join(STRETCHED)}"
             )
         return self
+
+    @property
+    def plans_from_weights(self) -> bool:
+        """Nothing that plans with these options looks at data."""
+        scores = {self.score, self.hidden_score}
+        return scores <= {"magnitude", None} and self.allocation in WITHOUT_DATA
+
+    @property
+    def ranks_hidden(self) -> str:
+        """The score of hidden channels."""
+        return self.hidden_score or self.score
+
+    def _hidden_allowed(self) -> None:
+        if self.ranks_hidden not in HIDDEN_SCORES:
+            raise ValueError(
+                f"score {self.score} ranks what one projection reads, and every projection reads "
+                f"hidden channels; set hidden_score to {', '.join(HIDDEN_SCORES)}"
+            )
+        if self.score == "obs":
+            raise ValueError(
+                "score obs scores layers as they will be, with all hidden channels; leave "
+                "hidden_channels out or choose another score"
+            )
+        if self.restore == "own":
+            raise ValueError(
+                "restore own runs the layers as they were before, which read more hidden channels "
+                "than are left; with hidden_channels choose dense or none"
+            )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from slm_plugin.models.dimensions import Dimensions
-from slm_plugin.plans import PruningPlan, UnitScores, WidthOperation
+from slm_plugin.plans import Operation, PruningPlan, UnitScores
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.target import Target
 
@@ -18,7 +18,7 @@ def width_plan(
     pruner: Pruner,
     session: Session,
     after: Dimensions,
-    operations: Iterable[WidthOperation],
+    operations: Iterable[Operation],
     scores: tuple[UnitScores, ...],
     kept: str,
     warnings: tuple[str, ...],

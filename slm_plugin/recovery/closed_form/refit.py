@@ -21,7 +21,10 @@ from slm_plugin.restoration.boundaries import boundaries, missing_below
 from slm_plugin.restoration.refitting import refit_layer
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from slm_plugin.models.families.family import Family
+    from slm_plugin.models.view import DecoderView
     from slm_plugin.session import Session
 
 
@@ -77,7 +80,8 @@ class Refit(Recovery):
         Raises:
             CalibrationError: The session has no reference, or it has fewer than 2 samples.
             UnsupportedModelError: The residual stream and the reference differ in width.
-            UserError: The session did not keep the layers of before the last stage.
+            UserError: The session did not keep the layers of before the last stage, or they read
+                more hidden channels than are left.
             NumericalError: NaN or infinity; the model keeps its former weights.
         """
         former = None
@@ -88,6 +92,7 @@ class Refit(Recovery):
                     hint="call `session.expect([recovery])` before the first stage",
                 )
             former = session.former_layers
+            _require_equal_streams(session.view, former)
         places = self._places(session)
         repair = partial(refit_layer, o_proj=self.options.o_proj)
         return repair_layers(self, session, places, repair, former)
@@ -104,3 +109,18 @@ class Refit(Recovery):
         if narrower or missing_below(session):
             return list(range(len(session.sources)))
         return list(range(places[0], len(session.sources))) if places else []
+
+
+def _require_equal_streams(view: DecoderView, former: list[nn.Module] | None) -> None:
+    """Check that former layers can run on the present residual stream."""
+    if not former:
+        return
+    there, here = (
+        view.projections(layer)["down_proj"].out_features for layer in (former[0], view.layers[0])
+    )
+    if there != here:
+        raise UserError(
+            f"the layers before pruning read {there} hidden channels and {here} are left, so "
+            "their outputs are no target",
+            hint="use `toward: dense`",
+        )

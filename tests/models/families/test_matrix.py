@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from slm_plugin.analysis.observation import observe, token_norms
 from slm_plugin.calibration.captures import capture, run_layers
+from slm_plugin.calibration.components import principal_components
 from slm_plugin.errors import ModelSourceError, TargetError, UnsupportedModelError
 from slm_plugin.export.checkpoint import CheckpointExporter, save_checkpoint
 from slm_plugin.models.families.suitability import complaint, refuse_unsuited
@@ -23,11 +24,15 @@ from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.streaming import is_streamed
 from slm_plugin.models.view import DecoderView, layer_kinds
 from slm_plugin.plans import DropLayers, MergeLayers, PruningPlan
+from slm_plugin.plans.operations import by_kind
+from slm_plugin.plans.stream import stream_change
 from slm_plugin.pruners.width.masked_losses import masked_loss
 from slm_plugin.registry import evaluators, pruners, recoveries
 from slm_plugin.session import Session
+from slm_plugin.surgery.channels import apply_channels
 from slm_plugin.surgery.groups import members
 from slm_plugin.surgery.layers import apply_layers
+from slm_plugin.surgery.stream import rotate_stream
 from slm_plugin.target import Target
 from tests.tiny import FAMILIES, make_image, make_model, make_tokenizer, random_tokens
 
@@ -303,6 +308,41 @@ def test_width_pruning_is_silencing(every: str, heads: str, tmp_path: Path) -> N
     assert torch.allclose(computed(reloaded(tmp_path, model)), computed(model), atol=1e-6)
     assert generated(model, use_cache=True) == generated(model, use_cache=False)
     assert torch.allclose(computed(model.double()), computed(silent.double()), atol=1e-9)
+
+
+@pytest.mark.parametrize("score", ["magnitude", "pca"])
+def test_removing_hidden_channels_is_silencing(every: str, score: str, tmp_path: Path) -> None:
+    """The same as writing 0 to them everywhere, of a rotated stream too; or refused."""
+    model = make_model(every)
+    session, cls = Session(model, calibration=TOKENS), pruners.get("width")
+    family, before = session.view.family, session.view.dimensions()
+    given = {"hidden_channels": 8, "hidden_score": score, "restore": "none"}
+    options = cls.Options(score="magnitude", multiple_of=4, **given)
+    pruner = cls(options, Target(ratio=0.35))
+    if not family.hidden_channels:
+        said = complaint(pruner, family, model.config.to_dict())
+        assert said and before.hidden_parameters == 0
+        return
+    made = session.plan(pruner)
+    silent = copy.deepcopy(model)
+    removed = sorted({*range(32)} - {*(stream_change(made.operations).kept or ())})
+    narrow = DecoderView.of(silent)
+    if score == "pca":
+        rotate_stream(narrow, principal_components(narrow, session.captured())[1])
+        assert torch.allclose(computed(silent), computed(model), atol=1e-4)
+    with torch.no_grad():
+        narrow.embedding.weight[:, removed] = 0
+        for layer in narrow.layers:
+            for name in ("o_proj", "down_proj"):
+                for parameter in narrow.projections(layer)[name].parameters():
+                    parameter[removed] = 0
+    apply_channels(silent, by_kind(made.operations)[1])
+    session.apply(made)
+    assert session.view.dimensions() == made.after
+    assert torch.allclose(computed(model), computed(silent), atol=1e-4)
+    assert generated(model, use_cache=True) == generated(model, use_cache=False)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(computed(reloaded(tmp_path, model)), computed(model))
 
 
 def test_a_merge_of_equal_kinds_keeps_the_kind(every: str) -> None:

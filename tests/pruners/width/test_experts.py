@@ -15,7 +15,7 @@ from slm_plugin.inspection import inspection
 from slm_plugin.models.families import families
 from slm_plugin.models.view import DecoderView, experts_of
 from slm_plugin.plans import KeepExperts, PruningPlan
-from slm_plugin.pruners.width.budget import experts_to_remove
+from slm_plugin.pruners.width.expert_budget import experts_to_remove
 from slm_plugin.pruners.width.expert_scores import given_weights, routed_mass, taylor
 from slm_plugin.pruners.width.experts import ExpertPruning, ExpertsOptions
 from slm_plugin.registry import pruners

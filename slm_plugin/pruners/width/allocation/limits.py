@@ -10,6 +10,7 @@ from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.pruners.width.allocation.projection import Limits
 from slm_plugin.pruners.width.budget import kv_counts, wanted_parameters
 from slm_plugin.pruners.width.heads import head_parameters, refuse_query_heads
+from slm_plugin.pruners.width.hidden_cut import NO_HIDDEN, HiddenCut
 from slm_plugin.target import Target
 
 
@@ -22,6 +23,7 @@ def channel_limits(
     multiple_of: int,
     floor: float,
     query_heads: int = 0,
+    hidden: HiddenCut = NO_HIDDEN,
 ) -> tuple[Limits, int]:
     """What of the channels a target leaves, if layers may keep different numbers.
 
@@ -33,6 +35,7 @@ def channel_limits(
         multiple_of: Every layer keeps a multiple of this.
         floor: Smallest share of its channels that a layer keeps, rounded up to a multiple.
         query_heads: Query heads to remove from every KV group, where no whole group goes.
+        hidden: Hidden channels to remove.
 
     Returns:
         The limits of the channels, and the KV groups to remove from every layer.
@@ -42,6 +45,7 @@ def channel_limits(
     """
     refuse_query_heads(query_heads, current)
     wanted = wanted_parameters(target, original, current)
+    current, wanted = hidden.narrowed(wanted, target, current)
     widths = current.widths
     if multiple_of > min(widths):
         raise TargetError(
