@@ -26,9 +26,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def pytest_collection_finish() -> None:
-    """What the libraries have made stays, so no collection needs to look at it again."""
+    """What the libraries have made stays, so no collection needs to look at it again.
+
+    Nor as often as by default: a tiny model is thousands of objects.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 _caches = itertools.count()
