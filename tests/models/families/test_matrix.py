@@ -29,7 +29,7 @@ from slm_plugin.session import Session
 from slm_plugin.surgery.groups import members
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.target import Target
-from tests.tiny import FAMILIES, make_image, make_model, make_tokenizer, random_tokens
+from tests.tiny import AROUND, FAMILIES, make_image, make_model, make_tokenizer, random_tokens
 
 TOKENS = random_tokens(3, 24)
 # A strategy with options that keep a search on a tiny model short.
@@ -68,6 +68,12 @@ SEEN = ("laco", "streamline", "torch_pruning")
 def every(request: pytest.FixtureRequest) -> str:
     """Every family in turn."""
     return str(request.param)
+
+
+def small(every: str, **settings: Any) -> PreTrainedModel:
+    """A model with four layers above those that have to stay."""
+    fixed = len(AROUND.get(every, {}).get("vision_config", {}).get("deepstack_visual_indexes", ()))
+    return make_model(every, num_hidden_layers=4 + fixed, **settings)
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
@@ -258,8 +264,10 @@ def test_a_pruned_model_survives_the_disk(every: str, tmp_path: Path, reload_her
     """
     record, _ = FAMILIES[every]
     usual = getattr(transformers, record.architecture).config_class()
-    model = make_model(every, tie_word_embeddings=usual.tie_word_embeddings)
-    apply_layers(model, [DropLayers(indices=free(model, (1, 4)))])
+    tied = usual.tie_word_embeddings
+    model = small(every, tie_word_embeddings=tied)
+    # Not the upper ones: without them each layer that stays has the kind that it has by default.
+    apply_layers(model, [DropLayers(indices=free(model, (0, 1)))])
     session = Session(model)
     session.export(CheckpointExporter(CheckpointExporter.Options()), tmp_path)
     expected = computed(session.model)
@@ -283,7 +291,7 @@ def test_width_pruning_is_silencing(every: str, tmp_path: Path) -> None:
 
     The same as multiplying what these columns read by 0, too.
     """
-    model = make_model(every)
+    model = make_model(every, num_hidden_layers=3)
     session = Session(model)
     units = DecoderView.of(model).family.units
     if not {*units} - {"experts"}:
@@ -348,7 +356,7 @@ def plan(name: str, session: Session) -> PruningPlan:
 @pytest.mark.parametrize("name", pruners.names())
 def test_every_strategy_plans_what_it_promises(every: str, name: str, tmp_path: Path) -> None:
     """Its plan applies, leaves the promised parameters, and the cache agrees; or it is refused."""
-    model = make_model(every)
+    model = small(every)
     session = Session(model, calibration=TOKENS, journals=tmp_path)
     cls = pruners.get(name)
     reason = complaint(cls, session.view.family, model.config.to_dict())
@@ -391,7 +399,7 @@ def test_restored_widths_are_planned_on_what_they_compute(
     every: str, restore: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each layer is scored on the states that the pruned and restored model later has there."""
-    model = make_model(every)
+    model = small(every)
     session = Session(model, calibration=random_tokens(5, 16))
     cls = pruners.get("width")
     if complaint(cls, session.view.family, model.config.to_dict()):
@@ -412,14 +420,14 @@ def test_restored_widths_are_planned_on_what_they_compute(
     session.expect([recovery])
     session.apply(made)
     session.recover(recovery)
-    now = [torch.cat([b.inputs[index] for b in session.captured()]) for index in range(6)]
+    now = [torch.cat([b.inputs[index] for b in session.captured()]) for index in range(session.original.layers)]
     assert all(torch.equal(one, other) for one, other in zip(seen, now, strict=True))
 
 
 @pytest.mark.parametrize("name", sorted(RECOVERIES))
 def test_every_repair_runs_and_a_fit_lowers_the_error(every: str, name: str) -> None:
     """What is fitted to the dense stream brings the stream behind the last layer nearer to it."""
-    model = make_model(every)
+    model = small(every)
     session = Session(model, calibration=random_tokens(10, 24))
     cls = recoveries.get(name)
     if complaint(cls, session.view.family, model.config.to_dict()):
@@ -454,7 +462,7 @@ def test_every_family_is_analysed(every: str) -> None:
 
 def test_every_evaluator_measures(every: str, tmp_path: Path) -> None:
     """Perplexity is that of the class's own loss; memory is measured."""
-    model = make_model(every)
+    model = make_model(every, num_hidden_layers=2)
     session = Session(model, make_tokenizer())
     file = tmp_path / "text.txt"
     ids = random_tokens(4, 16)
@@ -472,7 +480,7 @@ def test_refusals_are_made_when_a_recipe_is_read(every: str, tmp_path: Path) -> 
     """Before a model is loaded, with the class and the reason."""
     from slm_plugin.recipe import Recipe
 
-    model = make_model(every)
+    model = make_model(every, num_hidden_layers=3)
     model.save_pretrained(tmp_path)
     family, config = DecoderView.of(model).family, model.config.to_dict()
     for registry, verb in ((pruners, "prune"), (recoveries, "recover")):
