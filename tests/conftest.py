@@ -35,6 +35,13 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def frozen_heap() -> None:
+    """Nor what earlier modules left: whoever measures memory collects before each step."""
+    gc.collect()
+    gc.freeze()
+
+
 _caches = itertools.count()
 
 
