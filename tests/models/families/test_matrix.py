@@ -420,7 +420,10 @@ def test_restored_widths_are_planned_on_what_they_compute(
     session.expect([recovery])
     session.apply(made)
     session.recover(recovery)
-    now = [torch.cat([b.inputs[index] for b in session.captured()]) for index in range(session.original.layers)]
+    now = [
+        torch.cat([b.inputs[index] for b in session.captured()])
+        for index in range(session.original.layers)
+    ]
     assert all(torch.equal(one, other) for one, other in zip(seen, now, strict=True))
 
 
