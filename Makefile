@@ -10,6 +10,9 @@ ONCE := benchmarks cli/test_border.py cli/test_reading.py cli/test_streams.py co
 	test_files.py test_plugins.py test_registry.py test_returned.py test_startup.py \
 	test_target.py test_texts.py
 
+# Where it is set, every worker and process compiles all modules anew and rewrites all assertions.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint unit process unit-latest fuzz faults real integration lock clean
 
 demo: $(EXPORT)/.ready ## run the hybrid recipe on the default model

@@ -28,7 +28,9 @@ _IMPORTING = ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_ext
 _WHOLE = ("tempfile", "weakref", "_weakrefset", "slm_plugin.files")
 _OUTPUTS = "slm_plugin.outputs"
 # The only places of `subprocess` where its own clean-up knows the child.
-_WAITING = frozenset({"communicate", "_communicate", "wait", "_wait", "_check_timeout"})
+_WAITING = frozenset(
+    {"communicate", "_communicate", "wait", "_wait", "_try_wait", "_check_timeout"}
+)
 
 
 class Interrupted(BaseException):

@@ -26,7 +26,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def pytest_collection_finish() -> None:
-    """What the libraries have made stays, so no collection needs to look at it again."""
+    """What the libraries have made stays, so no collection needs to look at it again.
+
+    Nor as often as by default: a tiny model is thousands of objects.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen_heap() -> None:
+    """Nor what earlier modules left: whoever measures memory collects before each step."""
     gc.collect()
     gc.freeze()
 

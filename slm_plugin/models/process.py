@@ -56,8 +56,8 @@ _SETTINGS: tuple[tuple[str, Callable[[], Any], Callable[[Any], Any]], ...] = (
 def same_process(seed: int, device: torch.device) -> Iterator[list[str]]:
     """Run a block reproducibly, and restore the process's settings afterwards.
 
-    All random generators are seeded, gradients are enabled and inference mode is off. The former
-    settings are restored at the end.
+    The random generators of Python, NumPy, the CPU and the model's device are seeded, gradients are
+    enabled and inference mode is off. The former settings are restored at the end.
 
     Args:
         seed: Seed of the random generators.
@@ -77,7 +77,12 @@ def same_process(seed: int, device: torch.device) -> Iterator[list[str]]:
         stack.callback(_put_back, [(n, get(), put) for n, get, put in _SETTINGS], put_back)
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
+        if device.type == "cpu":
+            # `torch.manual_seed` would change the generators of GPUs too, and records a stack trace
+            # for each kind of device.
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
         yield put_back
 
 

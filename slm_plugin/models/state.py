@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from slm_plugin.lazy import no_grad, torch
+from slm_plugin.lazy import torch
 from slm_plugin.models.operators import NAME, is_operator_hook
 from slm_plugin.models.streaming import is_stub
 
@@ -46,7 +46,6 @@ _ODD = 0x1E3779B97F4A7C15
 _SMALL = 2**16
 
 
-@no_grad
 def checksum(tensor: Tensor) -> int:
     """A 64-bit checksum of the words of a tensor and their positions.
 

@@ -165,7 +165,7 @@ class DecoderView:
         )
         if "channels" not in family.units:
             return found
-        widths = [projections(layer, family)["down_proj"].in_features for layer in self.layers]
+        widths = [_channels(layer, family) for layer in self.layers]
         # The count of all parameters is measured already.
         return found.with_widths(widths).model_copy(update={"parameters": found.parameters})
 
@@ -323,7 +323,7 @@ def _shapes(layer: nn.Module, family: Family) -> list[tuple[str, tuple[float, ..
     shapes = {name: tuple(p.shape) for name, p in own_parameters(layer)}
     if "channels" not in family.units:
         return list(shapes.items())
-    width = projections(layer, family)["down_proj"].in_features
+    width = _channels(layer, family)
     for short, path in family.projections.items():
         if not set(family.parts(short)) <= set(MLP_PROJECTIONS):
             continue
@@ -335,6 +335,11 @@ def _shapes(layer: nn.Module, family: Family) -> list[tuple[str, tuple[float, ..
         if f"{path}.bias" in shapes:
             shapes[f"{path}.bias"] = (rows / width,)
     return list(shapes.items())
+
+
+def _channels(layer: nn.Module, family: Family) -> int:
+    """MLP channels of a layer."""
+    return cast(nn.Linear, layer.get_submodule(family.projections["down_proj"])).in_features
 
 
 def _channel(modules: dict[str, nn.Linear], family: Family) -> int:

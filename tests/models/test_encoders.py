@@ -214,6 +214,7 @@ output: out
 """
 
 
+@pytest.mark.process
 def test_a_recipe_runs_from_the_files_to_the_proof(tmp_path: Path) -> None:
     """In processes of their own; the processor's files go along, but not what names code."""
     saved(tmp_path / "model", "whisper_decoder")

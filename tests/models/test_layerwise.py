@@ -59,11 +59,11 @@ def resident(model: nn.Module) -> set[str]:
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_plans_are_equal_byte_for_byte(tmp_path: Path, family: str, tied: bool, dtype: str) -> None:
     """Operations, trials, similarities and fingerprint; several batches; then the model itself."""
-    folder = saved(tmp_path, family, num_hidden_layers=8, tie_word_embeddings=tied)
+    folder = saved(tmp_path, family, num_hidden_layers=6, tie_word_embeddings=tied)
     found = []
     for model in both(folder, dtype):
         session = Session(model, calibration=random_tokens(5, 16), batch_tokens=40)
-        plan = SlidingLayerMerging(SlmOptions(), Target(layers_removed=4)).plan(session)
+        plan = SlidingLayerMerging(SlmOptions(), Target(layers_removed=2)).plan(session)
         apply(plan, session)
         found.append((plan.to_json(), session.fingerprint(), model.config.to_dict()))
     assert found[0] == found[1]
@@ -73,8 +73,8 @@ def test_plans_are_equal_byte_for_byte(tmp_path: Path, family: str, tied: bool, 
     ("target", "options"),
     [
         (Target(threshold=0.5), {}),
-        (Target(layers_removed=3), {"criterion": "loss", "search": "greedy"}),
-        (Target(layers_removed=3), {"criterion": "logit_kl", "merge_rule": "best"}),
+        (Target(layers_removed=2), {"criterion": "loss", "search": "greedy"}),
+        (Target(layers_removed=2), {"criterion": "logit_kl", "merge_rule": "best"}),
         (Target(layers_removed=2), {"criterion": "cka", "search": "budgeted"}),
     ],
 )
@@ -82,7 +82,7 @@ def test_every_criterion_and_search_streams(
     tmp_path: Path, target: Target, options: dict[str, object]
 ) -> None:
     """Where the head, the layers' influence or decided trials come in, plans are equal too."""
-    folder = saved(tmp_path, num_hidden_layers=8)
+    folder = saved(tmp_path, num_hidden_layers=6)
     found = []
     for model in both(folder):
         session = Session(model, calibration=random_tokens(5, 16), batch_tokens=40)
@@ -109,12 +109,12 @@ def test_strategies_that_run_layers_stream(
     tmp_path: Path, name: str, options: dict[str, object]
 ) -> None:
     """Same plan, scores and trials to the last digit, and the same model behind it."""
-    folder = saved(tmp_path, num_hidden_layers=8)
+    folder = saved(tmp_path, num_hidden_layers=6)
     kind = pruners.get(name)
     found = []
     for model in both(folder):
         session = Session(model, calibration=random_tokens(5, 16), batch_tokens=40)
-        plan = kind(kind.Options(**options), Target(layers_removed=3)).plan(session)
+        plan = kind(kind.Options(**options), Target(layers_removed=2)).plan(session)
         apply(plan, session)
         found.append((plan.to_json(), session.fingerprint()))
     assert found[0] == found[1]

@@ -107,7 +107,7 @@ def test_two_operations_cannot_take_one_layer(plans: dict[str, str]) -> None:
         (b'{"a": {"b": 1, "b": 2}}', "the key 'b' is given twice"),
         (b"\xff\xfe{\x00}\x00", "it is UTF-16"),
         (b"{\xff}", "it is not UTF-8 text"),
-        (b'{"operations": [' + b"1," * 5_000_000 + b"1]}", "is not a valid plan"),
+        (b'{"operations": [' + b"1," * 1_000_000 + b"1]}", "is not a valid plan"),
     ],
 )
 def test_what_is_no_plan_is_told(tmp_path: Path, content: bytes, words: str) -> None:

@@ -202,7 +202,7 @@ def test_both_releases_read_what_is_written(
     tower: str, tied: bool, tmp_path: Path, reload_here: None
 ) -> None:
     """Their names of weights and settings, and tied embeddings stated where either looks."""
-    session = Session(make_model(tower, tie_word_embeddings=tied))
+    session = Session(make_model(tower, tie_word_embeddings=tied, num_hidden_layers=3))
     session.export(CheckpointExporter(CheckpointExporter.Options()), tmp_path)
     folder = tmp_path / "checkpoint"
     names = set(load_file(folder / "model.safetensors"))

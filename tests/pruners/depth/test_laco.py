@@ -109,9 +109,9 @@ def test_it_is_the_published_loop(family: str, rule: str, c: int) -> None:
     """Same trials, similarities and decisions, and the plan's model is the loop's."""
     i = c - 2
     options = {"layers_per_merge": c, "interval": i, "merge_rule": rule}
-    model = similar_model(family)
+    model = similar_model(family, 8)
     for threshold in (-2.0, median_threshold(model, **options)):
-        loop = published(model, c, i, 1, 9, threshold, rule)
+        loop = published(model, c, i, 1, 7, threshold, rule)
         session = session_of(copy.deepcopy(model))
         plan = planned("laco", session.model, Target(threshold=threshold), **options)
         found = [(trial.similarity, trial.accepted) for trial in plan.trials]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import pytest
@@ -36,6 +37,14 @@ def without(indices: tuple[int, ...], family: str = "llama", layers: int = 6) ->
     return model
 
 
+@functools.cache
+def final_state(indices: tuple[int, ...]) -> torch.Tensor:
+    """That of a model of eight layers without some."""
+    with torch.inference_mode():
+        found: torch.Tensor = without(indices, layers=8).model(TOKENS).last_hidden_state
+    return found
+
+
 def brute_force(family: str, wanted: int, layers: int = 6) -> tuple[list[int], list[float]]:
     """The greedy search over whole models: what goes, and how much the loss has then grown."""
     chosen: tuple[int, ...] = ()
@@ -64,19 +73,16 @@ def test_a_trial_equals_the_whole_shortened_model(criterion: str, base: tuple[in
     """Every criterion, on top of other drops, up to the last layer, or with one taken back."""
     trials = Trials(session_of(make_model(num_hidden_layers=8)), criterion, DROP)
     runs: Runs = tuple(Run(i, i, DROP) for i in base)
-    whole, chosen = make_model(num_hidden_layers=8), CRITERIA[criterion]
+    head, chosen = Head(make_model(num_hidden_layers=8).lm_head), CRITERIA[criterion]
     with torch.inference_mode():
-        prepared = chosen.prepare(
-            whole.model(TOKENS).last_hidden_state, TOKENS, Head(whole.lm_head)
-        )
+        prepared = chosen.prepare(final_state(()), TOKENS, head)
         for rest in dict.fromkeys((runs, runs[1:], runs[:-1])):
             for index in (0, 5, 7):
                 if index in base:
                     continue
                 found = trials(index, index, rest, base=runs)
-                short = without((*(run.first for run in rest), index), layers=8)
-                hidden = short.model(TOKENS).last_hidden_state
-                expected = float(chosen.compare(prepared, hidden, Head(short.lm_head)).mean())
+                hidden = final_state((*(run.first for run in rest), index))
+                expected = float(chosen.compare(prepared, hidden, head).mean())
                 assert found.value == pytest.approx(expected, abs=2e-5)
 
 

@@ -98,15 +98,15 @@ def test_a_repaired_model_is_a_stock_model(
 
 
 @pytest.mark.parametrize(("name", "options"), ALL)
-@pytest.mark.parametrize("batch_tokens", [16, 10_000])
-def test_batches_do_not_matter(name: str, options: dict[str, object], batch_tokens: int) -> None:
+def test_batches_do_not_matter(name: str, options: dict[str, object]) -> None:
     """One sample a batch, or all samples in one, give the same model."""
     repaired = []
-    for tokens in (32, batch_tokens):
+    for tokens in (32, 16, 10_000):
         session = pruned(make_model(), drop(1, 4), batch_tokens=tokens)
         recover(name, session, **options)
         repaired.append(logits(session.model))
-    torch.testing.assert_close(*repaired, rtol=1e-3, atol=1e-3)
+    for other in repaired[1:]:
+        torch.testing.assert_close(repaired[0], other, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("name", "options"), STOCK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import math
@@ -36,15 +37,21 @@ def session_of(model: PreTrainedModel, **changes: int) -> Session:
     return Session(model, calibration=TOKENS, **{"batch_tokens": 20, **changes})  # type: ignore[arg-type]
 
 
-def oracle(criterion: str, runs: Runs) -> float:
-    """The criterion on a model that was merged by surgery and run as a whole."""
-    model, merged = make_model(num_hidden_layers=8), make_model(num_hidden_layers=8)
+@functools.cache
+def whole(runs: Runs) -> tuple[torch.Tensor, Head]:
+    """Final state and head of a model that was merged by surgery and run as a whole."""
+    merged = make_model(num_hidden_layers=8)
     apply_layers(merged, [MergeLayers(first=r.first, last=r.last, rule=r.rule) for r in runs])
-    chosen = CRITERIA[criterion]
     with torch.inference_mode():
-        states = [m.model(input_ids=TOKENS).last_hidden_state for m in (model, merged)]
-        prepared = chosen.prepare(states[0], TOKENS, Head(model.lm_head))
-        return float(chosen.compare(prepared, states[1], Head(model.lm_head)).mean())
+        return merged.model(input_ids=TOKENS).last_hidden_state, Head(merged.lm_head)
+
+
+def oracle(criterion: str, runs: Runs) -> float:
+    """The criterion on a merged model."""
+    (dense, head), chosen = whole(()), CRITERIA[criterion]
+    with torch.inference_mode():
+        prepared = chosen.prepare(dense, TOKENS, head)
+        return float(chosen.compare(prepared, whole(runs)[0], head).mean())
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
