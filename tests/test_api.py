@@ -383,6 +383,7 @@ def test_a_result_is_saved_while_it_is_the_last(tmp_path: Path, reload_here: Non
     last.save(tmp_path / "last")
     assert len(repr(last)) < 300 and "1. block_influence: 5 to 4 layers" in last.summary()
     assert len(repr(last.session)) < 600
+    assert "experts" not in repr(last.session)
 
 
 def test_strategies_are_listed_for_a_model() -> None:

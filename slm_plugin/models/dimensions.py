@@ -22,9 +22,9 @@ class Dimensions(Record):
     All ``*_parameters`` count scalars; tied embeddings count once. A unit that cannot be removed
     from models of this family has 0. Experts are those that a router chooses from, each with its
     row of the router; plans of versions that did not know them, or query heads, say 0. Where a
-    model has two stacks
-    of layers, ``stack`` says which one this is. Without token ids ``vocab_size`` is 0. The lowest
-    ``fixed_layers`` must stay where they are, because vision features are added behind them.
+    model has two stacks of layers, ``stack`` says which one this is. Without token ids
+    ``vocab_size`` is 0. The lowest ``fixed_layers`` must stay where they are, because vision
+    features are added behind them.
     ``stream_vectors`` counts the norm weights and biases of a layer that have one entry for every
     hidden channel; it is 0 where hidden channels cannot be removed.
     """
@@ -141,6 +141,7 @@ class Dimensions(Record):
         per_layer += _MLP_MATRICES * self.intermediate_size
         # Of a query head in q and o, and of a key/value head in k and v.
         per_head = 2 * self.head_dim
+        query_head = self.query_head_parameters
         per_group = per_head * (self.queries_per_group + 1)
         return self.model_copy(
             update={
@@ -149,7 +150,7 @@ class Dimensions(Record):
                 "layer_parameters": self.layer_parameters - removed * per_layer,
                 "channel_parameters": self.channel_parameters - removed * _MLP_MATRICES,
                 "kv_group_parameters": self.kv_group_parameters - removed * per_group,
-                "query_head_parameters": self.query_head_parameters - removed * per_head,
+                "query_head_parameters": query_head - removed * per_head if query_head else 0,
             }
         )
 
