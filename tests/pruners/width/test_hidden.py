@@ -116,12 +116,14 @@ def test_the_channels_of_the_lowest_scores_go(score: str) -> None:
     assert session.view.dimensions() == plan.after
 
 
+@pytest.mark.parametrize("heads", ["kv_groups", "query_heads"])
 @pytest.mark.parametrize("allocation", ["uniform", "owl"])
-def test_mlp_channels_take_the_rest(allocation: str) -> None:
-    """To half a step of the target, whatever the hidden channels take of it."""
+def test_mlp_channels_take_the_rest(allocation: str, heads: str) -> None:
+    """To half a step of the target, whatever hidden channels and heads take of it."""
     session = Session(make_model(), calibration=TOKENS)
     before = session.view.dimensions()
-    plan = session.plan(strategy(0.4, allocation=allocation, kv_groups=1))
+    plan = session.plan(strategy(0.4, allocation=allocation, **{heads: 1}))
+    assert plan.after.attention_heads < before.attention_heads
     step = before.layers * 4 * plan.after.channel_parameters
     assert abs(plan.parameters_removed - 0.4 * before.parameters) <= step / 2
     assert sum(plan.after.widths) < 6 * 48 and plan.after.hidden_size == 24
