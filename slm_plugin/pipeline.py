@@ -314,13 +314,15 @@ def _summary(made: PruningPlan) -> str:
         return f"{made.before.layers} to {made.after.layers} layers, {sizes}"
     if made.before.experts != made.after.experts:
         return f"{made.before.experts} to {made.after.experts} experts in every layer, {sizes}"
-    hidden = ""
-    if made.before.hidden_size != made.after.hidden_size:
-        hidden = f"hidden size {made.before.hidden_size:,} -> {made.after.hidden_size:,}, "
-    return (
-        f"{hidden}MLP channels {made.before.width_range} -> {made.after.width_range}, "
-        f"KV groups {made.before.kv_heads} -> {made.after.kv_heads}, {sizes}"
-    )
+    both = (made.before, made.after)
+    named = {
+        "hidden size": [f"{d.hidden_size:,}" for d in both],
+        "MLP channels": [d.width_range for d in both],
+        "query heads": [str(d.attention_heads) for d in both],
+        "KV groups": [str(d.kv_heads) for d in both],
+    }
+    changed = [f"{name} {old} -> {new}" for name, (old, new) in named.items() if old != new]
+    return ", ".join([*changed, sizes])
 
 
 def _measure(recipe: Recipe, session: Session, log: _Log, stage: int, label: str) -> None:
