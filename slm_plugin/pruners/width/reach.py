@@ -33,9 +33,11 @@ class Reach:
         noun = "query heads" if query_heads else "KV groups"
         if heads * self.current.layers > wanted:
             option = f"query_heads {query_heads}" if query_heads else f"kv_groups {kv_groups}"
+            removed = f"{option} alone removes"
+            if self.taken:
+                removed = f"{option} and the hidden channels remove"
             return TargetError(
-                f"{option} alone removes {self._said(heads)}, more than the "
-                f"target ({self.target.describe()})",
+                f"{removed} {self._said(heads)}, more than the target ({self.target.describe()})",
                 hint=f"remove fewer {noun} or ask for more",
             )
         channels = self.current.intermediate_size - sizes(self.current, self.multiple_of)[-1]

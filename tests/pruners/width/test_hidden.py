@@ -177,6 +177,12 @@ def test_the_reachable_range_counts_the_hidden_channels() -> None:
     assert reached(Target(ratio=most), SMOLLM2) == pytest.approx(most, abs=2e-3)
 
 
+def test_heads_that_go_with_hidden_channels_are_named_with_them() -> None:
+    """Neither removes so much alone."""
+    with pytest.raises(TargetError, match="query_heads 2 and the hidden channels remove ratio 0"):
+        strategy(0.15, hidden_channels=48, query_heads=2).check_target(SMOLLM2, SMOLLM2)
+
+
 @pytest.mark.parametrize("score", sorted({*get_args(ScoreName)} - {*HIDDEN_SCORES}))
 def test_other_scores_are_refused_when_the_recipe_is_read(score: str, tmp_path: Path) -> None:
     """With the reason and the ones to choose from, in one line."""
