@@ -208,6 +208,11 @@ def run_layers(layers: Iterable[nn.Module], hidden: Tensor, arguments: dict[str,
     return hidden
 
 
+def layer_runs(batches: Sequence[Batch], index: int) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    """The captured input and arguments of one layer, by batch."""
+    return ((batch.inputs[index], batch.arguments[index]) for batch in batches)
+
+
 def projection_inputs(
     layer: nn.Module, projection: nn.Module, runs: Iterable[tuple[Tensor, dict[str, Any]]]
 ) -> Iterator[tuple[Tensor, Tensor]]:

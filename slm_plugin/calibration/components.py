@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from slm_plugin.calibration.captures import Batch, in_float64, projection_inputs
+from slm_plugin.calibration.captures import Batch, in_float64, layer_runs, projection_inputs
 from slm_plugin.lazy import no_grad, torch
 from slm_plugin.models.view import DecoderView
 
@@ -48,14 +48,10 @@ def principal_components(view: DecoderView, batches: Sequence[Batch]) -> tuple[T
 def _read_by_blocks(view: DecoderView, batches: Sequence[Batch]) -> Iterator[Tensor]:
     """The stream before every norm, batch by batch, each ``(samples, length, hidden)``."""
     norm = view.family.mlp[1]
-
-    def runs(index: int) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        return ((batch.inputs[index], batch.arguments[index]) for batch in batches)
-
     for index, layer in enumerate(view.layers):
         before_mlp: nn.Module = layer.get_submodule(norm)
         for batch, (seen, _) in zip(
-            batches, projection_inputs(layer, before_mlp, runs(index)), strict=True
+            batches, projection_inputs(layer, before_mlp, layer_runs(batches, index)), strict=True
         ):
             yield batch.inputs[index]
             yield seen

@@ -135,8 +135,17 @@ class Dimensions(Record):
             update={"tied_embeddings": False, "parameters": self.parameters + added}
         )
 
-    def without_hidden(self, removed: int) -> Dimensions:
-        """The same decoder with fewer hidden channels, where some can be removed."""
+    def without_hidden(self, removed: int, *, rotated: bool = False) -> Dimensions:
+        """The same decoder with fewer hidden channels, where some can be removed.
+
+        Args:
+            removed: Hidden channels to remove.
+            rotated: The residual stream is rotated before, which unties the head.
+        """
+        if rotated:
+            return self.untied().without_hidden(removed)
+        if not removed:
+            return self
         per_layer = self._hidden_in_attention + self.stream_vectors
         per_layer += _MLP_MATRICES * self.intermediate_size
         # Of a query head in q and o, and of a key/value head in k and v.

@@ -388,20 +388,25 @@ class KeepExperts(_KeepUnits):
             )
 
 
-class KeepHidden(_Operation):
+class _StreamOperation(_Operation):
+    """An operation on the residual stream of the whole model."""
+
+    kind: ClassVar[Literal["depth", "width"]] = "width"
+
+    def used(self) -> Iterator[Block]:
+        """No block alone: other operations may keep units of every layer."""
+        yield from ()
+
+
+class KeepHidden(_StreamOperation):
     """Channels of the residual stream to keep, the same in the whole model.
 
     With each go its column of the embedding, of the head and of all maps that read the stream, its
     row of those that write to it, and its entry of the norms.
     """
 
-    kind: ClassVar[Literal["depth", "width"]] = "width"
     op: Literal["keep_hidden"] = "keep_hidden"
     indices: Indices
-
-    def used(self) -> Iterator[Block]:
-        """No block alone: other operations may keep units of every layer."""
-        yield from ()
 
     def check(self, before: Dimensions) -> None:
         """Check that the channels exist and can be removed."""
@@ -414,7 +419,7 @@ class KeepHidden(_Operation):
         return f"keep {len(self.indices):,} hidden channels"
 
 
-class RotateHidden(_Operation):
+class RotateHidden(_StreamOperation):
     """Rotate the residual stream into its principal components before channels of it go.
 
     The basis is no part of the plan: it follows from the model and the calibration set, which has
@@ -424,13 +429,8 @@ class RotateHidden(_Operation):
         calibration: What names the calibration set, as `Session.digest` does.
     """
 
-    kind: ClassVar[Literal["depth", "width"]] = "width"
     op: Literal["rotate_hidden"] = "rotate_hidden"
     calibration: str
-
-    def used(self) -> Iterator[Block]:
-        """No block alone."""
-        yield from ()
 
     def check(self, before: Dimensions) -> None:
         """Check that the stream of the family can be rotated."""
@@ -458,7 +458,7 @@ def by_kind(
     for operation in operations:
         if isinstance(operation, WidthOperation):
             width.append(operation)
-        elif not isinstance(operation, KeepHidden | RotateHidden):
+        elif not isinstance(operation, _StreamOperation):
             depth.append(operation)
     return depth, width
 

@@ -37,8 +37,8 @@ class StreamChange(NamedTuple):
 
     def after(self, before: Dimensions) -> Dimensions:
         """Dimensions of the result; a rotation unties the head."""
-        left = before if self.rotation is None else before.untied()
-        return left if self.kept is None else left.without_hidden(left.hidden_size - len(self.kept))
+        removed = 0 if self.kept is None else before.hidden_size - len(self.kept)
+        return before.without_hidden(removed, rotated=self.rotation is not None)
 
 
 UNCHANGED = StreamChange()

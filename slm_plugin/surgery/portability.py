@@ -197,26 +197,28 @@ def head_dim_warning(before: Dimensions, after: Dimensions) -> str | None:
 
 def channels_warning(before: Dimensions, after: Dimensions) -> str | None:
     """Warn about sizes that are slow for kernels or invalid for block formats."""
-    had, left = before.intermediate_size, after.intermediate_size
-    lost = [multiple for multiple in KERNEL_MULTIPLES if had % multiple == 0 and left % multiple]
+    lost = _lost_multiples(before.intermediate_size, after.intermediate_size)
     if not lost:
         return None
-    return (
-        f"intermediate_size {after.intermediate_size} is no longer a multiple of {lost[0]}: "
-        f"some kernels and quantised formats are slower or reject it; multiple_of: "
-        f"{lost[-1]} keeps it a multiple"
-    )
+    slower = _slower("intermediate_size", after.intermediate_size, lost)
+    return f"{slower}; multiple_of: {lost[-1]} keeps it a multiple"
 
 
 def hidden_warning(before: Dimensions, after: Dimensions) -> str | None:
     """The same for the hidden size."""
-    for one in KERNEL_MULTIPLES:
-        if before.hidden_size % one == 0 and after.hidden_size % one:
-            return (
-                f"hidden_size {after.hidden_size} is no longer a multiple of {one}: some kernels "
-                "and quantised formats are slower or reject it"
-            )
-    return None
+    lost = _lost_multiples(before.hidden_size, after.hidden_size)
+    return _slower("hidden_size", after.hidden_size, lost) if lost else None
+
+
+def _lost_multiples(had: int, left: int) -> list[int]:
+    return [multiple for multiple in KERNEL_MULTIPLES if had % multiple == 0 and left % multiple]
+
+
+def _slower(size: str, left: int, lost: list[int]) -> str:
+    return (
+        f"{size} {left} is no longer a multiple of {lost[0]}: some kernels and quantised formats "
+        "are slower or reject it"
+    )
 
 
 def widths_warning(after: Dimensions) -> str | None:

@@ -23,9 +23,7 @@ class HiddenCut:
 
     def after(self, before: Dimensions) -> Dimensions:
         """What is left of a decoder."""
-        if not self.count:
-            return before
-        return (before.untied() if self.rotated else before).without_hidden(self.count)
+        return before.without_hidden(self.count, rotated=self.rotated)
 
     def narrowed(self, wanted: int, target: Target, current: Dimensions) -> tuple[Dimensions, int]:
         """What is left of a decoder, and how many of the wanted parameters are still to remove.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from slm_plugin.calibration.captures import in_float64, projection_inputs
+from slm_plugin.calibration.captures import in_float64, layer_runs, projection_inputs
 from slm_plugin.calibration.held_out import is_held_out
 from slm_plugin.lazy import no_grad, torch
 from slm_plugin.models.streaming import held
@@ -96,10 +96,6 @@ def layer_inputs(session: Session) -> Iterator[LayerInputs]:
         NumericalError: The model produces NaN or infinity.
     """
     batches, view = session.captured(), session.view
-
-    def runs(index: int) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        return ((batch.inputs[index], batch.arguments[index]) for batch in batches)
-
     for index, layer in enumerate(view.layers):
         with held(layer):
             yield LayerInputs(
@@ -108,7 +104,7 @@ def layer_inputs(session: Session) -> Iterator[LayerInputs]:
                 view.projections(layer),
                 session.samples,
                 len(batches),
-                partial(runs, index),
+                partial(layer_runs, batches, index),
             )
 
 
