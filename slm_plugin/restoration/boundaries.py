@@ -59,6 +59,19 @@ def reference_of(session: Session, recovery: str) -> list[Batch]:
     return reference
 
 
+def dense_states(session: Session) -> tuple[list[Batch], tuple[tuple[int, int], ...]]:
+    """The states toward which a repair after this stage fits, and where each layer stands in them.
+
+    They are the reference, or the present model's where none was recorded.
+
+    Returns:
+        The layer inputs, and for every present layer the lowest and the highest layer in it.
+    """
+    if session.reference is not None:
+        return session.reference, session.sources
+    return session.captured(), tuple((i, i) for i in range(len(session.view.layers)))
+
+
 def target_of(session: Session, position: int) -> int:
     """Index, in the inputs of a reference batch, of the target state after a layer."""
     return target_above(session.sources, position, session.original.layers)

@@ -1,10 +1,10 @@
-"""A layer-by-layer pass through the pruned model, beside the recorded states of the dense one."""
+"""A layer of the pruned model beside its target, and a walk from layer to layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from slm_plugin.calibration.captures import Batch, enter, in_float64, projection_inputs, run_layers
 from slm_plugin.calibration.spool import Spool
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from slm_plugin.models.families.family import Family
+
+# A layer's input, ``(samples, length, hidden)``, and its arguments.
+LayerRun: TypeAlias = "tuple[Tensor, dict[str, Any]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,57 @@ class LayerBatch:
     def residual(self) -> Tensor:
         """Target minus output, ``(samples, length, hidden)``, in float64."""
         return in_float64(self.target) - in_float64(self.output)
+
+
+@dataclass(frozen=True, slots=True)
+class FittedLayer:
+    """A layer to repair, on its present input and beside its target.
+
+    Attributes:
+        name: Its name in messages.
+        layer: The layer.
+        view: The model.
+        runs: Gives its input and arguments for every batch.
+        targets: Gives the target behind it for every batch, ``(samples, length, hidden)``.
+        keep: Takes its output of every batch when `batches` runs it.
+    """
+
+    name: str
+    layer: nn.Module
+    view: DecoderView
+    runs: Callable[[], Iterator[LayerRun]]
+    targets: Callable[[], Iterator[Tensor]]
+    keep: Callable[[Tensor], None] = field(default=lambda output: None)
+
+    @property
+    def projections(self) -> dict[str, nn.Linear]:
+        """The linear maps of the layer by their short names."""
+        return self.view.projections(self.layer)
+
+    @property
+    def multiplier(self) -> float:
+        """Factor of what a block adds to the residual stream (Granite)."""
+        return self.view.residual_multiplier
+
+    @property
+    def family(self) -> Family:
+        """What is true of the model's class."""
+        return self.view.family
+
+    def norm_behind(self, name: str) -> nn.Module | None:
+        """The norm between a projection's output and the residual stream, where there is one."""
+        if not self.family.norm_behind:
+            return None
+        attention, mlp = self.family.writers
+        return self.layer.get_submodule(attention if name == "o_proj" else mlp)
+
+    def batches(self, projection: nn.Module) -> Iterator[LayerBatch]:
+        """Run the layer on every batch, and record the input of one of its projections."""
+        seen, start = projection_inputs(self.layer, projection, self.runs()), 0
+        for (features, output), target in zip(seen, self.targets(), strict=True):
+            self.keep(output)
+            yield LayerBatch(start, features, output, target)
+            start += len(output)
 
 
 class LayerWalk:
@@ -88,40 +142,17 @@ class LayerWalk:
         return len(self._reference)
 
     @property
-    def projections(self) -> dict[str, nn.Linear]:
-        """The linear maps of that layer by their short names."""
-        return self._view.projections(self.layer)
+    def fitted(self) -> FittedLayer:
+        """That layer, on its present input and beside its target."""
+        name = f"layer {self.position}"
+        return FittedLayer(name, self.layer, self._view, self.runs, self._targets)
 
-    @property
-    def multiplier(self) -> float:
-        """Factor of what a block adds to the residual stream (Granite)."""
-        return self._view.residual_multiplier
-
-    @property
-    def family(self) -> Family:
-        """What is true of the model's class."""
-        return self._view.family
-
-    def norm_behind(self, name: str) -> nn.Module | None:
-        """The norm between a projection's output and the residual stream, where there is one."""
-        if not self.family.norm_behind:
-            return None
-        attention, mlp = self.family.writers
-        return self.layer.get_submodule(attention if name == "o_proj" else mlp)
-
-    def runs(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    def runs(self) -> Iterator[LayerRun]:
         """The next layer's input and arguments for every batch."""
         # A merged layer keeps the attention type of its lowest original layer.
         index = self._sources[self.position][0]
         for batch, state in zip(self._reference, self._states, strict=True):
             yield state, batch.arguments[index]
-
-    def batches(self, projection: nn.Module) -> Iterator[LayerBatch]:
-        """Run the layer on every batch, and record the input of one of its projections."""
-        seen, start = projection_inputs(self.layer, projection, self.runs()), 0
-        for (features, output), target in zip(seen, self._targets(), strict=True):
-            yield LayerBatch(start, features, output, target)
-            start += len(output)
 
     def _targets(self) -> Iterator[Tensor]:
         """The target of every batch behind the next layer, ``(samples, length, hidden)``."""

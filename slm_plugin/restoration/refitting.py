@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from slm_plugin.lazy import F, torch
-from slm_plugin.restoration.layer_walk import LayerWalk
+from slm_plugin.restoration.layer_walk import FittedLayer
 from slm_plugin.restoration.least_squares import Regression, share
 from slm_plugin.restoration.rewriting import Write
 
@@ -24,8 +24,8 @@ STEPS = (1.0, 0.5, 0.25, 0.125)
 SMALLEST_GAIN = 1e-2
 
 
-def refit_layer(walk: LayerWalk, write: Write, *, o_proj: bool) -> list[str]:
-    """Refit the next layer of a walk toward its target, and return notes about it.
+def refit_layer(fitted: FittedLayer, write: Write, *, o_proj: bool) -> list[str]:
+    """Refit a layer toward its target, and return notes about it.
 
     With Z the input of a projection, X the stream after its layer and X* the target there, the D
     that minimises ||Z D' - (X* - X)||^2 + a||D||^2 is added to its weight W: the ridge pulls toward
@@ -35,7 +35,7 @@ def refit_layer(walk: LayerWalk, write: Write, *, o_proj: bool) -> list[str]:
     and the longest of a few steps that lowers the measured held-out error is taken.
 
     Args:
-        walk: The walk.
+        fitted: The layer.
         write: Writes values into a parameter.
         o_proj: Refit the attention's output before ``down_proj``.
 
@@ -43,18 +43,18 @@ def refit_layer(walk: LayerWalk, write: Write, *, o_proj: bool) -> list[str]:
         CalibrationError: There are fewer than 2 samples.
         NumericalError: NaN or infinity.
     """
-    where = f"layer {walk.position}"
+    where = fitted.name
     if not o_proj:
-        return [f"{where}: {_improve(walk, _Writer.of(walk, 'down_proj'), write)}"]
-    out, down = (_Writer.of(walk, name) for name in ("o_proj", "down_proj"))
-    first = _regression(walk, out).residual
+        return [f"{where}: {_improve(fitted, _Writer.of(fitted, 'down_proj'), write)}"]
+    out, down = (_Writer.of(fitted, name) for name in ("o_proj", "down_proj"))
+    first = _regression(fitted, out).residual
     former = [parameter.clone() for parameter in out.linear.parameters()]
-    said = _improve(walk, out, write)
+    said = _improve(fitted, out, write)
     # The fit assumes a fixed MLP output, but the MLP reads the new attention output.
-    if _regression(walk, down).residual > first:
+    if _regression(fitted, down).residual > first:
         _restore(out.linear, former, write)
         said += ", undone: the error after the MLP grew"
-    return [f"{where} o_proj: {said}", f"{where}: {_improve(walk, down, write)}"]
+    return [f"{where} o_proj: {said}", f"{where}: {_improve(fitted, down, write)}"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +74,13 @@ class _Writer:
     epsilon: float = 0.0
 
     @classmethod
-    def of(cls, walk: LayerWalk, name: str) -> _Writer:
-        linear, norm = walk.projections[name], walk.norm_behind(name)
+    def of(cls, fitted: FittedLayer, name: str) -> _Writer:
+        linear, norm = fitted.projections[name], fitted.norm_behind(name)
         if norm is None:
-            return cls(linear, walk.multiplier)
-        gain = norm.get_parameter("weight").double() + walk.family.gain_offset
+            return cls(linear, fitted.multiplier)
+        gain = norm.get_parameter("weight").double() + fitted.family.gain_offset
         epsilon: Any = getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", 0.0)
-        return cls(linear, walk.multiplier, gain, float(epsilon))
+        return cls(linear, fitted.multiplier, gain, float(epsilon))
 
     def features(self, inputs: Tensor) -> Tensor:
         """Features in which what is added is linear, to first order where a norm is behind."""
@@ -94,9 +94,9 @@ class _Writer:
         return found * torch.rsqrt(output.square().mean(-1, keepdim=True) + self.epsilon)
 
 
-def _improve(walk: LayerWalk, writer: _Writer, write: Write) -> str:
+def _improve(fitted: FittedLayer, writer: _Writer, write: Write) -> str:
     """Refit one projection; behind a norm, with the longest step that lowers the error."""
-    first = _regression(walk, writer)
+    first = _regression(fitted, writer)
     fit = first.solve()
     if fit.change is None or writer.gain is None:
         _add(writer.linear, fit.change, write)
@@ -108,7 +108,7 @@ def _improve(walk: LayerWalk, writer: _Writer, write: Write) -> str:
     former = [parameter.clone() for parameter in writer.linear.parameters()]
     for step in STEPS:
         _add(writer.linear, step * change, write)
-        reached = _regression(walk, writer)
+        reached = _regression(fitted, writer)
         if reached.residual < first.residual:
             after = share(reached.residual, reached.target)
             return (
@@ -119,10 +119,10 @@ def _improve(walk: LayerWalk, writer: _Writer, write: Write) -> str:
     return f"left as it is, held-out error {fit.before:.2%}"
 
 
-def _regression(walk: LayerWalk, writer: _Writer) -> Regression:
+def _regression(fitted: FittedLayer, writer: _Writer) -> Regression:
     """Regression of the layer's residual on the features of one of its projections."""
-    regression = Regression(f"layer {walk.position}")
-    for batch in walk.batches(writer.linear):
+    regression = Regression(fitted.name)
+    for batch in fitted.batches(writer.linear):
         features = writer.features(batch.features)
         regression.add(batch.start, features, batch.residual, batch.target)
     return regression

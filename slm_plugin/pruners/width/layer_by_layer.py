@@ -11,6 +11,7 @@ from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.streaming import held
 from slm_plugin.plans import UnitScores
 from slm_plugin.pruners.width.input_sums import LayerInputs
+from slm_plugin.restoration.boundaries import dense_states
 from slm_plugin.restoration.layer_walk import LayerWalk
 from slm_plugin.restoration.refitting import refit_layer
 from slm_plugin.restoration.rewriting import rewriting
@@ -74,7 +75,7 @@ def scored_in_turn(
             )
             if restoration.toward != "none":
                 with rewriting() as write:
-                    refit_layer(walk, write, o_proj=restoration.o_proj)
+                    refit_layer(walk.fitted, write, o_proj=restoration.o_proj)
             walk.advance()
 
 
@@ -82,7 +83,4 @@ def _walk(session: Session, restoration: Restoration) -> LayerWalk:
     """A walk beside the states that a recovery after this stage would have."""
     view = session.view
     former = list(view.layers) if restoration.toward == "own" else None
-    if session.reference is not None:
-        return LayerWalk(view, session.reference, session.sources, former)
-    sources = [(index, index) for index in range(len(view.layers))]
-    return LayerWalk(view, session.captured(), sources, former)
+    return LayerWalk(view, *dense_states(session), former)

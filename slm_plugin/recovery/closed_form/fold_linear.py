@@ -8,18 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from slm_plugin.lazy import F, no_grad
+from slm_plugin.lazy import no_grad
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.closed_form.layer_repair import repair_layers
 from slm_plugin.registry import register_recovery
 from slm_plugin.restoration.boundaries import boundaries
-from slm_plugin.restoration.layer_walk import LayerWalk
-from slm_plugin.restoration.least_squares import Regression
-from slm_plugin.restoration.rewriting import Write
+from slm_plugin.restoration.folding import fold_layer
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from slm_plugin.models.families.family import Family
     from slm_plugin.session import Session
 
@@ -55,24 +51,4 @@ class FoldLinear(Recovery):
             UnsupportedModelError: The residual stream and the reference differ in width.
             NumericalError: NaN or infinity; the model keeps its former weights.
         """
-        return repair_layers(self, session, boundaries(session), _fold)
-
-
-def _fold(walk: LayerWalk, write: Write) -> list[str]:
-    down = walk.projections["down_proj"]
-    regression = Regression(f"layer {walk.position}")
-    for batch in walk.batches(down):
-        output = F.linear(batch.features, down.weight, down.bias) * walk.multiplier
-        regression.add(batch.start, output, batch.residual, batch.target)
-    fit = regression.solve()
-    if fit.change is not None:
-        for parameter in (down.weight, down.bias):
-            if parameter is not None:
-                write(parameter, _mapped(parameter, fit.change))
-    return [f"layer {walk.position}: {fit.describe()}"]
-
-
-def _mapped(parameter: Tensor, change: Tensor) -> Tensor:
-    """T' times a weight or a bias, where T is the identity plus the change."""
-    values = parameter.to(change)
-    return values + change.T @ values
+        return repair_layers(self, session, boundaries(session), fold_layer)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from slm_plugin.progress import track
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.restoration.boundaries import NOTHING_MISSING, note_below, reference_of
-from slm_plugin.restoration.layer_walk import LayerWalk
+from slm_plugin.restoration.layer_walk import FittedLayer, LayerWalk
 from slm_plugin.restoration.rewriting import Write, rewriting
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def repair_layers(
     recovery: Recovery,
     session: Session,
     places: Sequence[int],
-    repair: Callable[[LayerWalk, Write], list[str]],
+    repair: Callable[[FittedLayer, Write], list[str]],
     former: Sequence[nn.Module] | None = None,
 ) -> RecoveryRecord:
     """Repair layers from the bottom up, each on the outputs of the repaired ones below it.
@@ -30,7 +30,7 @@ def repair_layers(
         recovery: The recovery, for messages and the record.
         session: The session, its model changed in place.
         places: Positions to repair, in ascending order.
-        repair: Changes the next layer of a walk and returns notes about it.
+        repair: Changes a layer and returns notes about it.
         former: The layers that give the targets, in place of the dense model's states.
 
     Raises:
@@ -47,7 +47,7 @@ def repair_layers(
         with rewriting() as write:
             for position in track(range(places[-1] + 1), f"{recovery.name}: layers"):
                 if position in places:
-                    notes += repair(walk, write)
+                    notes += repair(walk.fitted, write)
                 walk.advance()
     return RecoveryRecord(
         recovery=recovery.name, options=recovery.options.model_dump(), notes=tuple(notes)

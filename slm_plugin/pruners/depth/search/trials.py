@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 from slm_plugin.cache import Store
 from slm_plugin.calibration.captures import run_batches
 from slm_plugin.calibration.spool import Spool
-from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import inference_mode, nn, torch
 from slm_plugin.models.streaming import is_streamed
 from slm_plugin.plans import Trial
 from slm_plugin.progress import counting
-from slm_plugin.pruners.depth.measures.criteria import CRITERIA, NO_HEAD, CriterionName, Prepared
+from slm_plugin.pruners.depth.measures.criteria import CriterionName
+from slm_plugin.pruners.depth.measures.similarity import Similarity
 from slm_plugin.pruners.depth.search.journal import Journal, journal_of
 from slm_plugin.pruners.depth.search.runs import DROP, Found, Measured, Run, Runs
 from slm_plugin.pruners.influence import block_influence
@@ -88,8 +88,7 @@ class Trials:
         self._view = session.view
         self._dimensions = session.view.dimensions()
         self._captured = session.captured()
-        self._criterion = CRITERIA[criterion]
-        self._head = self._view.logits if self._criterion.logits else NO_HEAD
+        self._similarity = Similarity(session, criterion)
         self._streamed = is_streamed(session.model)
         self._rule, self._weights_only = rule, weights_only
         self._count = count
@@ -97,15 +96,13 @@ class Trials:
         self._merged: dict[Run, nn.Module] = {}
         self._base: Runs = ()
         self._inputs: list[tuple[dict[int, int], Spool]] = []
-        self._samples = sum(len(batch.tokens) for batch in self._captured)
-        self._prepared = self._references()
-        self.greatest = max(self._criterion.greatest(prepared) for prepared in self._prepared)
+        self.greatest = self._similarity.greatest
         self.made: dict[tuple[Run, Runs], Measured] = {}
 
     @property
     def same(self) -> float:
         """Value of the unchanged model."""
-        return self._criterion.same
+        return self._similarity.same
 
     def __call__(
         self,
@@ -148,57 +145,35 @@ class Trials:
     def _influences(self) -> list[float]:
         return block_influence(self._view, self._captured)
 
-    @inference_mode
-    def _references(self) -> list[Prepared]:
-        """The criterion's data of the original model: for every batch, or once for all samples."""
-        prepare = self._criterion.prepare
-        if self._criterion.pooled:
-            final = torch.cat([batch.final for batch in self._captured])
-            tokens = torch.cat([batch.tokens for batch in self._captured])
-            return [prepare(final, tokens, self._head, None)]
-        return [prepare(one.final, one.tokens, self._head, one.valid) for one in self._captured]
-
     def _value(self, runs: Runs, base: Runs, bound: float | None) -> tuple[float, int | None]:
         """The mean over the evaluated samples, and their number if not all were evaluated."""
         seen: list[float] = []
-        for part in range(len(self._prepared)):
+        parts = self._similarity.parts
+        for part in range(parts):
             if part == len(self._journal.cached(runs)):
                 if part == 0:
                     self._count()
                 # With streamed layers, early stopping would read the layers again for every batch.
-                parts = range(part, len(self._prepared)) if self._streamed else [part]
-                for values in self._measure(runs, base, parts):
+                asked = range(part, parts) if self._streamed else [part]
+                for values in self._measure(runs, base, asked):
                     self._journal.add(runs, values)
             seen += self._journal.cached(runs)[part]
-            if part + 1 < len(self._prepared) and self._is_below(seen, bound):
+            if part + 1 < parts and self._similarity.is_below(seen, bound):
                 return sum(seen) / len(seen), len(seen)
         return sum(seen) / len(seen), None
-
-    def _is_below(self, seen: Sequence[float], bound: float | None) -> bool:
-        """Whether the mean is below a bound even if all other samples have the greatest value."""
-        if bound is None:
-            return False
-        remaining = self._samples - len(seen)
-        # The margin allows for rounding: sums in another order differ in their last digits.
-        return (sum(seen) + remaining * self.greatest) / self._samples < bound - 1e-9
 
     @inference_mode
     def _measure(self, runs: Runs, base: Runs, parts: Sequence[int]) -> Iterator[list[float]]:
         """The criterion's values for some parts of the samples."""
         if base != self._base:
             self._set_base(base)
-        numbers = range(len(self._captured)) if self._criterion.pooled else parts
+        similarity = self._similarity
+        numbers = range(len(self._captured)) if similarity.pooled else parts
         states = self._final_hidden(runs, base, numbers)
-        if self._criterion.pooled:
+        if similarity.pooled:
             states = [torch.cat(states)]
         for part, hidden in zip(parts, states, strict=True):
-            values = self._criterion.compare(self._prepared[part], hidden, self._head)
-            if not torch.isfinite(values).all():
-                raise NumericalError(
-                    "the similarity of a trial is NaN",
-                    hint="load the model in float32 or bfloat16: float16 overflows",
-                )
-            yield values.reshape(-1).tolist()
+            yield similarity.values(part, hidden)
 
     def _final_hidden(self, runs: Runs, base: Runs, numbers: Sequence[int]) -> list[Tensor]:
         """Hidden states after the final norm for some batches, with these runs merged."""
