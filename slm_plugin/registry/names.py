@@ -255,6 +255,7 @@ pruners: Registry[Pruner] = Registry(
         "merge_concat": "slm_plugin.pruners.depth.merge_concat",
         "shapley": "slm_plugin.pruners.depth.shapley",
         "shortened": "slm_plugin.pruners.depth.shortened",
+        "repaired": "slm_plugin.pruners.depth.repaired",
         "sleb": "slm_plugin.pruners.depth.sleb",
         "slm": "slm_plugin.pruners.depth.slm",
         "streamline": "slm_plugin.pruners.depth.streamline",

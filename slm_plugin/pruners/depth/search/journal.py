@@ -38,7 +38,7 @@ class Journal:
         self.store = store
         self._values: dict[Runs, list[list[float]]] = {}
         for (runs, part), values in sorted(store.items(), key=lambda item: item[0][1]):
-            parts = self._values.setdefault(_runs(runs), [])
+            parts = self._values.setdefault(runs_of(runs), [])
             if part == len(parts):
                 parts.append([float(value) for value in values])
         self.read_from_disk = sum(map(bool, self._values.values()))
@@ -61,9 +61,10 @@ class Journal:
 def is_part(key: Any, values: Any) -> bool:
     """Whether a line of a journal holds runs, the number of a part, and finite values."""
     runs, part = key
-    hash(_runs(runs))
+    hash(runs_of(runs))
     return isinstance(part, int) and all(math.isfinite(float(value)) for value in values)
 
 
-def _runs(data: Any) -> Runs:
+def runs_of(data: Any) -> Runs:
+    """Runs from plain data."""
     return tuple(Run(*run) for run in data)

@@ -1,0 +1,208 @@
+"""Drop or merge the layers without which the model is best once the gaps are repaired.
+
+Source: the repair inside the search is SPRINT's (arXiv 2506.03510), here for whole layers, with the
+dense model's states as target. The greedy search by the loss is SLEB's (arXiv 2402.09025), merges
+and their rules are those of SLM (arXiv 2502.19159), joins those of `sublayer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
+
+from slm_plugin.counts import Count
+from slm_plugin.plans import PruningPlan
+from slm_plugin.plans.rules import check_rule
+from slm_plugin.pruners.depth.depth_plan import depth_plan, kinds_of
+from slm_plugin.pruners.depth.dropping import BetweenEnds, EndsOptions
+from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName
+from slm_plugin.pruners.depth.search.repaired_stack import Candidate
+from slm_plugin.pruners.depth.search.repaired_trials import Judged, RepairedTrials, repaired_trials
+from slm_plugin.pruners.depth.search.runs import DROP, JOIN, Run, alike
+from slm_plugin.pruners.influence import block_influence
+from slm_plugin.registry import register_pruner
+from slm_plugin.surgery.merge_rules import candidates as rules_of
+
+if TYPE_CHECKING:
+    from slm_plugin.models.families.family import Family
+    from slm_plugin.session import Session
+
+JUDGES: dict[str, CriterionName] = {"loss": "loss", "kl": "logit_kl"}
+STATE = "minus the relative error, after its repair, of the state behind the gap"
+FOLLOWED_BY: dict[str, dict[str, Any] | None] = {
+    "boundary": {"recover": "refit"},
+    "fold_linear": {"recover": "fold_linear"},
+    "none": None,
+}
+
+
+def _check_rule(rule: str) -> str:
+    return rule if rule == JOIN else check_rule(rule)
+
+
+class RepairedOptions(EndsOptions):
+    """The repair, and how candidates are screened and judged."""
+
+    repair: Annotated[
+        Literal["boundary", "fold_linear", "none"],
+        Field(
+            description="of the layer below a gap: boundary: `down_proj` fitted again; "
+            "fold_linear: a linear map of what its MLP adds"
+        ),
+    ] = "boundary"
+    screen: Annotated[
+        Count | Literal["all"],
+        Field(
+            description="candidates that are judged at each step: those whose repaired state lacks "
+            "least; all: every one, on all samples"
+        ),
+    ] = 5
+    judge: Annotated[
+        Literal["loss", "kl", "state"],
+        Field(
+            description="loss, or kl divergence, of the repaired model; state: the error behind "
+            "the gap alone"
+        ),
+    ] = "loss"
+    merge_rules: Annotated[
+        tuple[Annotated[str, AfterValidator(_check_rule)], ...],
+        Field(
+            description="merges of two adjacent layers that are candidates too: merge rules of "
+            "slm, or join: the lower one's attention with the upper one's MLP"
+        ),
+    ] = ()
+
+
+@register_pruner("repaired")
+class Repaired(BetweenEnds):
+    """Drop or merge one layer at a time: the one that the repaired model misses least.
+
+    Each step estimates for every candidate what the state behind it lacks after the repair, and
+    judges the best of them by the loss of the whole model with that repair in place. The plan of
+    fewer layers is the beginning of the plan of more. The repair is no part of the plan; the
+    recovery that belongs to it runs behind.
+    """
+
+    keeps_trials = True
+    Options: ClassVar = RepairedOptions
+    options: RepairedOptions
+
+    def unsuited_options(self, family: Family, config: Mapping[str, Any]) -> str:
+        """The repair needs linear maps; a join needs separate steps."""
+        if JOIN in self.options.merge_rules and family.is_parallel(config):
+            return "its attention and its MLP read the same input, so `join` has no separate steps"
+        if self.options.repair == "none":
+            return ""
+        if family.no_fit:
+            return f"{family.no_fit}; set `repair: none`"
+        if self.options.repair == "fold_linear" and family.norm_behind:
+            return "a norm stands behind its MLP; set `repair: boundary`"
+        return ""
+
+    @property
+    def followed_by(self) -> Mapping[str, Any] | None:
+        """The recovery that makes the repairs of the search, and more."""
+        return FOLLOWED_BY[self.options.repair]
+
+    def plan(self, session: Session) -> PruningPlan:
+        """Search for the layers to remove.
+
+        Raises:
+            TargetError: The target cannot be reached.
+            CalibrationError: A repair is fitted on fewer than 2 samples.
+            NumericalError: The model or a trial gives NaN.
+        """
+        wanted, options = self.wanted(session), self.options
+        criterion = JUDGES.get(options.judge)
+        with repaired_trials(session, options.repair, criterion) as trials:
+            chosen = self._chosen(session, wanted, trials)
+            others = [judged for judged in trials.made if judged not in chosen]
+        meaning = STATE if criterion is None else CRITERIA[criterion].meaning
+        notes = (
+            f"similarity: {meaning}, mean over the calibration samples",
+            f"greedy search: each step removed the layer that the model with `repair: "
+            f"{options.repair}` misses least",
+        )
+        return depth_plan(
+            self,
+            session,
+            [judged.candidate.run.operation for judged in chosen],
+            notes,
+            trials=tuple(judged.trial(accepted=True) for judged in chosen),
+            explored=tuple(judged.trial(accepted=False) for judged in others),
+        )
+
+    def _chosen(self, session: Session, wanted: int, trials: RepairedTrials) -> list[Judged]:
+        """The best candidate of every step."""
+        offer = self._offer(session)
+        whole = self.options.screen == "all"
+        chosen: list[Judged] = []
+        while len(chosen) < wanted:
+            given = list(candidates(trials.stack.spans, offer, wanted - len(chosen)))
+            if self.options.screen != "all":
+                given = sorted(given, key=trials.lack)[: self.options.screen]
+            chosen.append(trials.best(given, whole=whole))
+            trials.commit(chosen[-1])
+        return chosen
+
+    def _offer(self, session: Session) -> Offer:
+        """What may be dropped and merged."""
+        view, named = session.view, self.options.merge_rules
+
+        @cache
+        def influence() -> list[float]:
+            return block_influence(view, session.captured())
+
+        def rules(first: int) -> list[str]:
+            found = (rules_of(r, first, first + 1, influence) for r in named if r != JOIN)
+            return [*chain(*found), *([JOIN] if JOIN in named else [])]
+
+        return Offer(frozenset(self.removable(view)), kinds_of(view), rules)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a search may drop and merge.
+
+    Attributes:
+        eligible: Layers that may go.
+        kinds: What must be equal in layers that merge; empty where all are alike.
+        rules: Rules by which a layer may merge with the one above.
+    """
+
+    eligible: Collection[int]
+    kinds: tuple[object, ...]
+    rules: Callable[[int], Sequence[str]]
+
+
+def candidates(spans: Sequence[tuple[int, int]], offer: Offer, wanted: int) -> Iterator[Candidate]:
+    """What one step may do, lowest first.
+
+    Layers that merged take part in nothing more, so that every beginning of a plan is a plan. A
+    merge uses two layers that could be dropped, and is left out where later steps need them.
+
+    Args:
+        spans: For every remaining layer, the lowest and the highest layer of the model in it.
+        offer: What may be dropped and merged.
+        wanted: Layers still to remove.
+    """
+    free = {
+        position
+        for position, (first, last) in enumerate(spans)
+        if first == last and first in offer.eligible
+    }
+    for position in sorted(free):
+        layer = spans[position][0]
+        below = Candidate(Run(layer, layer, DROP), position - 1)
+        yield below if position else Candidate(below.run, 0, replaced=1)
+        adjacent = position + 1 in free and spans[position + 1][0] == layer + 1
+        if not adjacent or len(free) - 2 < wanted - 1:
+            continue
+        for rule in offer.rules(layer):
+            if rule == JOIN or alike(offer.kinds, layer, layer + 1):
+                yield Candidate(Run(layer, layer + 1, rule), position)

@@ -1,0 +1,254 @@
+"""The layers that a search has left, each gap repaired, with what every layer then sees.
+
+Nothing of the model changes: a repaired layer is a copy that shares all parameters but those of its
+`down_proj`. States are computed when they are first asked for, and kept on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from slm_plugin.calibration.captures import in_float64, run_batches, run_layers
+from slm_plugin.calibration.spool import Spool
+from slm_plugin.lazy import nn, no_grad
+from slm_plugin.pruners.depth.search.runs import DROP, Run
+from slm_plugin.restoration.boundaries import dense_states
+from slm_plugin.restoration.folding import fold_layer, folding
+from slm_plugin.restoration.layer_walk import FittedLayer, LayerRun
+from slm_plugin.restoration.least_squares import Regression, share
+from slm_plugin.restoration.refitting import refit_layer, refitting
+from slm_plugin.restoration.rewriting import Write, rewriting
+from slm_plugin.surgery.layers import made_layer
+from slm_plugin.surgery.merge_rules import share_parameters
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from slm_plugin.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """A repair of one layer toward the state behind the gap above it.
+
+    Attributes:
+        regression: Its least squares, before anything is written.
+        write: Writes its weights.
+    """
+
+    regression: Callable[[FittedLayer], Regression]
+    write: Callable[[FittedLayer, Write], list[str]]
+
+
+REPAIRS = {
+    "boundary": Repair(refitting, partial(refit_layer, o_proj=False)),
+    "fold_linear": Repair(folding, fold_layer),
+}
+
+
+class Candidate(NamedTuple):
+    """One more run to drop or merge.
+
+    Attributes:
+        run: The layers of the model, and what becomes of them.
+        at: Position in the stack of the lowest layer that is replaced: the one below a dropped
+            layer, which is repaired, or the lower one of two that merge.
+        replaced: Number of layers that are replaced; 1 where the lowest layer of all is dropped.
+    """
+
+    run: Run
+    at: int
+    replaced: int = 2
+
+    @property
+    def is_lowest(self) -> bool:
+        """Whether it drops the lowest layer, so that no layer can be repaired."""
+        return self.replaced == 1
+
+
+class RepairedStack:
+    """The remaining layers, and their inputs on the calibration set.
+
+    Attributes:
+        spans: For every remaining layer, the lowest and the highest layer of the model in it.
+
+    Args:
+        session: Holds the model, its calibration set and the states to repair toward.
+        repair: The repair at every gap; None for none.
+    """
+
+    def __init__(self, session: Session, repair: Repair | None) -> None:
+        self._view, self._captured = session.view, session.captured()
+        self._dense, self._sources = dense_states(session)
+        self._dimensions = self._view.dimensions()
+        self._repair = repair
+        # As the model and its merge rules give them, and with their repairs.
+        self._plain: list[nn.Module] = list(self._view.layers)
+        self._layers = list(self._plain)
+        self.spans = [(index, index) for index in range(len(self._layers))]
+        # Inputs by position, a tensor for every batch. Up to the lowest change they are captured.
+        self._inputs: dict[int, Spool] = {}
+        self._lowest = len(self._layers)
+
+    @no_grad
+    def lack(self, candidate: Candidate) -> float:
+        """Relative error of the state behind a run that is dropped or merged, after its repair.
+
+        With a repair it is that of the held-out samples. Behind a norm it is the error of the fit
+        with the norm's division held fixed.
+
+        Raises:
+            CalibrationError: There are fewer than 2 samples.
+            NumericalError: Activations are NaN or infinite.
+        """
+        layer, at = self._plain_layer(candidate), candidate.at
+        if self._repair is None or layer is None:
+            return self._error(candidate, layer)
+        # The layer below a dropped one runs here as it is; its outputs are the inputs of the next.
+        outputs = None if candidate.run.rule != DROP or self._has_inputs(at + 1) else Spool()
+        fitted = self._fitted(at, candidate.replaced, layer)
+        if outputs is not None and layer is self._layers[at]:
+            fitted = replace(fitted, keep=outputs.append)
+            self._inputs[at + 1] = outputs
+        return self._repair.regression(fitted).solve().after
+
+    def repaired(self, candidate: Candidate) -> nn.Module | None:
+        """The layer that takes the place of those of a candidate, repaired.
+
+        None where the lowest layer is dropped.
+
+        Raises:
+            CalibrationError: There are fewer than 2 samples.
+            NumericalError: Activations are NaN or infinite.
+        """
+        layer = self._plain_layer(candidate)
+        return None if layer is None else self._repaired(candidate.at, candidate.replaced, layer)
+
+    @no_grad
+    def final(
+        self, candidate: Candidate, layer: nn.Module | None, numbers: Sequence[int]
+    ) -> list[Tensor]:
+        """Hidden states behind the final norm for some batches, with a candidate carried out.
+
+        Args:
+            candidate: The candidate.
+            layer: What `repaired` gave for it.
+            numbers: The batches.
+        """
+        start = candidate.at
+        layers = self._numbered(start + candidate.replaced)
+        if layer is not None and layer is self._layers[start]:
+            start += 1
+        elif layer is not None:
+            layers.insert(0, (self.spans[start][0], layer))
+        states = run_batches(
+            layers,
+            [self._captured[number] for number in numbers],
+            [self._input(start, number) for number in numbers],
+        )
+        return [self._view.norm(hidden) for hidden in states]
+
+    def commit(self, candidate: Candidate, layer: nn.Module | None) -> None:
+        """Carry a candidate out, and repair the gaps above anew, since their inputs change.
+
+        Args:
+            candidate: The candidate.
+            layer: What `repaired` gave for it.
+        """
+        run, at, count = candidate
+        plain = self._plain_layer(candidate)
+        span = self.spans[at] if run.rule == DROP else (run.first, run.last)
+        kept = slice(at, at + count)
+        self.spans[kept] = [] if layer is None else [span]
+        self._plain[kept] = [] if plain is None else [plain]
+        self._layers[kept] = [] if layer is None else [layer]
+        self._inputs = {p: states for p, states in self._inputs.items() if p <= at}
+        self._lowest = min(self._lowest, at)
+        for position in range(at + 1, len(self.spans)):
+            if self._plain[position] is not self._layers[position]:
+                self._layers[position] = self._repaired(position, 1, self._plain[position])
+
+    def _plain_layer(self, candidate: Candidate) -> nn.Module | None:
+        """The layer that takes the place of those of a candidate, before its repair."""
+        run = candidate.run
+        if candidate.is_lowest:
+            return None
+        if run.rule == DROP:
+            return self._plain[candidate.at]
+        merged = list(self._view.layers)[run.first : run.last + 1]
+        return made_layer(run.operation, merged, self._dimensions)
+
+    @no_grad
+    def _repaired(self, at: int, count: int, layer: nn.Module) -> nn.Module:
+        """A repaired copy of a layer that takes the place of some."""
+        if self._repair is None:
+            return layer
+        made = share_parameters(layer)
+        linear = self._view.projections(made)["down_proj"]
+        for name, parameter in list(linear.named_parameters()):
+            setattr(linear, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+        with rewriting() as write:
+            self._repair.write(self._fitted(at, count, made), write)
+        return made
+
+    def _fitted(self, at: int, count: int, layer: nn.Module) -> FittedLayer:
+        """A layer in place of some, beside the state that should be behind it."""
+        first, target = self.spans[at][0], self._target(at + count)
+
+        def runs() -> Iterator[LayerRun]:
+            for number, batch in enumerate(self._captured):
+                yield self._input(at, number), batch.arguments[first]
+
+        def targets() -> Iterator[Tensor]:
+            return (batch.inputs[target] for batch in self._dense)
+
+        return FittedLayer(f"layer {first}", layer, self._view, runs, targets)
+
+    def _target(self, above: int) -> int:
+        """Index of the dense state that the layer at a position should see."""
+        if above == len(self.spans):
+            return len(self._dense[0].inputs) - 1
+        return self._sources[self.spans[above][0]][0]
+
+    def _error(self, candidate: Candidate, layer: nn.Module | None) -> float:
+        """Relative error of the state behind a candidate as it is."""
+        at, target = candidate.at, self._target(candidate.at + candidate.replaced)
+        error = norm = 0.0
+        for number, batch in enumerate(self._captured):
+            if layer is None:
+                state = self._input(at, number)
+            elif layer is self._layers[at]:
+                state = self._input(at + 1, number)
+            else:
+                arguments = batch.arguments[self.spans[at][0]]
+                state = run_layers([layer], self._input(at, number), arguments)
+            wanted = in_float64(self._dense[number].inputs[target])
+            error += float((wanted - in_float64(state)).square().sum())
+            norm += float(wanted.square().sum())
+        return share(error, norm)
+
+    def _numbered(self, start: int) -> list[tuple[int, nn.Module]]:
+        """The layers from a position on, each with the layer whose mask and positions it takes."""
+        spans = self.spans[start:]
+        return [
+            (first, layer) for (first, _), layer in zip(spans, self._layers[start:], strict=True)
+        ]
+
+    def _has_inputs(self, position: int) -> bool:
+        return position <= self._lowest or position in self._inputs
+
+    def _input(self, position: int, number: int) -> Tensor:
+        """Input of the layer at a position for one batch."""
+        if position <= self._lowest:
+            return self._captured[number].inputs[position]
+        if position not in self._inputs:
+            ((index, layer),) = self._numbered(position - 1)[:1]
+            below = [self._input(position - 1, n) for n in range(len(self._captured))]
+            outputs = Spool()
+            for hidden in run_batches([(index, layer)], self._captured, below):
+                outputs.append(hidden)
+            self._inputs[position] = outputs
+        return self._inputs[position][number]

@@ -1,0 +1,193 @@
+"""Trials of a search that repairs: a candidate on top of the repaired runs before it.
+
+The values of a trial depend on the order of the runs, so they are stored under the runs in that
+order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from slm_plugin.cache import Store
+from slm_plugin.lazy import nn, torch
+from slm_plugin.plans import Trial
+from slm_plugin.progress import counting
+from slm_plugin.pruners.depth.measures.criteria import CriterionName
+from slm_plugin.pruners.depth.measures.similarity import Similarity
+from slm_plugin.pruners.depth.search.journal import Journal, is_part, runs_of
+from slm_plugin.pruners.depth.search.race import race
+from slm_plugin.pruners.depth.search.repaired_stack import REPAIRS, Candidate, RepairedStack
+from slm_plugin.pruners.depth.search.runs import Measured, Runs
+from slm_plugin.pruners.trial_store import tell_read, trial_store
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
+
+
+class Judged(NamedTuple):
+    """A candidate with its value.
+
+    Attributes:
+        candidate: The candidate.
+        value: The mean of the criterion over the evaluated samples; greater is better.
+        samples: Number of evaluated samples after early stopping; None if all were.
+        base: The runs before it, in order.
+    """
+
+    candidate: Candidate
+    value: float
+    samples: int | None
+    base: Runs
+
+    def trial(self, *, accepted: bool) -> Trial:
+        """The trial as a record in a plan."""
+        measured = Measured(self.candidate.run, self.value, self.samples)
+        return measured.trial(self.base, accepted=accepted)
+
+
+@contextmanager
+def repaired_trials(
+    session: Session, repair: str, criterion: CriterionName | None
+) -> Iterator[RepairedTrials]:
+    """Trials with a progress counter, stored in the session's journal.
+
+    Args:
+        session: Holds the model and its calibration set.
+        repair: Name of one of `repaired_stack.REPAIRS`, or none.
+        criterion: Judges the candidates; None judges them by the state behind the gap.
+
+    Raises:
+        OutputError: The journal cannot be written.
+    """
+    where = () if session.reference is None else (len(session.sources), session.sources)
+    journal = Journal(
+        trial_store(session, f"{criterion} after {repair} {where}", "ordered runs", is_part)
+    )
+    lacks = trial_store(session, f"lack after {repair} {where}", "ordered runs", _is_lack)
+    tell_read(session, journal.read_from_disk, journal.store)
+    with counting("repaired: trials") as count:
+        yield RepairedTrials(session, repair, criterion, journal, lacks, count)
+
+
+class RepairedTrials:
+    """Screens and judges candidates on the runs that were committed before.
+
+    Attributes:
+        stack: The remaining layers.
+        made: Every judged candidate, in order.
+
+    Args:
+        session: Holds the model and its calibration set.
+        repair: Name of one of `repaired_stack.REPAIRS`, or none.
+        criterion: Judges the candidates; None judges them by the state behind the gap.
+        journal: Where the values of the criterion are stored.
+        lacks: Where the errors of states are stored.
+        count: Called for every candidate that is run.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        repair: str,
+        criterion: CriterionName | None,
+        journal: Journal | None = None,
+        lacks: Store | None = None,
+        count: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.stack = RepairedStack(session, REPAIRS.get(repair))
+        self.made: list[Judged] = []
+        self._similarity = None if criterion is None else Similarity(session, criterion)
+        self._batches = range(len(session.captured()))
+        self._journal = journal or Journal(Store())
+        self._stored = lacks or Store()
+        self._count = count
+        self._base: Runs = ()
+        # By candidate: those of layers below the last change stay true.
+        self._lacks: dict[Candidate, float] = {}
+        self._repaired: dict[Candidate, nn.Module | None] = {}
+
+    def lack(self, candidate: Candidate) -> float:
+        """See `RepairedStack.lack`."""
+        if candidate not in self._lacks:
+            key = (*self._base, candidate.run)
+            stored = self._stored.find(key)
+            if stored is None:
+                self._count()
+                stored = self.stack.lack(candidate)
+                self._stored.store(key, stored)
+            self._lacks[candidate] = float(stored)
+        return self._lacks[candidate]
+
+    def best(self, candidates: Sequence[Candidate], *, whole: bool) -> Judged:
+        """The candidate with the greatest mean of the criterion; of equal ones the lowest.
+
+        Without a criterion it is the one whose state lacks least.
+
+        Args:
+            candidates: At least one.
+            whole: Evaluate all on all samples; see `race`.
+
+        Raises:
+            NumericalError: A value is NaN.
+        """
+        if self._similarity is None:
+            judged = [Judged(one, -self.lack(one), None, self._base) for one in candidates]
+        else:
+            seen = race(
+                len(candidates),
+                self._similarity.parts,
+                lambda number, part: self._values(candidates[number], part),
+                whole=whole,
+            )
+            most = max(map(len, seen))
+            judged = [
+                Judged(one, fmean(v), len(v) if len(v) < most else None, self._base)
+                for one, v in zip(candidates, seen, strict=True)
+            ]
+        self.made += judged
+        return max(judged, key=lambda one: (one.samples is None, one.value, *_lowest(one)))
+
+    def commit(self, chosen: Judged) -> None:
+        """Carry a candidate out; later ones come on top of it."""
+        candidate = chosen.candidate
+        self.stack.commit(candidate, self._layer(candidate))
+        self._base = (*self._base, candidate.run)
+        self._repaired = {}
+        # What lies two layers below sees neither another layer nor another target.
+        self._lacks = {c: v for c, v in self._lacks.items() if c.at + c.replaced <= candidate.at}
+
+    def _values(self, candidate: Candidate, part: int) -> list[float]:
+        """The criterion's values of the samples of a part."""
+        runs = (*self._base, candidate.run)
+        known = self._journal.cached(runs)
+        if part < len(known):
+            return known[part]
+        if part == 0:
+            self._count()
+        similarity = self._similarity
+        assert similarity is not None
+        numbers = self._batches if similarity.pooled else [part]
+        states = self.stack.final(candidate, self._layer(candidate), numbers)
+        values = similarity.values(part, torch.cat(states))
+        self._journal.add(runs, values)
+        return values
+
+    def _layer(self, candidate: Candidate) -> nn.Module | None:
+        if candidate not in self._repaired:
+            self._repaired[candidate] = self.stack.repaired(candidate)
+        return self._repaired[candidate]
+
+
+def _lowest(judged: Judged) -> tuple[int, int]:
+    run = judged.candidate.run
+    return -run.first, -run.last
+
+
+def _is_lack(key: Any, value: Any) -> bool:
+    """Whether a line holds ordered runs and an error."""
+    hash(runs_of(key))
+    return math.isfinite(float(value)) and float(value) >= 0
