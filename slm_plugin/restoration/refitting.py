@@ -57,11 +57,6 @@ def refit_layer(fitted: FittedLayer, write: Write, *, o_proj: bool) -> list[str]
     return [f"{where} o_proj: {said}", f"{where}: {_improve(fitted, down, write)}"]
 
 
-def refitting(fitted: FittedLayer) -> Regression:
-    """Regression of what a layer lacks on the input of its ``down_proj``."""
-    return _regression(fitted, _Writer.of(fitted, "down_proj"))
-
-
 @dataclass(frozen=True, slots=True)
 class _Writer:
     """A projection whose output is added to the residual stream, and what stands between.

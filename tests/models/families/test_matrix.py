@@ -45,6 +45,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "experts": {},
     "laco": {"layers_per_merge": 2, "lowest": 0},
     "merge_concat": {},
+    "repaired": {"screen": 2},
     "shapley": {"samples": 12},
     "shortened": {"score": "taylor", "keep_list": False},
     "sleb": {},

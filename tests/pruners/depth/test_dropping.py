@@ -29,6 +29,7 @@ STRATEGIES = [
     ("angular", {}, 5),
     ("deepest", {}, 5),
     ("sleb", {}, 4),
+    ("repaired", {"repair": "none"}, 5),
     ("shapley", {"samples": 60}, 5),
     ("shortened", {"score": "loss", "keep_list": False}, 5),
     ("shortened", {"score": "taylor", "keep_list": False}, 5),

@@ -7,9 +7,9 @@ Nothing of the model changes: a repaired layer is a copy that shares all paramet
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from slm_plugin.calibration.captures import in_float64, run_batches, run_layers
 from slm_plugin.calibration.spool import Spool
@@ -18,8 +18,8 @@ from slm_plugin.pruners.depth.search.runs import DROP, Run
 from slm_plugin.restoration.boundaries import dense_states
 from slm_plugin.restoration.folding import fold_layer, folding
 from slm_plugin.restoration.layer_walk import FittedLayer, LayerRun
-from slm_plugin.restoration.least_squares import Regression, share
-from slm_plugin.restoration.refitting import refit_layer, refitting
+from slm_plugin.restoration.least_squares import share
+from slm_plugin.restoration.refitting import refit_layer
 from slm_plugin.restoration.rewriting import Write, rewriting
 from slm_plugin.surgery.layers import made_layer
 from slm_plugin.surgery.merge_rules import share_parameters
@@ -30,22 +30,11 @@ if TYPE_CHECKING:
     from slm_plugin.session import Session
 
 
-@dataclass(frozen=True, slots=True)
-class Repair:
-    """A repair of one layer toward the state behind the gap above it.
-
-    Attributes:
-        regression: Its least squares, before anything is written.
-        write: Writes its weights.
-    """
-
-    regression: Callable[[FittedLayer], Regression]
-    write: Callable[[FittedLayer, Write], list[str]]
-
-
-REPAIRS = {
-    "boundary": Repair(refitting, partial(refit_layer, o_proj=False)),
-    "fold_linear": Repair(folding, fold_layer),
+# Writes the weights of a layer toward the state that should be behind it.
+Repair: TypeAlias = "Callable[[FittedLayer, Write], list[str]]"
+REPAIRS: dict[str, Repair] = {
+    "boundary": partial(refit_layer, o_proj=False),
+    "fold_linear": fold_layer,
 }
 
 
@@ -73,7 +62,8 @@ class RepairedStack:
     """The remaining layers, and their inputs on the calibration set.
 
     Attributes:
-        spans: For every remaining layer, the lowest and the highest layer of the model in it.
+        layers: The remaining layers with their repairs.
+        spans: For each of them, the lowest and the highest layer of the model in it.
 
     Args:
         session: Holds the model, its calibration set and the states to repair toward.
@@ -87,18 +77,19 @@ class RepairedStack:
         self._repair = repair
         # As the model and its merge rules give them, and with their repairs.
         self._plain: list[nn.Module] = list(self._view.layers)
-        self._layers = list(self._plain)
-        self.spans = [(index, index) for index in range(len(self._layers))]
+        self.layers = list(self._plain)
+        self.spans = [(index, index) for index in range(len(self.layers))]
         # Inputs by position, a tensor for every batch. Up to the lowest change they are captured.
         self._inputs: dict[int, Spool] = {}
-        self._lowest = len(self._layers)
+        self._lowest = len(self.layers)
 
     @no_grad
     def lack(self, candidate: Candidate) -> float:
-        """Relative error of the state behind a run that is dropped or merged, after its repair.
+        """Relative error of the state behind a run that is dropped or merged.
 
-        With a repair it is that of the held-out samples. Behind a norm it is the error of the fit
-        with the norm's division held fixed.
+        Where gaps are repaired it is the error of the held-out samples after the best linear map of
+        what the MLP adds, whatever the repair: that fit has ``hidden x hidden`` sums, where one of
+        ``down_proj`` has ``channels x channels``.
 
         Raises:
             CalibrationError: There are fewer than 2 samples.
@@ -110,10 +101,10 @@ class RepairedStack:
         # The layer below a dropped one runs here as it is; its outputs are the inputs of the next.
         outputs = None if candidate.run.rule != DROP or self._has_inputs(at + 1) else Spool()
         fitted = self._fitted(at, candidate.replaced, layer)
-        if outputs is not None and layer is self._layers[at]:
+        if outputs is not None and layer is self.layers[at]:
             fitted = replace(fitted, keep=outputs.append)
             self._inputs[at + 1] = outputs
-        return self._repair.regression(fitted).solve().after
+        return folding(fitted).solve().after
 
     def repaired(self, candidate: Candidate) -> nn.Module | None:
         """The layer that takes the place of those of a candidate, repaired.
@@ -140,7 +131,7 @@ class RepairedStack:
         """
         start = candidate.at
         layers = self._numbered(start + candidate.replaced)
-        if layer is not None and layer is self._layers[start]:
+        if layer is not None and layer is self.layers[start]:
             start += 1
         elif layer is not None:
             layers.insert(0, (self.spans[start][0], layer))
@@ -164,12 +155,12 @@ class RepairedStack:
         kept = slice(at, at + count)
         self.spans[kept] = [] if layer is None else [span]
         self._plain[kept] = [] if plain is None else [plain]
-        self._layers[kept] = [] if layer is None else [layer]
+        self.layers[kept] = [] if layer is None else [layer]
         self._inputs = {p: states for p, states in self._inputs.items() if p <= at}
         self._lowest = min(self._lowest, at)
-        for position in range(at + 1, len(self.spans)):
-            if self._plain[position] is not self._layers[position]:
-                self._layers[position] = self._repaired(position, 1, self._plain[position])
+        for position in range(at if layer is None else at + 1, len(self.spans)):
+            if self._plain[position] is not self.layers[position]:
+                self.layers[position] = self._repaired(position, 1, self._plain[position])
 
     def _plain_layer(self, candidate: Candidate) -> nn.Module | None:
         """The layer that takes the place of those of a candidate, before its repair."""
@@ -191,7 +182,7 @@ class RepairedStack:
         for name, parameter in list(linear.named_parameters()):
             setattr(linear, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
         with rewriting() as write:
-            self._repair.write(self._fitted(at, count, made), write)
+            self._repair(self._fitted(at, count, made), write)
         return made
 
     def _fitted(self, at: int, count: int, layer: nn.Module) -> FittedLayer:
@@ -220,7 +211,7 @@ class RepairedStack:
         for number, batch in enumerate(self._captured):
             if layer is None:
                 state = self._input(at, number)
-            elif layer is self._layers[at]:
+            elif layer is self.layers[at]:
                 state = self._input(at + 1, number)
             else:
                 arguments = batch.arguments[self.spans[at][0]]
@@ -234,7 +225,7 @@ class RepairedStack:
         """The layers from a position on, each with the layer whose mask and positions it takes."""
         spans = self.spans[start:]
         return [
-            (first, layer) for (first, _), layer in zip(spans, self._layers[start:], strict=True)
+            (first, layer) for (first, _), layer in zip(spans, self.layers[start:], strict=True)
         ]
 
     def _has_inputs(self, position: int) -> bool:
