@@ -57,7 +57,7 @@ def depth_plan(
     return PruningPlan(
         pruner=pruner.name,
         kind=pruner.kind,
-        options=pruner.options.model_dump(),
+        options=pruner.options.model_dump(mode="json"),
         target=pruner.target,
         fingerprint=session.fingerprint(),
         before=before,
