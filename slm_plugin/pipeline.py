@@ -19,6 +19,7 @@ from slm_plugin.models.loading import ModelSource
 from slm_plugin.outputs.claim import Output, claim
 from slm_plugin.outputs.place import Input, refuse_same
 from slm_plugin.plans import PruningPlan
+from slm_plugin.plans.losses import loss_change
 from slm_plugin.preparation import InMemory, calibration_record, model_source, prepare
 from slm_plugin.progress import say, timed
 from slm_plugin.pruners.base import Pruner
@@ -308,6 +309,10 @@ def _warn(made: PruningPlan) -> None:
 
 
 def _summary(made: PruningPlan) -> str:
+    return ", ".join(filter(None, (_size_summary(made), loss_change(made))))
+
+
+def _size_summary(made: PruningPlan) -> str:
     share = made.parameters_removed / made.before.parameters
     sizes = f"{made.before.parameters:,} to {made.after.parameters:,} parameters (-{share:.2%})"
     if made.kind == "depth":

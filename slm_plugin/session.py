@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slm_plugin.calibration.captures import Batch, capture, projected, split
+from slm_plugin.calibration.captures import Batch, capture, first_inputs, projected, split
 from slm_plugin.calibration.components import principal_components
 from slm_plugin.calibration.samples import digest
 from slm_plugin.calibration.tensors import Inputs
@@ -37,6 +37,7 @@ from slm_plugin.models.state import (
 )
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import PruningPlan
+from slm_plugin.plans.losses import with_losses
 from slm_plugin.plans.operations import RotateHidden
 from slm_plugin.plans.stream import stream_change
 from slm_plugin.pruners.base import Pruner, refuse_uneven
@@ -44,8 +45,9 @@ from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.checking import check_repaired
 from slm_plugin.registry.contract import tell_put_back
 from slm_plugin.restoration.former import on_disk
-from slm_plugin.returned import answered, returned, several
+from slm_plugin.returned import answered, called, returned, several
 from slm_plugin.surgery import apply_operations, refuse_other_model, verify
+from slm_plugin.surgery.preview import calibration_losses
 from slm_plugin.surgery.stream import stream_basis
 
 if TYPE_CHECKING:
@@ -155,7 +157,30 @@ class Session:
             refuse_uneven(pruner, self.view.dimensions())
             made = returned(pruner.plan(self), PruningPlan, pruner)
             model = {"before": self.view.dimensions(), "fingerprint": self.fingerprint()}
-            return answered(made, pruner, {**asked, **model}, self.original)
+            made = answered(made, pruner, {**asked, **model}, self.original)
+            return with_losses(made, *self._losses(made, pruner))
+
+    def _losses(self, plan: PruningPlan, pruner: Pruner) -> tuple[float | None, float | None]:
+        """The calibration loss before and after a plan; None for a strategy that needs no data.
+
+        It depends on the strategy alone whether they are measured, and not on what other stages
+        have captured, so that a plan is the same in every run.
+
+        Raises:
+            ContractError: The operations do not fit the model.
+        """
+        if self.calibration is None or not pruner.needs_calibration:
+            return None, None
+        stored = self._captured is not None and not self._capture_is_old()
+        batches = self.captured() if stored else first_inputs(self.view, self.batches())
+        try:
+            found = calibration_losses(self.view, plan, batches)
+        except PlanError as error:
+            raise ContractError(
+                f"{called(pruner)} gave back a plan that cannot be applied: {error.message}",
+                hint=TELL_ITS_AUTHOR,
+            ) from error
+        return (None, None) if found is None else (found.before, found.after)
 
     def apply(self, plan: PruningPlan) -> None:
         """Apply a plan to the model, in place.
@@ -287,16 +312,23 @@ class Session:
             CalibrationError: The session has no calibration set.
             NumericalError: The model produces NaN or infinity.
         """
-        state = {**weights_of(self.model), **self._facts()}
-        if self._captured is None or changes(self._captured_from, state):
+        if self._captured is None or self._capture_is_old():
             # Released first, so that only one capture is on disk at a time.
             self._captured = None
             self.model.eval()
             self._captured = capture(
                 self.view, self.batches() if self.inputs is None else self._tensor_batches()
             )
-            self._captured_from = state
+            self._captured_from = self._read()
         return self._captured
+
+    def _capture_is_old(self) -> bool:
+        """Whether what a capture depends on is not what it was."""
+        return bool(changes(self._captured_from, self._read()))
+
+    def _read(self) -> State:
+        """What a capture depends on."""
+        return {**weights_of(self.model), **self._facts()}
 
     def expect(self, recoveries: Iterable[Recovery]) -> None:
         """Record what recoveries will need of the model before it is pruned.

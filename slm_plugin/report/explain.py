@@ -9,6 +9,7 @@ from rich.text import Text
 
 from slm_plugin.control_characters import visible
 from slm_plugin.plans import DropSublayers, LayerScores, PruningPlan
+from slm_plugin.plans.losses import loss_change
 from slm_plugin.plans.operations import by_kind
 from slm_plugin.report import before_after, numbers
 from slm_plugin.report.plan_effects import (
@@ -83,6 +84,8 @@ def _effect(plan: PruningPlan) -> str:
         )
     if before.experts != after.experts:
         lines.append(f"Experts:        {before.experts} -> {after.experts}")
+    if change := loss_change(plan):
+        lines.append(f"{change[0].upper()}{change[1:]}.")
     return "\n".join(lines)
 
 
