@@ -315,10 +315,13 @@ def _summary(made: PruningPlan) -> str:
 def _size_summary(made: PruningPlan) -> str:
     share = made.parameters_removed / made.before.parameters
     sizes = f"{made.before.parameters:,} to {made.after.parameters:,} parameters (-{share:.2%})"
+    layers = f"{made.before.layers} to {made.after.layers} layers"
     if made.kind == "depth":
-        return f"{made.before.layers} to {made.after.layers} layers, {sizes}"
+        return f"{layers}, {sizes}"
+    parts = [layers] if made.kind == "hybrid" else []
     if made.before.experts != made.after.experts:
-        return f"{made.before.experts} to {made.after.experts} experts in every layer, {sizes}"
+        experts = f"{made.before.experts} to {made.after.experts} experts in every layer"
+        return ", ".join([*parts, experts, sizes])
     both = (made.before, made.after)
     named = {
         "hidden size": [f"{d.hidden_size:,}" for d in both],
@@ -327,7 +330,7 @@ def _size_summary(made: PruningPlan) -> str:
         "KV groups": [str(d.kv_heads) for d in both],
     }
     changed = [f"{name} {old} -> {new}" for name, (old, new) in named.items() if old != new]
-    return ", ".join([*changed, sizes])
+    return ", ".join([*parts, *changed, sizes])
 
 
 def _measure(recipe: Recipe, session: Session, log: _Log, stage: int, label: str) -> None:

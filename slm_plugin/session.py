@@ -39,6 +39,7 @@ from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import PruningPlan
 from slm_plugin.plans.losses import with_losses
 from slm_plugin.plans.operations import RotateHidden
+from slm_plugin.plans.steps import Step
 from slm_plugin.plans.stream import stream_change
 from slm_plugin.pruners.base import Pruner, refuse_uneven
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
@@ -46,7 +47,7 @@ from slm_plugin.recovery.checking import check_repaired
 from slm_plugin.registry.contract import tell_put_back
 from slm_plugin.restoration.former import on_disk
 from slm_plugin.returned import answered, called, returned, several
-from slm_plugin.surgery import apply_operations, refuse_other_model, verify
+from slm_plugin.surgery import apply_operations, checked_steps, refuse_other_model, verify
 from slm_plugin.surgery.preview import calibration_losses
 from slm_plugin.surgery.stream import stream_basis
 
@@ -79,9 +80,9 @@ class Session:
         sources: For every layer, the lowest and the highest original layer in it.
         reference: The layer inputs when `keep_reference` was called, in the hidden channels that
             the model still has; None before that.
-        keeps_layers: Whether `apply` stores the layers before it applies a width plan.
-        former_layers: The layers before the last plan, if that was about width and they were
-            stored; their weights are on disk.
+        keeps_layers: Whether `apply` stores the layers before it applies width operations.
+        former_layers: The layers before the width operations of the last plan, if it had some and
+            they were stored; their weights are on disk.
         source: The recipe's model id, for reports.
         seed: Seed of everything random in a run.
         batch_tokens: Largest number of tokens in a calibration batch; 0 depends on the device.
@@ -200,37 +201,46 @@ class Session:
         """
         self._refuse_unusable()
         refuse_other_model(plan, self.model, self.fingerprint())
-        change = stream_change(plan.operations)
-        basis = None if change.rotation is None else self._basis(change.rotation)
+        steps = checked_steps(plan, self.view.dimensions())
+        self._refuse_other_set(stream_change(plan.operations).rotation)
         model, before = self.model, self._state()
-        keeps = self.keeps_layers and plan.kind == "width"
-        self.former_layers = on_disk(self.view.layers) if keeps else None
+        self.former_layers = None
         try:
-            with kept_trainability(lambda: model):
-                runs = apply_operations(self.model, plan.operations, self.stack, basis)
+            for step in steps:
+                self._take(step)
             verify(plan, self.view.dimensions())
         except BaseException:
             self._spoil_if(model, before, f"the plan by '{plan.pruner}' was applied only in part")
             raise
         finally:
             self.model_changed()
+        self._shapes = shapes_of(self.model)
+
+    def _take(self, step: Step) -> None:
+        """Carry one step of a plan out."""
+        change, hidden = stream_change(step.operations), self.view.dimensions().hidden_size
+        basis = None
+        if change.rotation is not None:
+            basis = principal_components(self.view, self.captured())[1]
+        if self.keeps_layers and step.kind == "width":
+            self.former_layers = on_disk(self.view.layers)
+        with kept_trainability(lambda: self.model):
+            runs = apply_operations(self.model, step.operations, self.stack, basis)
         if change and self.reference is not None:
-            left = stream_basis(change, plan.before.hidden_size, basis)
+            left = stream_basis(change, hidden, basis)
             self.reference = [projected(batch, left) for batch in self.reference]
         former = self.sources
         self.sources = tuple((former[first][0], former[last][1]) for first, last in runs)
-        self._shapes = shapes_of(self.model)
 
-    def _basis(self, rotation: RotateHidden) -> Tensor:
-        """The basis of a planned rotation, which follows from the model and its calibration set."""
-        if self.digest != rotation.calibration:
+    def _refuse_other_set(self, rotation: RotateHidden | None) -> None:
+        """Check that the calibration set is the one that a rotation follows from."""
+        if rotation is not None and self.digest != rotation.calibration:
             found = "none" if self.digest is None else "another one"
             raise PlanError(
                 "the plan rotates the residual stream by its principal components on a "
                 f"calibration set, and there is {found}",
                 hint="run the recipe that it was made with; `apply` has no calibration data",
             )
-        return principal_components(self.view, self.captured())[1]
 
     def recover(self, recovery: Recovery) -> RecoveryRecord:
         """Repair the model in place: weights change, and nothing else.

@@ -139,7 +139,12 @@ def _expert_table(plan: PruningPlan) -> Table:
         _row(str(layer), f"{len(kept)} of {plan.before.experts}: {numbers.spans(kept)}")
         for layer, kept in sorted(kept_experts(plan).items())
     ]
-    return Table(tuple(map(Column, ("layer", "experts"))), tuple(rows), title="Remaining units")
+    return Table(tuple(map(Column, ("layer", "experts"))), tuple(rows), title=_unit_title(plan))
+
+
+def _unit_title(plan: PruningPlan) -> str:
+    where = ", layers by their index before the plan" if plan.kind == "hybrid" else ""
+    return f"Remaining units{where}"
 
 
 def _unit_table(plan: PruningPlan) -> Table:
@@ -163,7 +168,7 @@ def _unit_table(plan: PruningPlan) -> Table:
             )
         )
     columns = tuple(map(Column, ("layer", "MLP channels", "KV groups", "query heads")))
-    return Table(columns, tuple(rows), title="Remaining units")
+    return Table(columns, tuple(rows), title=_unit_title(plan))
 
 
 def _row(*texts: str) -> Row:

@@ -18,6 +18,7 @@ from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import DepthOperation, PruningPlan
 from slm_plugin.plans.layout import check_even, check_fixed, layers_left
 from slm_plugin.plans.operations import by_kind
+from slm_plugin.plans.steps import steps_of
 from slm_plugin.plans.stream import stream_change
 from slm_plugin.surgery.channels import narrowed_copy
 from slm_plugin.surgery.layers import made_layer
@@ -123,10 +124,11 @@ def _has_loss(view: DecoderView, batches: Sequence[Batch]) -> bool:
 
 def _planned(view: DecoderView, plan: PruningPlan) -> PlannedLayers | None:
     """The layers that a plan would leave; None where the package that cuts them is missing."""
-    depth, width = by_kind(plan.operations)
+    width = by_kind(steps_of(plan)[-1].operations)[1]
     if any(one.unit != "experts" for one in width) and missing("width"):
         return None
     dimensions = view.dimensions()
+    depth, _ = by_kind(plan.operations)
     left = layers_left(depth, dimensions.layers)
     if depth:
         check_fixed(depth, dimensions)

@@ -13,6 +13,8 @@ from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.head import next_token_losses
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import KeepChannels, KeepHeads, Operation, PruningPlan
+from slm_plugin.plans.steps import steps_of
+from slm_plugin.plans.stream import stream_change
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.session import Session
 from slm_plugin.surgery import apply_operations
@@ -59,9 +61,10 @@ def planned(session: Session, operations: Sequence[Operation], **changes: Any) -
         "operations": tuple(operations),
         **changes,
     }
-    if "after" not in fields:
-        fields["after"] = left_by(session.model, operations)
-    return PruningPlan(**fields)
+    plan = PruningPlan(**{"after": before, **fields})
+    if "after" in fields:
+        return plan
+    return plan.model_copy(update={"after": left_by(session.model, plan)})
 
 
 def channels(layers: Sequence[int] = range(LAYERS), kept: int = 32) -> list[KeepChannels]:
@@ -77,10 +80,14 @@ def heads(layers: Sequence[int] = range(LAYERS)) -> list[KeepHeads]:
     return [KeepHeads(layer=i, kv_groups=(i % 2,)) for i in layers]
 
 
-def left_by(model: PreTrainedModel, operations: Sequence[Operation]) -> Dimensions:
+def left_by(model: PreTrainedModel, plan: PruningPlan) -> Dimensions:
     """What surgery leaves of a copy of a model."""
     copied = copy.deepcopy(model)
-    apply_operations(copied, operations)
+    for step in steps_of(plan):
+        basis = None
+        if stream_change(step.operations).rotation is not None:
+            basis = torch.eye(copied.config.hidden_size, dtype=torch.float64)
+        apply_operations(copied, step.operations, basis=basis)
     return DecoderView.of(copied).dimensions()
 
 
