@@ -19,6 +19,7 @@ from slm_plugin.models.loading import ModelSource
 from slm_plugin.outputs.claim import Output, claim
 from slm_plugin.outputs.place import Input, refuse_same
 from slm_plugin.plans import PruningPlan
+from slm_plugin.plans.losses import loss_change
 from slm_plugin.preparation import InMemory, calibration_record, model_source, prepare
 from slm_plugin.progress import say, timed
 from slm_plugin.pruners.base import Pruner
@@ -308,12 +309,19 @@ def _warn(made: PruningPlan) -> None:
 
 
 def _summary(made: PruningPlan) -> str:
+    return ", ".join(filter(None, (_size_summary(made), loss_change(made))))
+
+
+def _size_summary(made: PruningPlan) -> str:
     share = made.parameters_removed / made.before.parameters
     sizes = f"{made.before.parameters:,} to {made.after.parameters:,} parameters (-{share:.2%})"
+    layers = f"{made.before.layers} to {made.after.layers} layers"
     if made.kind == "depth":
-        return f"{made.before.layers} to {made.after.layers} layers, {sizes}"
+        return f"{layers}, {sizes}"
+    parts = [layers] if made.kind == "hybrid" else []
     if made.before.experts != made.after.experts:
-        return f"{made.before.experts} to {made.after.experts} experts in every layer, {sizes}"
+        experts = f"{made.before.experts} to {made.after.experts} experts in every layer"
+        return ", ".join([*parts, experts, sizes])
     both = (made.before, made.after)
     named = {
         "hidden size": [f"{d.hidden_size:,}" for d in both],
@@ -322,7 +330,7 @@ def _summary(made: PruningPlan) -> str:
         "KV groups": [str(d.kv_heads) for d in both],
     }
     changed = [f"{name} {old} -> {new}" for name, (old, new) in named.items() if old != new]
-    return ", ".join([*changed, sizes])
+    return ", ".join([*parts, *changed, sizes])
 
 
 def _measure(recipe: Recipe, session: Session, log: _Log, stage: int, label: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slm_plugin.calibration.captures import Batch, capture, projected, split
+from slm_plugin.calibration.captures import Batch, capture, first_inputs, projected, split
 from slm_plugin.calibration.components import principal_components
 from slm_plugin.calibration.samples import digest
 from slm_plugin.calibration.tensors import Inputs
@@ -37,15 +37,18 @@ from slm_plugin.models.state import (
 )
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import PruningPlan
+from slm_plugin.plans.losses import with_losses
 from slm_plugin.plans.operations import RotateHidden
+from slm_plugin.plans.steps import Step
 from slm_plugin.plans.stream import stream_change
 from slm_plugin.pruners.base import Pruner, refuse_uneven
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.recovery.checking import check_repaired
 from slm_plugin.registry.contract import tell_put_back
 from slm_plugin.restoration.former import on_disk
-from slm_plugin.returned import answered, returned, several
-from slm_plugin.surgery import apply_operations, refuse_other_model, verify
+from slm_plugin.returned import answered, called, returned, several
+from slm_plugin.surgery import apply_operations, checked_steps, refuse_other_model, verify
+from slm_plugin.surgery.preview import calibration_losses
 from slm_plugin.surgery.stream import stream_basis
 
 if TYPE_CHECKING:
@@ -77,9 +80,9 @@ class Session:
         sources: For every layer, the lowest and the highest original layer in it.
         reference: The layer inputs when `keep_reference` was called, in the hidden channels that
             the model still has; None before that.
-        keeps_layers: Whether `apply` stores the layers before it applies a width plan.
-        former_layers: The layers before the last plan, if that was about width and they were
-            stored; their weights are on disk.
+        keeps_layers: Whether `apply` stores the layers before it applies width operations.
+        former_layers: The layers before the width operations of the last plan, if it had some and
+            they were stored; their weights are on disk.
         source: The recipe's model id, for reports.
         seed: Seed of everything random in a run.
         batch_tokens: Largest number of tokens in a calibration batch; 0 depends on the device.
@@ -155,7 +158,30 @@ class Session:
             refuse_uneven(pruner, self.view.dimensions())
             made = returned(pruner.plan(self), PruningPlan, pruner)
             model = {"before": self.view.dimensions(), "fingerprint": self.fingerprint()}
-            return answered(made, pruner, {**asked, **model}, self.original)
+            made = answered(made, pruner, {**asked, **model}, self.original)
+            return with_losses(made, *self._losses(made, pruner))
+
+    def _losses(self, plan: PruningPlan, pruner: Pruner) -> tuple[float | None, float | None]:
+        """The calibration loss before and after a plan; None for a strategy that needs no data.
+
+        It depends on the strategy alone whether they are measured, and not on what other stages
+        have captured, so that a plan is the same in every run.
+
+        Raises:
+            ContractError: The operations do not fit the model.
+        """
+        if self.calibration is None or not pruner.needs_calibration:
+            return None, None
+        stored = self._captured is not None and not self._capture_is_old()
+        batches = self.captured() if stored else first_inputs(self.view, self.batches())
+        try:
+            found = calibration_losses(self.view, plan, batches)
+        except PlanError as error:
+            raise ContractError(
+                f"{called(pruner)} gave back a plan that cannot be applied: {error.message}",
+                hint=TELL_ITS_AUTHOR,
+            ) from error
+        return (None, None) if found is None else (found.before, found.after)
 
     def apply(self, plan: PruningPlan) -> None:
         """Apply a plan to the model, in place.
@@ -175,37 +201,46 @@ class Session:
         """
         self._refuse_unusable()
         refuse_other_model(plan, self.model, self.fingerprint())
-        change = stream_change(plan.operations)
-        basis = None if change.rotation is None else self._basis(change.rotation)
+        steps = checked_steps(plan, self.view.dimensions())
+        self._refuse_other_set(stream_change(plan.operations).rotation)
         model, before = self.model, self._state()
-        keeps = self.keeps_layers and plan.kind == "width"
-        self.former_layers = on_disk(self.view.layers) if keeps else None
+        self.former_layers = None
         try:
-            with kept_trainability(lambda: model):
-                runs = apply_operations(self.model, plan.operations, self.stack, basis)
+            for step in steps:
+                self._take(step)
             verify(plan, self.view.dimensions())
         except BaseException:
             self._spoil_if(model, before, f"the plan by '{plan.pruner}' was applied only in part")
             raise
         finally:
             self.model_changed()
+        self._shapes = shapes_of(self.model)
+
+    def _take(self, step: Step) -> None:
+        """Carry one step of a plan out."""
+        change, hidden = stream_change(step.operations), self.view.dimensions().hidden_size
+        basis = None
+        if change.rotation is not None:
+            basis = principal_components(self.view, self.captured())[1]
+        if self.keeps_layers and step.kind == "width":
+            self.former_layers = on_disk(self.view.layers)
+        with kept_trainability(lambda: self.model):
+            runs = apply_operations(self.model, step.operations, self.stack, basis)
         if change and self.reference is not None:
-            left = stream_basis(change, plan.before.hidden_size, basis)
+            left = stream_basis(change, hidden, basis)
             self.reference = [projected(batch, left) for batch in self.reference]
         former = self.sources
         self.sources = tuple((former[first][0], former[last][1]) for first, last in runs)
-        self._shapes = shapes_of(self.model)
 
-    def _basis(self, rotation: RotateHidden) -> Tensor:
-        """The basis of a planned rotation, which follows from the model and its calibration set."""
-        if self.digest != rotation.calibration:
+    def _refuse_other_set(self, rotation: RotateHidden | None) -> None:
+        """Check that the calibration set is the one that a rotation follows from."""
+        if rotation is not None and self.digest != rotation.calibration:
             found = "none" if self.digest is None else "another one"
             raise PlanError(
                 "the plan rotates the residual stream by its principal components on a "
                 f"calibration set, and there is {found}",
                 hint="run the recipe that it was made with; `apply` has no calibration data",
             )
-        return principal_components(self.view, self.captured())[1]
 
     def recover(self, recovery: Recovery) -> RecoveryRecord:
         """Repair the model in place: weights change, and nothing else.
@@ -287,16 +322,23 @@ class Session:
             CalibrationError: The session has no calibration set.
             NumericalError: The model produces NaN or infinity.
         """
-        state = {**weights_of(self.model), **self._facts()}
-        if self._captured is None or changes(self._captured_from, state):
+        if self._captured is None or self._capture_is_old():
             # Released first, so that only one capture is on disk at a time.
             self._captured = None
             self.model.eval()
             self._captured = capture(
                 self.view, self.batches() if self.inputs is None else self._tensor_batches()
             )
-            self._captured_from = state
+            self._captured_from = self._read()
         return self._captured
+
+    def _capture_is_old(self) -> bool:
+        """Whether what a capture depends on is not what it was."""
+        return bool(changes(self._captured_from, self._read()))
+
+    def _read(self) -> State:
+        """What a capture depends on."""
+        return {**weights_of(self.model), **self._facts()}
 
     def expect(self, recoveries: Iterable[Recovery]) -> None:
         """Record what recoveries will need of the model before it is pruned.

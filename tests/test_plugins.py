@@ -128,7 +128,7 @@ BROKEN = {
     "Thing = Options": "Options is no subclass of",
     "from slm_plugin.pruners.depth.deepest import Deepest as Thing": "it is the pruner 'deepest'",
     "class Thing(Pruner):\n    'Doc.'": "Thing does not implement plan",
-    "Thing.kind = 'height'": "its kind is 'height', and neither",
+    "Thing.kind = 'height'": "its kind is 'height', and none of",
     "Thing.kind = None": "its kind is None",
     "Thing.targets = ()": "its targets are ()",
     "Thing.targets = ('weight',)": "its targets are ('weight',)",

@@ -70,16 +70,7 @@ def capture(view: DecoderView, batches: Iterable[Given]) -> list[Batch]:
         NumericalError: The model produces NaN or infinity.
     """
     asked = list(batches)
-    hidden: list[Tensor] = []
-    # Without padding, masks and positions depend on the shape alone: one of each is kept.
-    by_shape: dict[torch.Size, tuple[dict[str, Any], ...]] = {}
-    arguments = []
-    for given in asked:
-        embedded, said = enter(view, given)
-        hidden.append(embedded)
-        if not isinstance(given, Mapping):
-            said = by_shape.setdefault(given.shape, said)
-        arguments.append(said)
+    hidden, arguments = _entered(view, asked)
     inputs = [Spool() for _ in asked]
     for index, layer in enumerate(view.layers):
         with held(layer):
@@ -95,6 +86,40 @@ def capture(view: DecoderView, batches: Iterable[Given]) -> list[Batch]:
             hint="load it in float32 or bfloat16 and check its weights",
         )
     return [_batch(view, *fields) for fields in zip(asked, inputs, arguments, hidden, strict=True)]
+
+
+@inference_mode
+def first_inputs(view: DecoderView, batches: Iterable[Tensor]) -> list[Batch]:
+    """What the first layer sees of every batch: no layer runs, so there is no final state.
+
+    Args:
+        view: The model.
+        batches: Token ids, each ``(samples, length)``.
+    """
+    asked = list(batches)
+    made = []
+    for tokens, hidden, arguments in zip(asked, *_entered(view, asked), strict=True):
+        inputs = Spool()
+        inputs.append(hidden)
+        made.append(Batch(tokens, inputs, arguments, hidden.new_empty(0)))
+    return made
+
+
+def _entered(
+    view: DecoderView, asked: Iterable[Given]
+) -> tuple[list[Tensor], list[tuple[dict[str, Any], ...]]]:
+    """For every batch the first layer's input, and the arguments of all layers."""
+    hidden: list[Tensor] = []
+    # Without padding, masks and positions depend on the shape alone: one of each is kept.
+    by_shape: dict[torch.Size, tuple[dict[str, Any], ...]] = {}
+    arguments = []
+    for given in asked:
+        embedded, said = enter(view, given)
+        hidden.append(embedded)
+        if not isinstance(given, Mapping):
+            said = by_shape.setdefault(given.shape, said)
+        arguments.append(said)
+    return hidden, arguments
 
 
 def _batch(

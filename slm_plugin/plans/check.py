@@ -13,6 +13,7 @@ from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans.layout import check_even, check_fixed
 from slm_plugin.plans.operations import Block, Operation, by_kind
 from slm_plugin.plans.plan import PruningPlan
+from slm_plugin.plans.steps import steps_of
 from slm_plugin.plans.stream import stream_change
 from slm_plugin.texts import first_problem, shown
 
@@ -75,21 +76,25 @@ def check_plan(plan: PruningPlan) -> None:
     """
     _check_sizes("before", plan.before)
     _check_sizes("after", plan.after)
-    used: dict[Block, int] = {}
+    # The units of a merged layer may be removed, so depth and width are checked apart.
+    used: dict[tuple[str, Block], int] = {}
     for number, operation in enumerate(plan.operations):
         place = f"operations.{number}"
         _check_operation(place, operation, plan)
         for block in operation.used():
-            if block in used:
+            key = operation.kind, block
+            if key in used:
                 raise PlanError(
                     f"{place}: the {block.kind} of layer {block.layer} is taken already by "
-                    f"operations.{used[block]}"
+                    f"operations.{used[key]}"
                 )
-            used[block] = number
+            used[key] = number
     # Behind the checks of indices, which may name billions of layers.
     check_fixed(by_kind(plan.operations)[0], plan.before)
-    if plan.kind == "depth":
+    if plan.kind != "width":
         check_even(plan.before)
+    if plan.kind == "hybrid":
+        _check_parts(plan)
     _check_promise(plan)
 
 
@@ -110,10 +115,10 @@ def _check_sizes(place: str, sizes: Dimensions) -> None:
 
 
 def _check_operation(place: str, operation: Operation, plan: PruningPlan) -> None:
-    if operation.kind != plan.kind:
+    if plan.kind not in (operation.kind, "hybrid"):
         raise PlanError(
             f"{place}: {operation.op} is no operation of a {plan.kind} plan",
-            hint="make it two plans, one per stage",
+            hint="make it two plans, one per stage, or one of kind hybrid",
         )
     try:
         operation.check(plan.before)
@@ -122,17 +127,35 @@ def _check_operation(place: str, operation: Operation, plan: PruningPlan) -> Non
         raise PlanError(f"{where}: {error.message}", hint=error.hint) from error
 
 
+def _check_parts(plan: PruningPlan) -> None:
+    """Check that a hybrid plan has operations of both kinds, those on layers first."""
+    kinds = [operation.kind for operation in plan.operations]
+    for kind in ("depth", "width"):
+        if kind not in kinds:
+            raise PlanError(
+                f"operations: a hybrid plan has depth and width operations, and there is no {kind} "
+                "operation",
+                hint=f"its kind is {'depth' if kind == 'width' else 'width'}",
+            )
+    late = next((n for n, kind in enumerate(kinds) if kind == "depth" and "width" in kinds[:n]), 0)
+    if late:
+        raise PlanError(
+            f"operations.{late}: {plan.operations[late].op} comes after "
+            f"{plan.operations[kinds.index('width')].op}",
+            hint="in a hybrid plan the operations on layers come first",
+        )
+
+
 def _check_promise(plan: PruningPlan) -> None:
     """Check that ``after`` is the result of the operations on ``before``."""
     removed = sum(operation.layers_removed for operation in plan.operations)
     if removed >= plan.before.layers:
         raise PlanError("operations: they remove every layer of the model")
-    width = by_kind(plan.operations)[1]
+    width = by_kind(steps_of(plan)[-1].operations)[1]
     channels = {op.layer: len(op.kept) for op in width if op.unit == "channels"}
-    left = plan.before
+    left = plan.before.without_layers(removed)
     if channels:
         left = left.with_widths([channels.get(i, size) for i, size in enumerate(left.widths)])
-    left = left.without_layers(removed)
     left = stream_change(plan.operations).after(left)
     # All layers keep as many of the other units as the first, which surgery checks.
     kept = {op.unit: len(op.kept) for op in reversed(width) if op.unit != "channels"}

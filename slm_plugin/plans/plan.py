@@ -13,11 +13,14 @@ from slm_plugin.errors import PlanError
 from slm_plugin.files import write_text
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.fingerprint import Fingerprint
+from slm_plugin.plans.losses import without_loss_after
 from slm_plugin.plans.operations import Index, Operation
 from slm_plugin.record import Record
 from slm_plugin.target import Target
 from slm_plugin.texts import read_text, shown_path
 
+# What the operations are on: layers, what is inside layers, or first the one and then the other.
+PlanKind = Literal["depth", "width", "hybrid"]
 # Largest plan file in bytes.
 LARGEST = 1 << 29
 # Operations that a notebook shows.
@@ -67,16 +70,19 @@ class LayerScores(Record):
 class PruningPlan(Record):
     """The result of a strategy for one model, with the scores behind it.
 
-    Indices refer to the model that ``fingerprint`` identifies. Surgery fails unless the pruned
-    model has exactly the dimensions ``after``. ``trials`` are the trials of the result, in order;
-    ``explored`` are the other trials of the search. ``hidden_scores`` rank the channels of the
-    residual stream, where some are removed; the lowest are removed first. ``followed_by`` is the
-    recovery stage that a recipe runs right after the plan.
+    Indices refer to the model that ``fingerprint`` identifies. The operations of a hybrid plan on
+    layers come first; those on units name a layer by the lowest layer in it. Surgery fails unless
+    the pruned model has exactly the dimensions ``after``. ``trials`` are the trials of the result,
+    in order; ``explored`` are the other trials of the search. ``hidden_scores`` rank the channels
+    of the residual stream, where some are removed; the lowest are removed first. ``followed_by`` is
+    the recovery stage that a recipe runs right after the plan. ``loss_before`` and ``loss_after``
+    are the mean next-token cross-entropy of the model and of the pruned one, before any recovery,
+    in nats a token over the calibration set; None where that was not measured.
     """
 
     format: Literal[1] = 1
     pruner: str
-    kind: Literal["depth", "width"]
+    kind: PlanKind
     options: dict[str, Any] = Field(default_factory=dict)
     target: Target
     fingerprint: Fingerprint
@@ -90,6 +96,8 @@ class PruningPlan(Record):
     hidden_scores: tuple[float, ...] | None = None
     layer_scores: LayerScores | None = None
     followed_by: dict[str, Any] | None = None
+    loss_before: float | None = None
+    loss_after: float | None = None
     notes: Annotated[tuple[str, ...], FailFast()] = ()
     warnings: Annotated[tuple[str, ...], FailFast()] = ()
 
@@ -106,11 +114,13 @@ class PruningPlan(Record):
     def upto(self, count: int) -> PruningPlan:
         """The plan cut to its first operations, in the order of the search.
 
+        A hybrid plan is cut to some of its operations on layers, and is a depth plan then.
+
         Raises:
-            PlanError: The plan has fewer operations, or is about width, where every layer's
-                operation is needed.
+            PlanError: The plan has fewer operations, or the cut is among those on units, where
+                every layer's operation is needed.
         """
-        if self.kind != "depth":
+        if self.kind == "width":
             raise PlanError(
                 f"a plan by {self.pruner} cannot be cut: it is one choice for all layers",
                 hint="plan again with a smaller target",
@@ -120,10 +130,30 @@ class PruningPlan(Record):
                 f"the plan has {len(self.operations)} operations, not {count}",
                 hint="`slm-plugin explain` shows them",
             )
+        if self.kind == "hybrid":
+            return self._hybrid_upto(count)
+        return self._depth_upto(count)
+
+    def _hybrid_upto(self, count: int) -> PruningPlan:
+        if count == len(self.operations):
+            return self
+        depth = sum(operation.kind == "depth" for operation in self.operations)
+        if count > depth:
+            raise PlanError(
+                f"a hybrid plan cannot be cut after operation {count}: from operation {depth + 1} "
+                "on it is one choice for all layers",
+                hint=f"give at most {depth}, or {len(self.operations)} for all operations",
+            )
+        narrower = {"kind": "depth", "scores": (), "hidden_scores": None}
+        return self._depth_upto(count).model_copy(update=narrower)
+
+    def _depth_upto(self, count: int) -> PruningPlan:
         kept = self.operations[:count]
         removed = sum(op.layers_removed for op in kept)
         note = f"cut to the first {count} of {len(self.operations)} operations"
-        return self.model_copy(
+        whole = count == len(self.operations)
+        made = self if whole else without_loss_after(self)
+        return made.model_copy(
             update={
                 "operations": kept,
                 "after": self.before.without_layers(removed),

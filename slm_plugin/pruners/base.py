@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
 
 from slm_plugin.component import Component
 from slm_plugin.errors import TargetError, UnsupportedModelError
 from slm_plugin.models.dimensions import Dimensions
+from slm_plugin.plans.plan import PlanKind
 from slm_plugin.target import Target
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Pruner(Component):
     `slm_plugin.register_pruner` and implements `plan`.
 
     Attributes:
-        kind: Whether its plans are about layers or about units inside layers.
+        kind: Whether its plans are about layers, about what is inside layers, or hybrid.
         targets: Kinds of targets that it takes.
         merges: It merges layers, so it stays within layers of one kind.
         keeps_trials: It writes trials into the cache folder; may depend on the options.
@@ -40,7 +41,7 @@ class Pruner(Component):
         target: How much to prune; its kind is one of ``targets``.
     """
 
-    kind: ClassVar[Literal["depth", "width"]]
+    kind: ClassVar[PlanKind]
     targets: ClassVar[tuple[str, ...]]
     merges: ClassVar[bool] = False
     keeps_trials: bool = False
@@ -158,7 +159,7 @@ def missed(target: Target, plan: PruningPlan, original: Dimensions) -> str:
         return ""
     before = plan.before
     step = before.layer_parameters
-    if plan.kind == "width":
+    if plan.kind != "depth":
         step = before.layers * max(
             _CHANNELS_AT_A_TIME * before.channel_parameters,
             before.kv_group_parameters,

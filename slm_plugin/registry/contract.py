@@ -153,8 +153,8 @@ def _pruner_fault(cls: Any) -> str:
     if "targets" not in _annotated(cls):
         return ""
     kind, targets = getattr(cls, "kind", None), getattr(cls, "targets", None)
-    if kind not in ("depth", "width"):
-        return f"its kind is {kind!r}, and neither 'depth' nor 'width'"
+    if kind not in ("depth", "width", "hybrid"):
+        return f"its kind is {kind!r}, and none of 'depth', 'width' and 'hybrid'"
     if not isinstance(targets, tuple | list) or not targets or not {*targets} <= {*KINDS}:
         return f"its targets are {targets!r}, and not some of {', '.join(KINDS)}"
     return ""

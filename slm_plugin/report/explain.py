@@ -9,6 +9,7 @@ from rich.text import Text
 
 from slm_plugin.control_characters import visible
 from slm_plugin.plans import DropSublayers, LayerScores, PruningPlan
+from slm_plugin.plans.losses import loss_change
 from slm_plugin.plans.operations import by_kind
 from slm_plugin.report import before_after, numbers
 from slm_plugin.report.plan_effects import (
@@ -83,6 +84,8 @@ def _effect(plan: PruningPlan) -> str:
         )
     if before.experts != after.experts:
         lines.append(f"Experts:        {before.experts} -> {after.experts}")
+    if change := loss_change(plan):
+        lines.append(f"{change[0].upper()}{change[1:]}.")
     return "\n".join(lines)
 
 
@@ -136,7 +139,12 @@ def _expert_table(plan: PruningPlan) -> Table:
         _row(str(layer), f"{len(kept)} of {plan.before.experts}: {numbers.spans(kept)}")
         for layer, kept in sorted(kept_experts(plan).items())
     ]
-    return Table(tuple(map(Column, ("layer", "experts"))), tuple(rows), title="Remaining units")
+    return Table(tuple(map(Column, ("layer", "experts"))), tuple(rows), title=_unit_title(plan))
+
+
+def _unit_title(plan: PruningPlan) -> str:
+    where = ", layers by their index before the plan" if plan.kind == "hybrid" else ""
+    return f"Remaining units{where}"
 
 
 def _unit_table(plan: PruningPlan) -> Table:
@@ -160,7 +168,7 @@ def _unit_table(plan: PruningPlan) -> Table:
             )
         )
     columns = tuple(map(Column, ("layer", "MLP channels", "KV groups", "query heads")))
-    return Table(columns, tuple(rows), title="Remaining units")
+    return Table(columns, tuple(rows), title=_unit_title(plan))
 
 
 def _row(*texts: str) -> Row:

@@ -25,29 +25,28 @@ class Picture:
     notice: str = ""
 
 
-_PICTURES = {
-    "depth": (
-        (
-            "Layer mapping",
-            "Lines lead from every layer before the stage to its layer after the stage.",
-            pictures.layer_mapping,
-        ),
-        (
-            "Trials or scores",
-            "A line is one trial: it spans the layers that were merged or dropped, at the height "
-            "of the resulting model's similarity. A bar is the score of a layer.",
-            pictures.layer_scores,
-        ),
+_DEPTH = (
+    (
+        "Layer mapping",
+        "Lines lead from every layer before the stage to its layer after the stage.",
+        pictures.layer_mapping,
     ),
-    "width": (
-        (
-            "Remaining units per layer",
-            "Units with the lowest scores are removed. A dot far above its bar shows that they had "
-            "little part in the layer's scores.",
-            pictures.widths,
-        ),
+    (
+        "Trials or scores",
+        "A line is one trial: it spans the layers that were merged or dropped, at the height "
+        "of the resulting model's similarity. A bar is the score of a layer.",
+        pictures.layer_scores,
     ),
-}
+)
+_WIDTH = (
+    (
+        "Remaining units per layer",
+        "Units with the lowest scores are removed. A dot far above its bar shows that they had "
+        "little part in the layer's scores.",
+        pictures.widths,
+    ),
+)
+_PICTURES = {"depth": _DEPTH, "width": _WIDTH, "hybrid": (*_DEPTH, *_WIDTH)}
 
 
 def render_page(report: RunReport, plans: Mapping[str, PruningPlan]) -> str:

@@ -184,17 +184,19 @@ def widths(plan: PruningPlan, name: str = "widths") -> str:
     scores = {(entry.unit, entry.layer): entry.scores for entry in plan.scores}
     if not any(kept for *_, kept in units):
         return ""
-    with canvas.sheet(name, 2.8, f"Units that {layers} layers keep") as sheet:
+    left = plan_effects.remaining_layers(plan)
+    with canvas.sheet(name, 2.8, f"Units that {len(left)} layers keep") as sheet:
         axes = sheet.figure.subplots()
         for (unit, label, totals, kept), shift in zip(units, (-0.2, 0.2), strict=False):
-            for layer, total in enumerate(totals):
+            for layer in left:
+                total = totals[layer]
                 stay = kept.get(layer, range(total))
                 gid, x = f"{unit}-{layer}", layer + shift
                 axes.bar(x, len(stay) / total, 0.38, **_UNITS[label])[0].set_gid(gid)
                 share = _share(scores.get((unit, layer), ()), stay)
                 if share is not None:
                     axes.plot(x, share, gid=f"{unit}-score-{layer}", **_DOT)
-        axes.set(ylim=(0, 1.05), xlim=(-0.7, layers - 0.3), xlabel="layer")
+        axes.set(ylim=(0, 1.05), xlim=(-0.7, layers - 0.3), xlabel="layer (index before the plan)")
         canvas.whole_numbers(axes.xaxis)
         axes.yaxis.set_major_formatter("{x:.0%}")
         axes.set_ylabel("share kept")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from slm_plugin.plans import DropSublayers, PruningPlan, layout
+from slm_plugin.plans import DropSublayers, PruningPlan, layout, steps
 from slm_plugin.plans.operations import by_kind
 
 
 def layer_mapping(plan: PruningPlan) -> list[int | None]:
     """The layer mapping: new index of every original layer, None for a dropped one."""
     return layout.layer_mapping(by_kind(plan.operations)[0], plan.before.layers)
+
+
+def remaining_layers(plan: PruningPlan) -> list[int]:
+    """For every layer left, the lowest of the original layers in it."""
+    return steps.remaining_layers(by_kind(plan.operations)[0], plan.before.layers)
 
 
 def kept_channels(plan: PruningPlan) -> dict[int, tuple[int, ...]]:

@@ -20,7 +20,7 @@ class StageRecord(Record):
     """
 
     number: int
-    kind: Literal["depth", "width", "recovery"]
+    kind: Literal["depth", "width", "hybrid", "recovery"]
     name: str
     summary: str
     seconds: float

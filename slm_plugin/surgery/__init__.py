@@ -9,7 +9,9 @@ from slm_plugin.errors import PlanError, VerificationError
 from slm_plugin.models.operators import operators
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import Operation, PruningPlan
+from slm_plugin.plans.layout import check_even, check_fixed
 from slm_plugin.plans.operations import by_kind
+from slm_plugin.plans.steps import Step, steps_of
 from slm_plugin.plans.stream import stream_change
 
 if TYPE_CHECKING:
@@ -26,13 +28,13 @@ def apply_operations(
     stack: str | None = None,
     basis: Tensor | None = None,
 ) -> list[tuple[int, int]]:
-    """Apply the operations of a plan to its model, in place.
+    """Apply the operations of a plan, or of one step of it, to its model, in place.
 
     `slm_plugin.session.Session.apply` calls this after all checks.
 
     Args:
         model: The model.
-        operations: What is done.
+        operations: What is done in one step.
         stack: Which of its two stacks of layers, where it has two.
         basis: The basis into which they rotate the residual stream, ``(hidden, hidden)``.
 
@@ -47,7 +49,8 @@ def apply_operations(
     stream = stream_change(operations)
     if depth and (width or stream):
         raise PlanError(
-            "the plan mixes depth and width operations", hint="make it two plans, one per stage"
+            "the plan mixes depth and width operations",
+            hint="make it two plans, one per stage, or one of kind hybrid",
         )
     if depth:
         from slm_plugin.surgery.layers import apply_layers
@@ -58,6 +61,33 @@ def apply_operations(
 
         apply_channels(model, width, stream, basis)
     return [(index, index) for index in range(len(DecoderView.of(model, stack).layers))]
+
+
+def checked_steps(plan: PruningPlan, before: Dimensions) -> list[Step]:
+    """The steps of a plan, the second of which is checked before the first one changes the model.
+
+    Args:
+        plan: The plan.
+        before: Dimensions of the model.
+
+    Raises:
+        PlanError: The operations of a hybrid plan contradict one another.
+        TargetError: The installed transformers could not load the result.
+        MissingExtraError: Channels or heads are removed and torch-pruning is not installed.
+    """
+    steps = steps_of(plan)
+    if plan.kind == "hybrid":
+        from slm_plugin.surgery.portability import refuse_unloadable
+        from slm_plugin.surgery.removal import checked_removal
+
+        depth, width = steps
+        check_fixed(by_kind(depth.operations)[0], before)
+        check_even(before)
+        left = before.without_layers(sum(one.layers_removed for one in depth.operations))
+        _, units = by_kind(width.operations)
+        removal = checked_removal(units, left, stream_change(width.operations))
+        refuse_unloadable(left, removal.after)
+    return steps
 
 
 def refuse_other_model(plan: PruningPlan, model: PreTrainedModel, found: Fingerprint) -> None:

@@ -6,12 +6,9 @@ Experts are removed by `slm_plugin.surgery.experts`.
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
-from slm_plugin.errors import PlanError
-from slm_plugin.extras import require
 from slm_plugin.lazy import torch
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.streaming import is_stub
@@ -19,9 +16,10 @@ from slm_plugin.models.view import DecoderView, projections
 from slm_plugin.plans import WidthOperation
 from slm_plugin.plans.stream import UNCHANGED, StreamChange
 from slm_plugin.surgery.concatenation import joined
-from slm_plugin.surgery.experts import remove_experts
+from slm_plugin.surgery.experts import remove_experts, remove_layer_experts
 from slm_plugin.surgery.groups import Members, axis, members
 from slm_plugin.surgery.portability import refuse_unloadable
+from slm_plugin.surgery.removal import checked_removal
 from slm_plugin.surgery.stream import change_stream
 
 if TYPE_CHECKING:
@@ -55,26 +53,18 @@ def apply_channels(
         TargetError: The installed transformers could not load the result.
         MissingExtraError: Channels or heads are removed and torch-pruning is not installed.
     """
-    projected = any(operation.unit != "experts" for operation in operations)
-    if projected:
-        require("width", "width surgery")
     view = DecoderView.of(model)
-    before = view.dimensions()
-    # Asked for, or had: an operation on units that the model lacks is an error.
-    units = dict.fromkeys((*before.units, *(operation.unit for operation in operations)))
-    removed = {unit: _removed_units(unit, operations, before) for unit in units}
-    _refuse_both(removed)
-    after = _after(removed, before)
-    stream.check(before)
-    after = stream.after(after)
+    removal = checked_removal(operations, view.dimensions(), stream)
+    before, after = removal.before, removal.after
     refuse_unloadable(before, after)
     if stream:
         change_stream(view, stream, basis, after)
-    remove_experts(view, removed.pop("experts", ()), before, after)
-    if not projected:
+    remove_experts(view, removal.units.get("experts", ()), before, after)
+    if not removal.projected:
         return
     for index, layer in enumerate(view.layers):
-        chosen = {unit: indices[index] for unit, indices in removed.items()}
+        chosen = removal.of_layer(index)
+        chosen.pop("experts", None)
         _narrow(layer, chosen, before.of_layer(index), after.of_layer(index))
     _sync_config(view.config, after)
 
@@ -82,7 +72,7 @@ def apply_channels(
 def narrowed_copy(
     layer: nn.Module, removed: Mapping[str, Sequence[int]], before: Dimensions, after: Dimensions
 ) -> nn.Module:
-    """A layer without some of its channels and heads; the given one is unchanged.
+    """A layer without some of its units; the given one is unchanged.
 
     Args:
         layer: The layer.
@@ -91,7 +81,11 @@ def narrowed_copy(
         after: Dimensions without the units.
     """
     made = copy.deepcopy(layer)
-    _narrow(made, removed, before, after)
+    units = dict(removed)
+    remove_layer_experts(made, units.pop("experts", ()), before, after)
+    if not units:
+        return made
+    _narrow(made, units, before, after)
     # Phi-3 reads the number of heads from the config when it runs.
     for config in {id(m.config): m.config for m in made.modules() if hasattr(m, "config")}.values():
         _sync_config(cast("PretrainedConfig", config), after)
@@ -104,68 +98,6 @@ def _narrow(
     for unit, indices in removed.items():
         _remove(projections(layer, before.family), members(unit, indices, before))
     _sync_modules(layer, before.family, after)
-
-
-def _removed_units(
-    unit: str, operations: Sequence[WidthOperation], before: Dimensions
-) -> list[tuple[int, ...]]:
-    """Indices of the units of one kind to remove, for every layer.
-
-    Only of MLP channels may one layer keep more than another.
-    """
-    given = [operation for operation in operations if operation.unit == unit]
-    if not given:
-        return [()] * before.layers
-    name = given[0].op
-    found = Counter(operation.layer for operation in given)
-    layers = set(range(before.layers))
-    if found != Counter(layers):
-        wrong = min(i for i in found.keys() | layers if found[i] != (i in layers))
-        raise PlanError(
-            f"{name} names layer {wrong} {found[wrong]} times; the model has layers 0 to "
-            f"{before.layers - 1}",
-            hint=f"give one {name} for every layer, or none",
-        )
-    for operation in given:
-        try:
-            operation.check(before)
-        except PlanError as error:
-            raise PlanError(
-                f"{name} of layer {operation.layer}: "
-                + (f"{error.option}: " if error.option else "")
-                + error.message,
-                hint=error.hint or "correct the indices",
-            ) from error
-    counts = sorted({len(operation.kept) for operation in given})
-    if len(counts) > 1 and unit != "channels":
-        raise PlanError(
-            f"{name} keeps {counts[0]} units in one layer and {counts[-1]} in another",
-            hint="keep the same number in every layer: no model runs otherwise",
-        )
-    by_layer = {operation.layer: set(operation.kept) for operation in given}
-    return [
-        tuple(i for i in range(before.of_layer(layer).units[unit]) if i not in by_layer[layer])
-        for layer in range(before.layers)
-    ]
-
-
-def _refuse_both(removed: Mapping[str, Sequence[tuple[int, ...]]]) -> None:
-    """Heads go in one way: indices of query heads would change with the KV groups."""
-    if any(removed.get("kv_groups", ())) and any(removed.get("query_heads", ())):
-        raise PlanError(
-            "keep_heads and keep_query_heads remove from the same attention",
-            hint="make it two plans, one per stage",
-        )
-
-
-def _after(removed: Mapping[str, Sequence[tuple[int, ...]]], before: Dimensions) -> Dimensions:
-    """Dimensions without the units, whose indices are given for every layer."""
-    channels = removed.get("channels", [()] * before.layers)
-    left = before.with_widths(
-        [size - len(gone) for size, gone in zip(before.widths, channels, strict=True)]
-    )
-    others = {unit: len(units[0]) for unit, units in removed.items() if unit != "channels"}
-    return left.without_units(**others)
 
 
 def _remove(modules: Mapping[str, nn.Linear], removed: Members) -> None:

@@ -30,15 +30,36 @@ def remove_experts(
     if before.experts == after.experts:
         return
     for layer, gone in zip(view.layers, removed, strict=True):
-        found = experts_of(layer, view.family)
-        if found is not None:
-            _remove(found, gone)
-    for module in view.model.modules():
+        remove_layer_experts(layer, gone, before, after)
+    _sync_modules(view.model, before, after)
+    _sync_config(view.config, after.experts)
+
+
+def remove_layer_experts(
+    layer: nn.Module, removed: Sequence[int], before: Dimensions, after: Dimensions
+) -> None:
+    """Remove experts from one layer.
+
+    Args:
+        layer: The layer, changed in place.
+        removed: The experts to remove, ascending.
+        before: Dimensions of the model.
+        after: Dimensions of the model without them.
+    """
+    found = experts_of(layer, before.family)
+    if found is None or not removed:
+        return
+    _remove(found, removed)
+    _sync_modules(layer, before, after)
+
+
+def _sync_modules(whole: nn.Module, before: Dimensions, after: Dimensions) -> None:
+    """Update the number that modules hold."""
+    for module in whole.modules():
         for name in COUNTS:
             # Not `hasattr`: a class may give the config's value as a property.
             if vars(module).get(name) == before.experts:
                 setattr(module, name, after.experts)
-    _sync_config(view.config, after.experts)
 
 
 def _remove(found: Experts, removed: Sequence[int]) -> None:

@@ -20,7 +20,9 @@ from slm_plugin.comparison.configuration import read_either
 from slm_plugin.comparison.record import Cell, Cost, Planned
 from slm_plugin.evaluation.base import Measurement
 from slm_plugin.models.loading import ModelSource, load
-from slm_plugin.plans import PruningPlan
+from slm_plugin.plans import KeepChannels, PruningPlan
+from slm_plugin.plans.operations import by_kind
+from slm_plugin.plans.steps import remaining_layers
 from slm_plugin.pruners.depth.search.journal import Journal, is_part
 from slm_plugin.pruners.depth.search.runs import Run
 from slm_plugin.registry import pruners
@@ -187,7 +189,7 @@ class Plans(Kind):
         made = explain(plan)
         assert made.text
         plan.to_json()
-        cut = plan.upto(1) if plan.kind == "depth" and plan.operations else plan
+        cut = plan.upto(1) if plan.kind != "width" and plan.operations else plan
         for each in (plan, cut):
             session = Session(copy.deepcopy(self.session.model))
             apply(each, session)
@@ -311,7 +313,22 @@ def some_plans(session: Session) -> list[PruningPlan]:
     for name, options, target in asked:
         kind = pruners.get(name)
         made.append(kind(kind.Options(**options), target).plan(session))
-    return made
+    return [*made, _in_two_parts(made[0])]
+
+
+def _in_two_parts(merges: PruningPlan) -> PruningPlan:
+    """A depth plan that then halves the channels of the layers that are left."""
+    before, channels = merges.before, range(0, merges.before.intermediate_size, 2)
+    left = remaining_layers(by_kind(merges.operations)[0], before.layers)
+    narrower = tuple(KeepChannels(layer=layer, indices=tuple(channels)) for layer in left)
+    changes = {
+        "pruner": "in_two_parts",
+        "kind": "hybrid",
+        "target": Target(ratio=0.5),
+        "operations": (*merges.operations, *narrower),
+        "after": merges.after.without_units(channels=before.intermediate_size - len(channels)),
+    }
+    return merges.model_copy(update=changes)
 
 
 KINDS: dict[str, type[Kind]] = {

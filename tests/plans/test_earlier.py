@@ -3,8 +3,8 @@
 The files are what the commits of 22 November 2026 wrote that first had each operation: ``slm``
 (1c63f34, and e0fbbe7 for ``weights_only``), ``torch_pruning`` (1c63f34), ``block_influence`` and
 ``merge_concat`` (7aa3061), ``sublayer`` (085f4bb); one of 27 November: ``experts`` (0eecc18); and
-those that brought ``query_heads``, ``hidden_channels`` and ``hidden_score: pca`` on 28 November. A
-field that a plan got later is optional.
+those that brought ``query_heads``, ``hidden_channels``, ``hidden_score: pca`` and hybrid plans on
+28 November. A field that a plan got later is optional.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ SOURCES = {
     "concat_layers": ((0, 0), (1, 2), (3, 3)),
     "drop_layers": ((0, 0), (1, 1)),
     "drop_sublayers": ((1, 1), (2, 2), (3, 3)),
+    "hybrid": ((0, 0), (1, 2), (3, 3)),
     "keep_channels_and_heads": ((0, 0), (1, 1), (2, 2), (3, 3)),
     "keep_experts": ((0, 0), (1, 1), (2, 2), (3, 3)),
     "keep_hidden": ((0, 0), (1, 1), (2, 2), (3, 3)),

@@ -167,6 +167,24 @@ def width_plan(layers: int = SHALLOW.layers) -> PruningPlan:
     )
 
 
+def hybrid_plan() -> PruningPlan:
+    """Layers 4 to 6 become one, 9 goes, and those that are left keep two of three KV groups."""
+    depth = (MergeLayers(first=4, last=6), DropLayers(indices=(9,)))
+    left = [layer for layer in range(30) if layer not in (5, 6, 9)]
+    return depth_plan(
+        pruner="planner",
+        kind="hybrid",
+        options={},
+        operations=(*depth, *(KeepHeads(layer=layer, kv_groups=(0, 2)) for layer in left)),
+        target=Target(ratio=0.15),
+        after=ORIGINAL.without_layers(3).without_units(kv_groups=1),
+        trials=(),
+        threshold=None,
+        loss_before=3.25,
+        loss_after=4.125,
+    )
+
+
 def plans() -> dict[str, PruningPlan]:
     """The plans of the run by file, as the report names them."""
     return {DEPTH_FILE: depth_plan(), WIDTH_FILE: width_plan()}

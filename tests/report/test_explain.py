@@ -90,6 +90,30 @@ def test_the_effect_is_said_in_layers_and_parameters() -> None:
     assert "9 -> 6 query, 3 -> 2 key/value" in printed(sample_plans.width_plan())
 
 
+def test_both_parts_of_a_hybrid_plan_are_told() -> None:
+    """Layers as the model before the plan numbers them, in both tables."""
+    text = printed(sample_plans.hybrid_plan())
+    found = rows(text)
+    assert found[:2] == [
+        ["merge, rule telescoped", "4-6", "layer 4", "2", ""],
+        ["drop", "9", "", "1", ""],
+    ]
+    assert [row[0] for row in found[2:]] == [str(i) for i in range(30) if i not in (5, 6, 9)]
+    assert {row[2] for row in found[2:]} == {"2 of 3: 0, 2"}
+    assert "layers by their index before the plan" in text
+    assert "A hybrid plan by planner." in text and "30 -> 27" in text
+    assert "9 -> 6 query, 3 -> 2 key/value" in text
+
+
+def test_the_loss_before_and_after_is_told() -> None:
+    """Where it was measured; with the repair that follows, if one does."""
+    plan = sample_plans.hybrid_plan()
+    assert "Calibration loss 3.250 -> 4.125 nats a token." in printed(plan)
+    repaired = plan.model_copy(update={"followed_by": {"recover": "refit"}})
+    assert "4.125 nats a token, before the repair that follows." in printed(repaired)
+    assert "loss" not in printed(sample_plans.dropping_plan())
+
+
 def test_a_plan_that_does_nothing_is_explained() -> None:
     """No operation, no table."""
     plan = sample_plans.depth_plan(operations=(), after=sample_plans.ORIGINAL)

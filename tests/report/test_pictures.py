@@ -162,6 +162,13 @@ def test_bars_are_as_high_as_layers_are_wide() -> None:
     assert pictures.widths(plan.model_copy(update={"operations": ()})) == ""
 
 
+def test_layers_that_a_plan_removes_have_no_bars() -> None:
+    """Of a hybrid plan: those left stand where they were before it."""
+    svg = pictures.widths(sample_plans.hybrid_plan())
+    left = [layer for layer in range(30) if layer not in (5, 6, 9)]
+    assert list(by_id(svg, r"widths-kv_group-\d+")) == [f"widths-kv_group-{i}" for i in left]
+
+
 def test_dots_are_the_share_of_the_scores() -> None:
     """Three channels of scores 1, 2 and 5, of which the last remains, keep 62.5 %."""
     plan = sample_plans.width_plan(1)
