@@ -52,9 +52,14 @@ class Shape:
 
         Raises:
             UnsupportedModelError: Units go that cannot be removed from the family.
-            PlanError: Nothing is left of some kind.
-            TargetError: The installed transformers cannot load it.
+            TargetError: The model has fewer units, none would be left, or the installed
+                transformers cannot load it.
         """
+        whole = Shape.of(dense)
+        for name in ("layers", "mlp_width", "kv_groups"):
+            count, most = getattr(self, name), getattr(whole, name)
+            if not 1 <= count <= most:
+                raise TargetError(f"{name} is {count}, and can be 1 to {most}")
         fewer = {
             "channels": dense.intermediate_size - self.mlp_width,
             "kv_groups": dense.kv_heads - self.kv_groups,
@@ -65,10 +70,6 @@ class Shape:
                     f"{unit} cannot be removed from {dense.architecture}: "
                     f"{dense.family.reason(unit)}"
                 )
-        most = {"layers": dense.layers, "mlp_width": dense.intermediate_size}
-        for name, limit in {**most, "kv_groups": dense.kv_heads}.items():
-            if getattr(self, name) > limit:
-                raise TargetError(f"{name} {getattr(self, name)}; the model has {limit}")
         after = dense.without_layers(dense.layers - self.layers).without_units(**fewer)
         refuse_unloadable(dense, after)
         return after

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 from slm_plugin.lazy import nn, torch
+from slm_plugin.models.configuration import plain_attention
 from slm_plugin.models.empty import empty_model
-from slm_plugin.models.view import DecoderView
+from slm_plugin.models.view import DecoderView, layer_kinds
 from slm_plugin.pruners.hybrid.shapes import Shape
 from slm_plugin.surgery.channels import sync_config
 from slm_plugin.surgery.layers import cut_config
@@ -38,8 +39,14 @@ def stand_ins(
         dtype: Number format of the weights.
         device: Where they are.
     """
+    configs = [pruned_config(view, shape) for shape in shapes]
+    for config in configs:
+        attention = view.model.config._attn_implementation
+        # On a CPU other kernels do not run.
+        plain = plain_attention(view.model) if device.type == "cpu" else attention
+        config._attn_implementation = plain
     with torch.random.fork_rng(devices=[]):
-        made = [empty_model(pruned_config(view, shape), dtype).eval() for shape in shapes]
+        made = [empty_model(config, dtype).eval() for config in configs]
     if view.tied:
         for model in made:
             _tie(model)
@@ -56,31 +63,31 @@ def stand_ins(
 def pruned_config(view: DecoderView, shape: Shape) -> PretrainedConfig:
     """The config of a model pruned to a shape.
 
-    Which layers go is not known yet: lists with an entry for each layer keep evenly spaced ones
-    above the layers that have to stay.
+    Which layers go is not known yet: above those that have to stay, as many of each kind are kept
+    as their share of the model is.
 
     Raises:
         UnsupportedModelError: Units go that cannot be removed from the family.
-        PlanError: Nothing is left of some kind.
-        TargetError: The installed transformers cannot load it.
+        TargetError: No model of this shape can be made of it.
     """
     dense, family = view.dimensions(), view.family
     after = shape.of_model(dense)
     config = copy.deepcopy(view.model.config)
     config.architectures = [type(view.model).__name__]
-    config._attn_implementation = view.model.config._attn_implementation
     text = cast("PretrainedConfig", family.text_config(config))
     if shape.layers != dense.layers:
-        cut_config(text, family, _evenly_spaced(dense.layers, shape.layers, dense.fixed_layers))
+        cut_config(text, family, _kept(view, shape.layers))
     if (shape.mlp_width, shape.kv_groups) != (dense.intermediate_size, dense.kv_heads):
         sync_config(text, after)
     return config
 
 
-def _evenly_spaced(layers: int, left: int, fixed: int) -> list[int]:
-    """Indices of layers that stay: the fixed ones, and some of the others."""
-    free, kept = layers - fixed, left - fixed
-    return [*range(fixed), *(fixed + index * free // kept for index in range(kept))]
+def _kept(view: DecoderView, left: int) -> list[int]:
+    """Indices of so many layers: the fixed ones, and of the others evenly spaced ones by kind."""
+    kinds, fixed = layer_kinds(view), view.fixed_layers
+    free = sorted(range(fixed, len(kinds)), key=lambda index: str(kinds[index]))
+    count = left - fixed
+    return sorted([*range(fixed), *(free[place * len(free) // count] for place in range(count))])
 
 
 def _tie(model: PreTrainedModel) -> None:
