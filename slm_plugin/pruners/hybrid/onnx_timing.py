@@ -46,7 +46,7 @@ class Graph:
 
 
 @contextmanager
-def graphs(session: Session, shapes: Sequence[Shape]) -> Iterator[dict[Shape, Graph]]:
+def graphs(session: Session, shapes: Sequence[Shape]) -> Iterator[list[Graph]]:
     """Export each shape into a temporary folder, which holds all of them as float32.
 
     Raises:
@@ -58,13 +58,13 @@ def graphs(session: Session, shapes: Sequence[Shape]) -> Iterator[dict[Shape, Gr
     options = OnnxOptions()
     OnnxExporter(options).check_model(session)
     with temporary_folder() as scratch:
-        made = {}
+        made = []
         for shape in shapes:
             # One at a time: the model is released before the next is made.
             (model,) = stand_ins(session.view, [shape], torch.float32, torch.device("cpu"))
             folder = scratch / f"{shape.layers}-{shape.mlp_width}-{shape.kv_groups}"
             trace(model, folder, options)
-            made[shape] = Graph(folder)
+            made.append(Graph(folder))
             del model
         yield made
 

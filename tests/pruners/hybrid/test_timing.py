@@ -19,7 +19,7 @@ from slm_plugin.models.process import same_process
 from slm_plugin.models.view import DecoderView
 from slm_plugin.pruners.hybrid.shapes import Shape, shapes_to_measure
 from slm_plugin.pruners.hybrid.time_model import fit
-from slm_plugin.pruners.hybrid.timing import Times, measure
+from slm_plugin.pruners.hybrid.timing import Times, _is_round, measure, steady
 from slm_plugin.pruners.hybrid.workload import Workload
 from slm_plugin.session import Session
 from tests.tiny import make_model
@@ -86,35 +86,67 @@ def test_shapes_take_turns_and_medians_count() -> None:
         assert times == Times(pytest.approx(12 * planted(shape)), pytest.approx(6 * planted(shape)))
 
 
+def test_what_slows_a_whole_round_is_divided_out() -> None:
+    """The ratios of shapes are those within rounds, though most rounds are slow."""
+    generator = np.random.default_rng(3)
+    truth = generator.uniform(1, 2, (8, 2))
+    slower = np.exp(generator.normal(0, 0.5, (5, 1, 1)))
+    outliers = np.ones((5, 8, 2))
+    outliers[2, 3] = outliers[4, 1] = 7.0
+    found = steady(list(truth * slower * outliers))
+    assert found / truth == pytest.approx(np.full((8, 2), np.median(slower)))
+    assert steady([truth]) == pytest.approx(truth)
+
+
 def test_the_second_call_measures_nothing(tmp_path: Path) -> None:
-    """Nor does another session with the same model; further shapes and rounds are added."""
+    """Nor does another session with the same model; another set of shapes is measured anew."""
     first = measure(session(tmp_path), WORKLOAD, SHAPES, timer=Clock(), repeats=2)
-    tiny, again = session(tmp_path), Clock(most=0)
-    assert measure(tiny, WORKLOAD, SHAPES, timer=again, repeats=2) == first
+    tiny = session(tmp_path)
+    assert measure(tiny, WORKLOAD, SHAPES, timer=Clock(most=0), repeats=2) == first
     more = Clock()
-    measure(tiny, WORKLOAD, [*SHAPES, OTHER], timer=more, repeats=2)
-    assert more.asked == 3 * [OTHER]
-    third = Clock()
-    measure(tiny, WORKLOAD, SHAPES, timer=third, repeats=3)
-    assert len(third.asked) == 2 * 3
+    measure(tiny, WORKLOAD, SHAPES, timer=more, repeats=3)
+    assert len(more.asked) == 2 * 3
+    other = Clock()
+    measure(tiny, WORKLOAD, [*SHAPES, OTHER], timer=other, repeats=2)
+    assert len(other.asked) == 3 * 4
 
 
-@pytest.mark.parametrize("runs", [2, 5, 8])
+@pytest.mark.parametrize("runs", [2, 5, 8, 11])
 def test_a_killed_measurement_goes_on(runs: int, tmp_path: Path) -> None:
-    """With the numbers that it had, and measures every other run once."""
+    """With the whole rounds that it had, and measures the others."""
     tiny, seconds = session(tmp_path), iter(range(1, 100))
     killed = Clock(lambda _: next(seconds), most=runs)
     with pytest.raises(KeyboardInterrupt):
-        measure(tiny, WORKLOAD, SHAPES, timer=killed, repeats=2)
+        measure(tiny, WORKLOAD, SHAPES, timer=killed, repeats=3)
     (file,) = tmp_path.iterdir()
-    before = file.read_text()
-    assert len(before.splitlines()) == max(0, runs - 3)
+    before, whole = file.read_text(), max(0, runs // 3 - 1)
+    assert len(before.splitlines()) == whole
     later = Clock()
-    found = measure(tiny, WORKLOAD, SHAPES, timer=later, repeats=2)
+    found = measure(tiny, WORKLOAD, SHAPES, timer=later, repeats=3)
     assert file.read_text().startswith(before)
-    assert len(file.read_text().splitlines()) == 6
-    assert len(later.asked) == len(set(later.asked)) + 6 - max(0, runs - 3)
-    assert measure(tiny, WORKLOAD, SHAPES, timer=Clock(most=0), repeats=2) == found
+    assert len(file.read_text().splitlines()) == 3
+    assert len(later.asked) == 3 * (1 + 3 - whole)
+    assert measure(tiny, WORKLOAD, SHAPES, timer=Clock(most=0), repeats=3) == found
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "valid"),
+    [
+        (0, [[0.1, 0.2], [0.3, 0.4]], True),
+        (0, [[0.1, 0.2]], False),
+        (0, [[0.1, 0.2], [0.3]], False),
+        (0, [[0.1, 0.2], [0.3, 0.0]], False),
+        (0, [[0.1, 0.2], [0.3, "1"]], False),
+        (0, [0.1, 0.2], False),
+        (0, "ab", False),
+        ([0], [[0.1, 0.2], [0.3, 0.4]], False),
+    ],
+)
+def test_a_line_of_the_journal_is_a_round_of_two_shapes(
+    key: object, value: object, valid: bool
+) -> None:
+    """Anything else is damage."""
+    assert _is_round(2, key, value) == valid
 
 
 def test_other_facts_are_other_times(tmp_path: Path) -> None:
