@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from slm_plugin.errors import SlmError
@@ -23,6 +24,7 @@ from slm_plugin.pruners.hybrid.timing import Times, measure
 from slm_plugin.pruners.hybrid.workload import Workload
 from slm_plugin.session import Session
 
+Phase = Literal["prefill", "decode"]
 # Shares of the layers, the MLP channels and the KV groups of shapes that are not fitted.
 OTHERS = ((0.9, 1.0, 1.0), (0.8, 0.9, 1.0), (1.0, 0.75, 1.0), (0.75, 0.8, 0.67), (0.95, 0.7, 0.67))
 
@@ -40,10 +42,10 @@ def others(dense: Shape, kv_groups: bool) -> list[Shape]:
 
 
 def rows(
-    phase: str, times: Mapping[Shape, Times], fitted: list[Shape], steps: int
+    phase: Phase, times: Mapping[Shape, Times], fitted: list[Shape], steps: int
 ) -> Iterator[list[str]]:
     """A row per shape: milliseconds as measured and as predicted, and how far they differ."""
-    seconds = {shape: getattr(found, phase) for shape, found in times.items()}
+    seconds = {shape: found.of(phase) for shape, found in times.items()}
     model = fit({shape: seconds[shape] for shape in fitted}).model
     for shape, measured in seconds.items():
         predicted = model.seconds(shape)

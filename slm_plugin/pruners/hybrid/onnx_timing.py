@@ -75,17 +75,28 @@ def _time_run(model: Any, prompt: Tensor, steps: int) -> tuple[float, float]:
         prompt.device,
         lambda: model(input_ids=prompt, attention_mask=mask[:, : prompt.shape[1]], use_cache=True),
     )
-    writing, _ = timed(prompt.device, lambda: _decode(model, first, mask, steps))
+    writing, _ = timed(prompt.device, lambda: decode_graph(model, first, mask, steps))
     return reading, writing
 
 
-def _decode(model: Any, output: Any, mask: Tensor, steps: int) -> None:
-    start = mask.shape[1] - steps
+def decode_graph(model: Any, output: Any, mask: Tensor, steps: int) -> Tensor:
+    """Decode greedily behind a prefill; returns the new tokens, ``(batch, steps)``.
+
+    Args:
+        model: The graph as ``ORTModelForCausalLM``.
+        output: What it gave for the prompt.
+        mask: Ones for every position of prompt and new tokens, ``(batch, tokens)``.
+        steps: New tokens.
+    """
+    before, found = mask.shape[1] - steps, []
+    token = output.logits[:, -1:].argmax(-1)
     for step in range(steps):
-        token = output.logits[:, -1:].argmax(-1)
         output = model(
             input_ids=token,
-            attention_mask=mask[:, : start + step + 1],
+            attention_mask=mask[:, : before + step + 1],
             past_key_values=output.past_key_values,
             use_cache=True,
         )
+        token = output.logits[:, -1:].argmax(-1)
+        found.append(token)
+    return torch.cat(found, dim=1)

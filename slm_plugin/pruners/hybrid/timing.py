@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from slm_plugin.cache import Store, hashed
 from slm_plugin.evaluation.latency import time_run
@@ -46,6 +46,10 @@ class Times:
 
     prefill: float
     decode: float
+
+    def of(self, phase: Literal["prefill", "decode"]) -> float:
+        """Seconds of one of the two, as a target names it."""
+        return self.prefill if phase == "prefill" else self.decode
 
 
 def measure(

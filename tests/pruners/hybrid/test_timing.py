@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -67,9 +67,10 @@ def test_planted_times_are_predicted() -> None:
     fitted = shapes_to_measure(tiny.view.dimensions(), kv_groups=True)
     assert OTHER not in fitted
     found = measure(tiny, WORKLOAD, [*fitted, OTHER], timer=Clock(), repeats=1)
-    for phase, factor in (("prefill", 12), ("decode", 6)):
-        model = fit({shape: getattr(found[shape], phase) for shape in fitted}).model
-        assert model.seconds(OTHER) == pytest.approx(getattr(found[OTHER], phase))
+    phases: tuple[tuple[Literal["prefill", "decode"], int], ...] = (("prefill", 12), ("decode", 6))
+    for phase, factor in phases:
+        model = fit({shape: found[shape].of(phase) for shape in fitted}).model
+        assert model.seconds(OTHER) == pytest.approx(found[OTHER].of(phase))
         assert model.seconds(OTHER) == pytest.approx(factor * planted(OTHER))
 
 
