@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--backend", choices=("pytorch", "onnxruntime"), default="pytorch")
     parser.add_argument("--repeats", type=int, default=5, help="how often each shape is timed")
     parser.add_argument("--kv-groups", action="store_true", help="vary the KV groups as well")
+    parser.add_argument("--journal", type=Path, help="folder of rounds, to go on with later")
     asked = parser.parse_args()
     workload = Workload(
         prompt_tokens=asked.prompt,
@@ -80,7 +81,8 @@ def main() -> None:
         backend=asked.backend,
     )
     try:
-        session = Session(*load(ModelSource(id=asked.model, dtype=asked.dtype)))
+        model, tokenizer = load(ModelSource(id=asked.model, dtype=asked.dtype))
+        session = Session(model, tokenizer, journals=asked.journal)
         dense = session.view.dimensions()
         fitted = shapes_to_measure(dense, kv_groups=asked.kv_groups)
         shapes = [*fitted, *others(Shape.of(dense), asked.kv_groups)]

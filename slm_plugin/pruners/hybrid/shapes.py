@@ -55,11 +55,11 @@ class Shape:
             TargetError: The model has fewer units, none would be left, or the installed
                 transformers cannot load it.
         """
-        whole = Shape.of(dense)
+        most, least = Shape.of(dense), Shape(max(1, dense.fixed_layers), 1, 1)
         for name in ("layers", "mlp_width", "kv_groups"):
-            count, most = getattr(self, name), getattr(whole, name)
-            if not 1 <= count <= most:
-                raise TargetError(f"{name} is {count}, and can be 1 to {most}")
+            count, low, high = (getattr(one, name) for one in (self, least, most))
+            if not low <= count <= high:
+                raise TargetError(f"{name} is {count}, and can be {low} to {high}")
         fewer = {
             "channels": dense.intermediate_size - self.mlp_width,
             "kv_groups": dense.kv_heads - self.kv_groups,

@@ -40,11 +40,10 @@ def stand_ins(
         device: Where they are.
     """
     configs = [pruned_config(view, shape) for shape in shapes]
-    for config in configs:
-        attention = view.model.config._attn_implementation
-        # On a CPU other kernels do not run.
-        plain = plain_attention(view.model) if device.type == "cpu" else attention
-        config._attn_implementation = plain
+    if device.type == "cpu":
+        # Other kernels do not run there.
+        for config in configs:
+            config._attn_implementation = plain_attention(view.model)
     with torch.random.fork_rng(devices=[]):
         made = [empty_model(config, dtype).eval() for config in configs]
     if view.tied:
@@ -74,6 +73,7 @@ def pruned_config(view: DecoderView, shape: Shape) -> PretrainedConfig:
     after = shape.of_model(dense)
     config = copy.deepcopy(view.model.config)
     config.architectures = [type(view.model).__name__]
+    config._attn_implementation = view.model.config._attn_implementation
     text = cast("PretrainedConfig", family.text_config(config))
     if shape.layers != dense.layers:
         cut_config(text, family, _kept(view, shape.layers))

@@ -115,6 +115,16 @@ def test_shapes_that_no_pruning_gives(shape: Shape, words: str) -> None:
         shape.of_model(SMOLLM2)
 
 
+def test_layers_that_have_to_stay_are_kept() -> None:
+    """Qwen3-VL adds features of images to its lowest two."""
+    view = DecoderView.of(make_model("qwen3_vl", num_hidden_layers=4))
+    dense = view.dimensions()
+    assert pruned_config(view, Shape(2, 48, 2)).text_config.num_hidden_layers == 2
+    with pytest.raises(TargetError, match="layers is 1, and can be 2 to 4"):
+        Shape(1, 48, 2).of_model(dense)
+    assert min(shape.layers for shape in shapes_to_measure(dense)) == 3
+
+
 def test_units_that_cannot_be_removed_are_named() -> None:
     """With the family's reason."""
     dense = DecoderView.of(make_model("mixtral")).dimensions()
