@@ -37,6 +37,8 @@ def prune(
     ratio: float | None = None,
     parameters: int | str | None = None,
     threshold: float | None = None,
+    latency: Mapping[str, float] | None = None,
+    memory: int | str | None = None,
     calibration: object = None,
     stack: str | None = None,
     recover: object = None,
@@ -59,6 +61,8 @@ def prune(
         ratio: Target: share of the parameters to remove, embeddings counted once.
         parameters: Target: parameters to keep, as ``"100M"`` or a number.
         threshold: Target: the strategy's own threshold.
+        latency: Target: share of the model's time, as ``{"decode": 0.8}`` or ``{"prefill": 0.7}``.
+        memory: Target: bytes of weights and KV cache, as ``"300MB"`` or a number.
         calibration: Texts, token ids ``(samples, length)`` or an iterable of batches, all of which
             are used (`slm_plugin.calibration.given.token_ids`); or a source as in a recipe:
             ``"builtin"``, the name of a file, or a mapping such as ``{"source": "builtin",
@@ -83,7 +87,8 @@ def prune(
         CalibrationError: The calibration data is missing, malformed or too small.
         SlmError: Anything else that goes wrong, said in one sentence.
     """
-    targets = zip(KINDS, (layers_removed, ratio, parameters, threshold), strict=True)
+    given_targets = (layers_removed, ratio, parameters, threshold, latency, memory)
+    targets = zip(KINDS, given_targets, strict=True)
     target = {kind: value for kind, value in targets if value is not None}
     data: dict[str, Any] = {
         "stages": [*_stages(stages, target, options), *_recoveries(recover)],

@@ -13,8 +13,8 @@ from slm_plugin.recipe import Stage
 def refuse_targets(stages: Sequence[Stage], original: Dimensions) -> None:
     """Check that every target can be reached after the earlier stages.
 
-    The effect of thresholds and of width pruning is unknown before planning; here they count as
-    removing nothing.
+    The effect of width pruning, and of thresholds, latency and memory, is unknown before planning;
+    here they count as removing nothing.
 
     Raises:
         TargetError: A stage cannot reach its target.
@@ -37,7 +37,7 @@ def refuse_targets(stages: Sequence[Stage], original: Dimensions) -> None:
 
 def _left(stage: Pruner, original: Dimensions, current: Dimensions) -> Dimensions:
     """The dimensions after a stage, if its target determines them."""
-    if stage.kind != "depth" or stage.target.kind == "threshold":
+    if stage.kind != "depth" or not stage.target.counts:
         return current
     try:
         return current.without_layers(layers_to_remove(stage.target, original, current))

@@ -197,6 +197,18 @@ def test_stages_are_mappings_or_objects_and_recoveries_follow() -> None:
         ({"calibration": {"sourc": "builtin"}}, RecipeError, "did you mean 'source'"),
         ({"calibration": "nowhere.txt"}, SlmError, "nowhere.txt"),
         ({"threshold": 0.5, "layers_removed": None}, RecipeError, "takes no target of kind"),
+        (
+            {"memory": "3MB", "layers_removed": None},
+            RecipeError,
+            "takes no target of kind 'memory'",
+        ),
+        (
+            {"latency": {"decode": 0.8}, "layers_removed": None},
+            RecipeError,
+            "takes no target of kind 'latency'",
+        ),
+        ({"latency": 0.8, "layers_removed": None}, RecipeError, "latency: should be a mapping"),
+        ({"memory": "3MB"}, TargetError, "one target, not layers_removed= and memory="),
     ],
 )
 def test_mistakes_are_one_line(named: dict[str, Any], error: type[SlmError], words: str) -> None:

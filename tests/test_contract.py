@@ -40,6 +40,8 @@ TARGETS: dict[str, dict[str, Any]] = {
     "ratio": {"ratio": 0.2},
     "threshold": {"threshold": 0.9},
     "parameters": {"parameters": 40_000},
+    "latency": {"latency": {"decode": 0.8}},
+    "memory": {"memory": "150kB"},
 }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from slm_plugin.target import Target, parse_count
+from slm_plugin.target import Target, parse_bytes, parse_count
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,68 @@ def test_nothing_to_remove_is_no_target(fields: dict[str, float]) -> None:
         Target(**fields)
 
 
-@pytest.mark.parametrize("count", ["9" * 400 + "B", "9" * 5000, "\u0665\u0660K", "1e3K"])
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("300MB", 300_000_000),
+        ("7kB", 7_000),
+        ("1.5 GiB", 3 << 29),
+        ("2mib", 2 << 20),
+        ("12", 12),
+        (5, 5),
+    ],
+)
+def test_bytes_are_read_as_people_write_them(text: object, size: int) -> None:
+    """Decimal units are powers of 1000, binary ones of 1024; a plain number stays."""
+    assert parse_bytes(text) == size
+    assert Target(memory=text).memory == size
+
+
+@pytest.mark.parametrize(
+    "text", ["300", "300M", "300B", "3 TB", "1e3MB", "-1MB", "0MB", "5\u212aB"]
+)
+def test_a_size_needs_a_unit_that_is_one(text: str) -> None:
+    """Only a number of bytes has none."""
+    if text == "300":
+        assert Target(memory=text).memory == 300
+        return
+    with pytest.raises(ValidationError):
+        Target(memory=text)
+
+
+@pytest.mark.parametrize(
+    "latency",
+    [{}, {"decode": 0.8, "prefill": 0.7}, {"decode": 0}, {"decode": 1}, {"prefill": -0.1}, 0.8],
+)
+def test_latency_is_a_share_of_one_phase(latency: object) -> None:
+    """Exactly one of prefill and decode, above 0 and below 1."""
+    with pytest.raises(ValidationError):
+        Target(latency=latency)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words", "counts"),
+    [
+        ({"latency": {"decode": 0.8}}, "80.0% of the original decode time", False),
+        ({"latency": {"prefill": 0.7}}, "70.0% of the original prefill time", False),
+        ({"memory": "300MB"}, "down to 300,000,000 bytes of weights and KV cache", False),
+        ({"threshold": 0.5}, "threshold 0.5", False),
+        ({"layers_removed": 1}, "1 layer removed", True),
+        ({"ratio": 0.25}, "25.0% of the original parameters", True),
+        ({"parameters": "1.5k"}, "down to 1,500 parameters", True),
+    ],
+)
+def test_targets_describe_themselves(fields: dict[str, Any], words: str, counts: bool) -> None:
+    """In words, and read again from JSON; only some of them count units of a model."""
+    target = Target(**fields)
+    assert (target.describe(), target.counts) == (words, counts)
+    assert Target.model_validate_json(target.model_dump_json(), strict=True) == target
+    if target.kind in ("latency", "memory", "threshold"):
+        with pytest.raises(ValueError, match=f"kind {target.kind} does not count"):
+            target.parameters_to_remove(10, 10)
+
+
+@pytest.mark.parametrize("count", ["5\u212a", "9" * 400 + "B", "9" * 5000, "\u0665\u0660K", "1e3K"])
 def test_a_count_that_nobody_means_is_no_number(count: str) -> None:
     """Too long for a float, or in other digits."""
     with pytest.raises(ValidationError):

@@ -125,9 +125,9 @@ def _spread(seconds: Sequence[float]) -> float | None:
 @inference_mode
 def time_run(model: PreTrainedModel, prompt: Tensor, steps: int) -> tuple[float, float]:
     """Seconds of one prefill and of the greedy steps that follow it."""
-    reading, first = _timed(model.device, lambda: prefill(model, prompt))
+    reading, first = timed(model.device, lambda: prefill(model, prompt))
     token = first.logits[:, -1:].argmax(-1)
-    writing, _ = _timed(model.device, lambda: decode(model, token, first.past_key_values, steps))
+    writing, _ = timed(model.device, lambda: decode(model, token, first.past_key_values, steps))
     return reading, writing
 
 
@@ -142,7 +142,8 @@ def decode(model: PreTrainedModel, token: Tensor, cache: object, steps: int) -> 
     return torch.cat(found, dim=1)
 
 
-def _timed(device: torch.device, work: Callable[[], T]) -> tuple[float, T]:
+def timed(device: torch.device, work: Callable[[], T]) -> tuple[float, T]:
+    """Seconds of some work on a device, and its result."""
     _synchronise(device)
     start = perf_counter()
     result = work()

@@ -39,6 +39,7 @@ from slm_plugin.surgery.channels import apply_channels
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
     from slm_plugin.models.families.family import Family
     from slm_plugin.session import Session
@@ -162,12 +163,10 @@ def write_onnx(
     Raises:
         SlmError: Optimum cannot.
     """
-    from optimum.exporters.onnx import onnx_export_from_model
     from transformers import AutoModelForCausalLM
 
-    with _quiet_optimum():
-        try:
-            # Not main_export, which takes nothing but what it loads itself.
+    with quiet_optimum():
+        with _told():
             model = AutoModelForCausalLM.from_pretrained(
                 checkpoint,
                 dtype=torch.float32,
@@ -180,18 +179,43 @@ def write_onnx(
                 apply_channels(
                     model, [KeepChannels(layer=i, indices=tuple(range(n))) for i, n in keep]
                 )
-            model.config.use_cache = options.task.endswith("with-past")
             for path, linear in between.items():
                 put_operator(model.get_submodule(path), linear.weight.T)
-            onnx_export_from_model(
-                model, folder, task=options.task, opset=options.opset, do_validation=False
-            )
-        except OSError:
-            raise
-        except Exception as error:
-            raise SlmError(
-                f"Optimum cannot export the model to ONNX: {' '.join(str(error).split())[:300]}"
-            ) from error
+        trace(model, folder, options)
+
+
+def trace(model: PreTrainedModel, folder: Path, options: OnnxOptions) -> None:
+    """Let Optimum export a model in memory, which is float32 and on the CPU.
+
+    Args:
+        model: The model; ``use_cache`` of its config is set.
+        folder: Where to write.
+        options: What Optimum is asked for.
+
+    Raises:
+        SlmError: Optimum cannot.
+    """
+    from optimum.exporters.onnx import onnx_export_from_model
+
+    with quiet_optimum(), _told():
+        model.config.use_cache = options.task.endswith("with-past")
+        # Not main_export, which takes nothing but what it loads itself.
+        onnx_export_from_model(
+            model, folder, task=options.task, opset=options.opset, do_validation=False
+        )
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell in one line what Optimum cannot do; what the disk cannot is told by others."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise SlmError(
+            f"Optimum cannot export the model to ONNX: {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
 def verify_onnx(session: Session, folder: Path, *, tolerance: float = 1e-4) -> tuple[Check, ...]:
@@ -209,7 +233,7 @@ def verify_onnx(session: Session, folder: Path, *, tolerance: float = 1e-4) -> t
         VerificationError: Logits or greedy tokens differ.
     """
     expected = reference(session, full_precision=True)
-    with _quiet_optimum():
+    with quiet_optimum():
         allowed = tolerance * expected.scale
         found = departure(load_ort_model(folder), expected, allowed)
     checks = [
@@ -222,7 +246,7 @@ def verify_onnx(session: Session, folder: Path, *, tolerance: float = 1e-4) -> t
 
 def _refuse_unknown(model_type: str) -> None:
     """Check that the installed Optimum exports a family."""
-    with _quiet_optimum():
+    with quiet_optimum():
         import optimum.exporters.onnx.model_configs  # noqa: F401
         from optimum.exporters.tasks import TasksManager
 
@@ -250,7 +274,7 @@ def _checkpoint(session: Session, output: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _quiet_optimum() -> Iterator[None]:
+def quiet_optimum() -> Iterator[None]:
     """Keep back what tracing says on the way: the parity check is the judge."""
     with ExitStack() as stack:
         stack.enter_context(isolated("optimum", logging.ERROR))

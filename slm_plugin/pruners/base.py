@@ -93,7 +93,7 @@ class Pruner(Component):
         Raises:
             TargetError: No strategy of this kind can reach the target.
         """
-        if self.kind == "depth" and self.target.kind != "threshold":
+        if self.kind == "depth" and self.target.counts:
             layers_to_remove(self.target, original, current)
 
 
@@ -112,7 +112,7 @@ def refuse_uneven(pruner: Pruner, current: Dimensions) -> None:
 
 
 def layers_to_remove(target: Target, original: Dimensions, current: Dimensions) -> int:
-    """Number of whole layers nearest to a target.
+    """Number of whole layers nearest to a target that counts layers or parameters.
 
     Raises:
         TargetError: The number is 0, or all layers.
@@ -155,7 +155,8 @@ def missed(target: Target, plan: PruningPlan, original: Dimensions) -> str:
         return f"asked to remove {target.layers_removed} layers, its plan removes " + str(
             plan.layers_removed
         )
-    if target.threshold is not None:
+    # A plan tells neither a threshold nor the time or the memory of a workload.
+    if not target.counts:
         return ""
     before = plan.before
     step = before.layer_parameters

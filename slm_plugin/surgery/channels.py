@@ -66,7 +66,7 @@ def apply_channels(
         chosen = removal.of_layer(index)
         chosen.pop("experts", None)
         _narrow(layer, chosen, before.of_layer(index), after.of_layer(index))
-    _sync_config(view.config, after)
+    sync_config(view.config, after)
 
 
 def narrowed_copy(
@@ -88,7 +88,7 @@ def narrowed_copy(
     _narrow(made, units, before, after)
     # Phi-3 reads the number of heads from the config when it runs.
     for config in {id(m.config): m.config for m in made.modules() if hasattr(m, "config")}.values():
-        _sync_config(cast("PretrainedConfig", config), after)
+        sync_config(cast("PretrainedConfig", config), after)
     return made
 
 
@@ -148,8 +148,8 @@ def _set_existing(module: nn.Module, **sizes: int) -> None:
             setattr(module, name, size)
 
 
-def _sync_config(config: PretrainedConfig, after: Dimensions) -> None:
-    """Write the new sizes; a missing head_dim would be derived from the head count."""
+def sync_config(config: PretrainedConfig, after: Dimensions) -> None:
+    """Write the new sizes in place; a missing head_dim would be derived from the head count."""
     config.intermediate_size = after.intermediate_size
     config.num_attention_heads = after.attention_heads
     config.num_key_value_heads = after.kv_heads

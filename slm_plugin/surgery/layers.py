@@ -15,7 +15,9 @@ from slm_plugin.surgery.concatenation import concatenated_layer
 from slm_plugin.surgery.merge_rules import merged_layer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from slm_plugin.models.families.family import Family
 
 
 def apply_layers(
@@ -50,7 +52,8 @@ def apply_layers(
         made_layer(merges.get(pair), list(view.layers)[pair[0] : pair[1] + 1], dimensions)
         for pair in kept
     ]
-    _cut_config(view, [first for first, _ in kept])
+    cut_config(view.config, view.family, [first for first, _ in kept])
+    _cut_alignment(view, [first for first, _ in kept])
     for position, layer in enumerate(result):
         _renumber(layer, position)
     view.put_layers(nn.ModuleList(result))
@@ -78,19 +81,18 @@ def made_layer(
     return run[0] if len(run) == 1 else composed_layer(run[0], run[-1], family)
 
 
-def _cut_config(view: DecoderView, kept: Sequence[int]) -> None:
-    """Reduce every per-layer list of the config to the kept layers."""
-    for name, values in list(layer_lists(view.config)):
-        setattr(view.config, name, [values[index] for index in kept])
-    setattr(view.config, view.family.own_name("num_hidden_layers"), len(kept))
-    if view.family.stack != "decoder":
+def cut_config(config: PretrainedConfig, family: Family, kept: Sequence[int]) -> None:
+    """Reduce the number of layers, and every per-layer list of a decoder's config, in place."""
+    for name, values in list(layer_lists(config)):
+        setattr(config, name, [values[index] for index in kept])
+    setattr(config, family.own_name("num_hidden_layers"), len(kept))
+    if family.stack != "decoder":
         # Whisper has it beside `encoder_layers`, in one release as a second number.
-        view.config.num_hidden_layers = len(kept)
-    _cut_alignment(view, kept)
+        config.num_hidden_layers = len(kept)
     # Qwen: the first layer with a sliding window; it must not exceed the number of layers.
-    top = getattr(view.config, "max_window_layers", None)
+    top = getattr(config, "max_window_layers", None)
     if top is not None:
-        view.config.max_window_layers = sum(1 for index in kept if index < top)
+        config.max_window_layers = sum(1 for index in kept if index < top)
 
 
 def _cut_alignment(view: DecoderView, kept: Sequence[int]) -> None:

@@ -17,6 +17,8 @@ jsonschema = pytest.importorskip("jsonschema")
 # What a schema cannot say: files, sums, and rules between keys.
 BEYOND = {
     "twice", "calibration file", "calibration needed", "two targets", "empty target", "idle of",
+    "latency of nothing", "latency of both", "latency of no use", "memory of no use",
+    "idle of memory",
     "target kind", "ratios", "idle norm", "evaluation file", "merge rule", "not yaml", "tab",
     "python tag", "own alias", "empty", "no shard", "other digits of a rule", "threshold above",
     "threshold below", "positive divergence", "budget of a threshold", "released size", "own text",
@@ -39,6 +41,17 @@ def validator(made: Any = None) -> Any:
 def test_the_schema_accepts_the_good_recipe() -> None:
     """Editors show no error in a recipe that the parser takes."""
     assert list(validator().iter_errors(yaml.safe_load(GOOD))) == []
+
+
+@pytest.mark.parametrize(
+    "target",
+    [{"parameters": "1.2B"}, {"parameters": 9}, {"memory": "300 MiB"}, {"latency": {"decode": 1}}],
+)
+def test_the_schema_knows_units(target: dict[str, Any]) -> None:
+    """What the parser reads as a number may be written with its unit; a share is below 1."""
+    data = yaml.safe_load(GOOD)
+    data["stages"][0]["target"] = target
+    assert (list(validator().iter_errors(data)) == []) == ("latency" not in target)
 
 
 def test_the_schema_refuses_what_it_can_express() -> None:
