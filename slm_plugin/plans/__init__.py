@@ -16,13 +16,14 @@ from slm_plugin.plans.operations import (
     RotateHidden,
     WidthOperation,
 )
-from slm_plugin.plans.plan import LayerScores, PruningPlan, Trial, UnitScores
+from slm_plugin.plans.plan import FrontierShape, LayerScores, PruningPlan, Trial, UnitScores
 
 __all__ = [
     "ConcatLayers",
     "DepthOperation",
     "DropLayers",
     "DropSublayers",
+    "FrontierShape",
     "KeepChannels",
     "KeepExperts",
     "KeepHeads",

@@ -67,6 +67,24 @@ class LayerScores(Record):
     scores: Annotated[tuple[float, ...], FailFast()]
 
 
+class FrontierShape(Record):
+    """A shape that a planner of depth and width considered.
+
+    ``cost`` is its share of what the model costs, in what the target counts. ``predicted`` and
+    ``measured`` are increases of the loss in nats a token, after the restoration; ``measured`` on
+    held-out samples, for the shapes that were tried.
+    """
+
+    layers: Index
+    mlp_width: Index
+    kv_groups: Index
+    parameters: int
+    cost: float
+    predicted: float
+    measured: float | None = None
+    chosen: bool = False
+
+
 class PruningPlan(Record):
     """The result of a strategy for one model, with the scores behind it.
 
@@ -74,8 +92,10 @@ class PruningPlan(Record):
     layers come first; those on units name a layer by the lowest layer in it. Surgery fails unless
     the pruned model has exactly the dimensions ``after``. ``trials`` are the trials of the result,
     in order; ``explored`` are the other trials of the search. ``hidden_scores`` rank the channels
-    of the residual stream, where some are removed; the lowest are removed first. ``followed_by`` is
-    the recovery stage that a recipe runs right after the plan. ``loss_before`` and ``loss_after``
+    of the residual stream, where some are removed; the lowest are removed first. ``frontier``
+    has the shapes among which the planner `hybrid` chose, and ``adherence`` what was asked to go
+    against what goes, the smaller over the larger. ``followed_by`` is the recovery stage that a
+    recipe runs right after the plan. ``loss_before`` and ``loss_after``
     are the mean next-token cross-entropy of the model and of the pruned one, before any recovery,
     in nats a token over the calibration set; None where that was not measured.
     """
@@ -95,6 +115,8 @@ class PruningPlan(Record):
     scores: Annotated[tuple[UnitScores, ...], FailFast()] = ()
     hidden_scores: tuple[float, ...] | None = None
     layer_scores: LayerScores | None = None
+    frontier: Annotated[tuple[FrontierShape, ...], FailFast()] = ()
+    adherence: float | None = None
     followed_by: dict[str, Any] | None = None
     loss_before: float | None = None
     loss_after: float | None = None

@@ -251,6 +251,7 @@ pruners: Registry[Pruner] = Registry(
         "block_influence": "slm_plugin.pruners.depth.block_influence",
         "deepest": "slm_plugin.pruners.depth.deepest",
         "experts": "slm_plugin.pruners.width.experts",
+        "hybrid": "slm_plugin.pruners.hybrid.hybrid",
         "laco": "slm_plugin.pruners.depth.laco",
         "merge_concat": "slm_plugin.pruners.depth.merge_concat",
         "repaired": "slm_plugin.pruners.depth.repaired",

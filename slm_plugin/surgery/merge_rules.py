@@ -149,3 +149,12 @@ def share_parameters(layer: nn.Module, *, own_config: bool = False) -> nn.Module
     if not own_config:
         shared += [module.config for module in layer.modules() if hasattr(module, "config")]
     return copy.deepcopy(layer, {id(thing): thing for thing in shared})
+
+
+def refittable(layer: nn.Module, family: Family) -> nn.Module:
+    """A copy that shares all parameters but those of its ``down_proj``, which a repair writes."""
+    made = share_parameters(layer)
+    linear = projections(made, family)["down_proj"]
+    for name, parameter in list(linear.named_parameters()):
+        setattr(linear, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+    return made

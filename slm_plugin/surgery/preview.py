@@ -15,10 +15,10 @@ from slm_plugin.lazy import inference_mode, torch
 from slm_plugin.models.head import next_token_losses
 from slm_plugin.models.operators import operators
 from slm_plugin.models.view import DecoderView
-from slm_plugin.plans import DepthOperation, PruningPlan
+from slm_plugin.plans import DepthOperation, Operation, PruningPlan
 from slm_plugin.plans.layout import check_even, check_fixed, layers_left
 from slm_plugin.plans.operations import by_kind
-from slm_plugin.plans.steps import steps_of
+from slm_plugin.plans.steps import renumbered
 from slm_plugin.plans.stream import stream_change
 from slm_plugin.surgery.channels import narrowed_copy
 from slm_plugin.surgery.layers import made_layer
@@ -66,11 +66,11 @@ class PlannedLayers:
         )
         return next(changed, len(self.left))
 
-    def made(self) -> Iterator[tuple[int, nn.Module]]:
-        """The layers from the lowest change on, each with the layer whose mask it takes."""
+    def made(self, start: int) -> Iterator[tuple[int, nn.Module]]:
+        """The layers from a place on, each with the layer whose mask it takes."""
         layers, dimensions = list(self.view.layers), self.view.dimensions()
         before, after = self.removal.before, self.removal.after
-        for place in range(self.lowest, len(self.left)):
+        for place in range(start, len(self.left)):
             first, last = pair = self.left[place]
             layer = made_layer(self.merges.get(pair), layers[first : last + 1], dimensions)
             removed = self.removal.of_layer(place)
@@ -101,9 +101,10 @@ def calibration_losses(
     """
     if not _has_loss(view, batches) or operators(view.model) or stream_change(plan.operations):
         return None
-    planned = _planned(view, plan)
-    if planned is None:
+    narrowed = any(one.unit != "experts" for one in by_kind(plan.operations)[1])
+    if narrowed and missing("width"):
         return None
+    planned = planned_layers(view, plan.operations)
     start = planned.lowest
     states = _inputs(view, batches, start)
     dense = [batch.final for batch in batches]
@@ -111,7 +112,7 @@ def calibration_losses(
         whole = run_batches(list(enumerate(view.layers))[start:], batches, states)
         dense = [view.norm(hidden) for hidden in whole]
     before = _mean_loss(view, batches, dense)
-    states = run_batches(planned.made(), batches, states)
+    states = run_batches(planned.made(start), batches, states)
     return Losses(before, _mean_loss(view, batches, [view.norm(hidden) for hidden in states]))
 
 
@@ -122,13 +123,21 @@ def _has_loss(view: DecoderView, batches: Sequence[Batch]) -> bool:
     return any(batch.tokens.shape[1] > 1 for batch in batches)
 
 
-def _planned(view: DecoderView, plan: PruningPlan) -> PlannedLayers | None:
-    """The layers that a plan would leave; None where the package that cuts them is missing."""
-    width = by_kind(steps_of(plan)[-1].operations)[1]
-    if any(one.unit != "experts" for one in width) and missing("width"):
-        return None
+def planned_layers(view: DecoderView, operations: Sequence[Operation]) -> PlannedLayers:
+    """The layers that operations on layers, in layers, or both would leave.
+
+    Args:
+        view: The model, whose layers the operations name.
+        operations: None of them on the residual stream.
+
+    Raises:
+        PlanError: The operations do not fit the model.
+        MissingExtraError: Channels or heads are removed and torch-pruning is not installed.
+    """
     dimensions = view.dimensions()
-    depth, _ = by_kind(plan.operations)
+    depth, _ = by_kind(operations)
+    inside = [operation for operation in operations if operation.kind == "width"]
+    width = by_kind(renumbered(inside, depth, dimensions))[1]
     left = layers_left(depth, dimensions.layers)
     if depth:
         check_fixed(depth, dimensions)

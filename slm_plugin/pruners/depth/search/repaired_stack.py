@@ -22,7 +22,7 @@ from slm_plugin.restoration.least_squares import share
 from slm_plugin.restoration.refitting import refit_layer
 from slm_plugin.restoration.rewriting import Write, rewriting
 from slm_plugin.surgery.layers import made_layer
-from slm_plugin.surgery.merge_rules import share_parameters
+from slm_plugin.surgery.merge_rules import refittable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -177,10 +177,7 @@ class RepairedStack:
         """A repaired copy of a layer that takes the place of some."""
         if self._repair is None:
             return layer
-        made = share_parameters(layer)
-        linear = self._view.projections(made)["down_proj"]
-        for name, parameter in list(linear.named_parameters()):
-            setattr(linear, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+        made = refittable(layer, self._view.family)
         with rewriting() as write:
             self._repair(self._fitted(at, count, made), write)
         return made

@@ -1,0 +1,125 @@
+"""What a target allows of a shape: parameters, bytes or seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from slm_plugin.lazy import torch
+from slm_plugin.models.dimensions import Dimensions
+from slm_plugin.pruners.hybrid.shapes import Shape, shapes_to_measure
+from slm_plugin.pruners.hybrid.time_model import fit
+from slm_plugin.pruners.hybrid.timing import measure
+from slm_plugin.pruners.hybrid.workload import Workload
+from slm_plugin.target import Target
+
+if TYPE_CHECKING:
+    from slm_plugin.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a shape costs, and how much it may cost.
+
+    Attributes:
+        target: The target that it stands for.
+        dense: What the model costs as it is.
+        allowed: What a shape may cost.
+        cost: The cost of a shape: parameters, seconds or bytes.
+        unit: What it is counted in.
+        limit: A shape must not cost more. Otherwise the nearest size is taken, as all strategies
+            take the nearest number of parameters.
+        notes: How the cost was found.
+    """
+
+    target: Target
+    dense: float
+    allowed: float
+    cost: Callable[[Shape], float]
+    unit: str
+    limit: bool
+    notes: tuple[str, ...] = ()
+
+    def adherence(self, cost: float) -> float:
+        """What is removed against what was asked for: the smaller of the two over the larger."""
+        asked, removed = self.dense - self.allowed, self.dense - cost
+        return min(asked, removed) / max(asked, removed)
+
+
+def parameter_budget(target: Target, original: Dimensions, current: Dimensions) -> Budget:
+    """The parameters that a target leaves.
+
+    Args:
+        target: A ratio or a number of parameters.
+        original: Dimensions of the model as it was loaded.
+        current: Dimensions of the model as it is.
+    """
+    dense = current.parameters
+    return Budget(
+        target,
+        dense=dense,
+        allowed=dense - target.parameters_to_remove(original.parameters, dense),
+        cost=lambda shape: shape.of_model(current).parameters,
+        unit="parameters",
+        limit=False,
+    )
+
+
+def memory_budget(
+    target: Target, current: Dimensions, workload: Workload, dtype: torch.dtype
+) -> Budget:
+    """The bytes of weights and KV cache that a target allows.
+
+    Args:
+        target: A number of bytes.
+        current: Dimensions of the model as it is.
+        workload: Lengths and batch of the cache.
+        dtype: Number format of the model.
+    """
+    assert target.memory is not None
+    return Budget(
+        target,
+        dense=workload.memory(current, dtype),
+        allowed=target.memory,
+        cost=lambda shape: workload.memory(shape.of_model(current), dtype),
+        unit="bytes",
+        limit=True,
+    )
+
+
+def time_budget(session: Session, target: Target, workload: Workload, *, kv_groups: bool) -> Budget:
+    """The seconds that a target allows, by a time model of measured shapes.
+
+    Args:
+        session: Holds the model.
+        target: A share of its time.
+        workload: What is timed.
+        kv_groups: KV groups may be removed.
+
+    Raises:
+        SlmError: The shapes cannot be timed; see `timing.measure`.
+    """
+    latency, current = target.latency, session.view.dimensions()
+    assert latency is not None
+    shapes = shapes_to_measure(current, kv_groups=kv_groups)
+    found = fit(
+        {
+            shape: times.of(latency.phase)
+            for shape, times in measure(session, workload, shapes).items()
+        }
+    )
+    dense = found.model.seconds(Shape.of(current))
+    return Budget(
+        target,
+        dense=dense,
+        allowed=latency.share * dense,
+        cost=found.model.seconds,
+        unit=f"seconds of {latency.phase}",
+        limit=True,
+        notes=(
+            f"{latency.phase} times by {len(shapes)} measured shapes ({workload.backend}, batch "
+            f"{workload.batch_size}, {workload.prompt_tokens} + {workload.new_tokens} tokens), "
+            f"largest residual of the time model {found.largest:.1%}",
+        ),
+    )

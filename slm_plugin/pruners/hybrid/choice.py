@@ -1,0 +1,161 @@
+"""Predict the losses of shapes, measure the best, and choose among these."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+from functools import cached_property, partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from slm_plugin.cache import Store
+from slm_plugin.plans import DropLayers, Operation, PruningPlan, UnitScores
+from slm_plugin.pruners.hybrid.prediction import Curves, LossModel
+from slm_plugin.pruners.hybrid.repaired_loss import held_out_loss, repaired_loss
+from slm_plugin.pruners.hybrid.shapes import Shape
+from slm_plugin.pruners.width.budget import Cut
+from slm_plugin.pruners.width.uniform import operations_of
+
+if TYPE_CHECKING:
+    from slm_plugin.models.dimensions import Dimensions
+    from slm_plugin.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The chosen shape, and all that it was chosen from.
+
+    Attributes:
+        best: The measured shape of least loss.
+        operations: What makes it of the model.
+        scores: Scores of the units of the layers that are left.
+        predicted: Predicted increase of the loss of every shape, in nats a token; of a measured one
+            that from before its measurement.
+        measured: Measured increase of some, on the held-out samples, after the restoration.
+    """
+
+    best: Shape
+    operations: tuple[Operation, ...]
+    scores: tuple[UnitScores, ...]
+    predicted: Mapping[Shape, float]
+    measured: Mapping[Shape, float]
+
+
+def chosen(
+    session: Session,
+    shapes: Sequence[Shape],
+    order: PruningPlan | None,
+    scores: Sequence[UnitScores],
+    verify: int,
+    journal: Store,
+) -> Choice:
+    """Choose a shape.
+
+    Two widths without fewer layers, and every number of KV groups, are measured first. After that
+    the shape of least predicted loss is measured again and again, each time with all that is
+    measured in the prediction.
+
+    Args:
+        session: Holds the model, which stays as it is.
+        shapes: The shapes that meet the target.
+        order: The plan of a search for layers, whose beginnings are the plans of fewer; None where
+            all shapes have all layers.
+        scores: Scores of the units of every layer.
+        verify: Number of shapes that meet the target and are measured.
+        journal: Where the losses are stored.
+
+    Raises:
+        CalibrationError: There are fewer than 2 samples.
+        NumericalError: NaN or infinity.
+    """
+    before = session.view.dimensions()
+    dense = Shape.of(before)
+    made = partial(operations_for, before=before, order=order, scores=scores)
+    losses = _Losses(session, journal, made)
+    curves = Curves(
+        dense,
+        depth=[0.0] if order is None else [0.0, *(-trial.similarity for trial in order.trials)],
+        channels={w: losses.of(replace(dense, mlp_width=w)) for w in _widths(dense, shapes)},
+        kv_groups={k: losses.of(replace(dense, kv_groups=k)) for k in _groups(dense, shapes)},
+    )
+    predicted: dict[Shape, float] = {}
+    measured = {shape: losses.found[shape] for shape in shapes if shape in losses.found}
+    while len(measured) < min(verify, len(shapes)):
+        model = LossModel(curves).fitted(losses.found)
+        left = [shape for shape in shapes if shape not in measured]
+        nearest = min(left, key=lambda shape: (model.loss(shape), shape))
+        predicted[nearest] = model.loss(nearest)
+        measured[nearest] = losses.of(nearest)
+    model = LossModel(curves).fitted(losses.found)
+    predicted = {shape: predicted.get(shape, model.loss(shape)) for shape in shapes}
+    best = min(measured, key=lambda shape: (measured[shape], shape))
+    operations = made(best)
+    gone = {layer for one in operations if isinstance(one, DropLayers) for layer in one.indices}
+    kept = tuple(units for units in scores if units.layer not in gone)
+    return Choice(best, operations, kept if best != dense else (), predicted, measured)
+
+
+def operations_for(
+    shape: Shape, before: Dimensions, order: PruningPlan | None, scores: Sequence[UnitScores]
+) -> tuple[Operation, ...]:
+    """What makes a shape of a model: layers go first, then units of those that are left.
+
+    Args:
+        shape: The shape.
+        before: Dimensions of the model.
+        order: The plan of a search for layers.
+        scores: Scores of the units of every layer.
+    """
+    dense = Shape.of(before)
+    depth: tuple[Operation, ...] = ()
+    if order is not None:
+        depth = order.operations[: dense.layers - shape.layers]
+    gone = {layer for one in depth if isinstance(one, DropLayers) for layer in one.indices}
+    cut = Cut(dense.mlp_width - shape.mlp_width, dense.kv_groups - shape.kv_groups)
+    kept = (operations_of(units, cut, before) for units in scores if units.layer not in gone)
+    return (*depth, *chain.from_iterable(kept))
+
+
+def _widths(dense: Shape, shapes: Sequence[Shape]) -> list[int]:
+    """The widths whose loss is measured alone: the smallest, and one half way to it."""
+    least = min(shape.mlp_width for shape in shapes)
+    middle = max((s.mlp_width for s in shapes), key=lambda w: -abs(2 * w - least - dense.mlp_width))
+    return sorted({least, middle} - {dense.mlp_width})
+
+
+def _groups(dense: Shape, shapes: Sequence[Shape]) -> list[int]:
+    return sorted({shape.kv_groups for shape in shapes} - {dense.kv_groups})
+
+
+class _Losses:
+    """Measured increases of the loss over the model's, stored as soon as they are measured."""
+
+    def __init__(
+        self,
+        session: Session,
+        journal: Store,
+        made: Callable[[Shape], tuple[Operation, ...]],
+    ) -> None:
+        self._session, self._journal, self._made = session, journal, made
+        self.found: dict[Shape, float] = {}
+
+    @cached_property
+    def _dense(self) -> float:
+        return held_out_loss(self._session, [batch.final for batch in self._session.captured()])
+
+    def of(self, shape: Shape) -> float:
+        """The increase of a shape in nats a token, on held-out samples, after its restoration."""
+        if shape not in self.found:
+            key = list(astuple(shape))
+            stored = self._journal.find(key)
+            if stored is None:
+                stored = repaired_loss(self._session, self._made(shape)) - self._dense
+                self._journal.store(key, stored)
+            self.found[shape] = float(stored)
+        return self.found[shape]
+
+
+def is_loss(key: Any, value: Any) -> bool:
+    """Whether a line of the journal holds a shape and a finite loss."""
+    return len(key) == 3 and all(isinstance(one, int) for one in key) and math.isfinite(value)

@@ -1,0 +1,243 @@
+"""Choose how much a model loses in depth and how much in width, for one target.
+
+Source: the parts are those of NVIDIA's Puzzletron, a library of variants, a cost model and a choice
+within a budget; here for uniform shapes, which stock classes load, and with variants whose loss is
+measured after their restoration. Depth first, then width, is the order of its guide's best chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from slm_plugin.cache import Store
+from slm_plugin.counts import Count
+from slm_plugin.extras import require
+from slm_plugin.models.dimensions import Dimensions
+from slm_plugin.plans import FrontierShape, PruningPlan, UnitScores
+from slm_plugin.pruners.depth.dropping import BetweenEnds, EndsOptions
+from slm_plugin.pruners.depth.repaired import Repaired, RepairedOptions
+from slm_plugin.pruners.hybrid.budget import Budget, memory_budget, parameter_budget, time_budget
+from slm_plugin.pruners.hybrid.choice import Choice, chosen, is_loss
+from slm_plugin.pruners.hybrid.range import Range, shapes_within
+from slm_plugin.pruners.hybrid.shapes import Shape
+from slm_plugin.pruners.hybrid.workload import Workload
+from slm_plugin.pruners.trial_store import trial_store
+from slm_plugin.pruners.width.budget import Cut
+from slm_plugin.pruners.width.coupling import check_coupling
+from slm_plugin.pruners.width.width import Width
+from slm_plugin.pruners.width.width_options import WidthOptions
+from slm_plugin.registry import register_pruner
+from slm_plugin.surgery.portability import portability
+from slm_plugin.target import Target
+
+if TYPE_CHECKING:
+    from slm_plugin.models.families.family import Family
+    from slm_plugin.session import Session
+
+# Adherence below this is warned of.
+LEAST_ADHERENCE = 0.98
+
+
+class HybridOptions(EndsOptions):
+    """How depth and width are chosen, and the workload that latency and memory refer to."""
+
+    repair: Annotated[
+        Literal["boundary", "fold_linear"],
+        Field(description="repair inside the search for layers; see `repaired`"),
+    ] = "boundary"
+    screen: Annotated[
+        Count, Field(description="layers that are judged at each step of that search")
+    ] = 5
+    score: Annotated[
+        Literal[
+            "taylor_second",
+            "taylor",
+            "taylor_sum",
+            "taylor_mixed",
+            "magnitude",
+            "activation",
+            "contribution",
+            "flap",
+            "leverage",
+            "wanda_sp",
+        ],
+        Field(description="ranks MLP channels and KV groups; see `width`"),
+    ] = "taylor_second"
+    kv_groups: Annotated[bool, Field(description="KV groups may be removed too")] = False
+    multiple_of: Annotated[
+        Count, Field(description="a smaller number of MLP channels is a multiple of this")
+    ] = 8
+    verify: Annotated[
+        Count, Field(description="shapes whose loss is measured after their restoration")
+    ] = 5
+    workload: Annotated[Workload, Field(description="what `latency` and `memory` refer to")] = (
+        Workload()
+    )
+
+
+@register_pruner("hybrid")
+class Hybrid(BetweenEnds):
+    """Drop layers and narrow the others, by the split that costs the least loss.
+
+    The order of the layers is one search of `repaired`, the order of the channels one ranking by a
+    score of `width`. Losses of depth and of width alone predict the loss of every shape that meets
+    the target; the best are restored and measured on held-out samples, and the best of these is
+    taken. A recipe runs ``recover: refit`` behind the plan.
+    """
+
+    kind: ClassVar = "hybrid"
+    targets: ClassVar = ("ratio", "parameters", "latency", "memory")
+    extra: ClassVar[str | None] = "width"
+    keeps_trials = True
+    Options: ClassVar = HybridOptions
+    options: HybridOptions
+
+    @classmethod
+    def unsuited(cls, family: Family, config: Mapping[str, Any]) -> str:
+        """It needs MLP channels to remove, and linear maps to restore."""
+        if "channels" not in family.units:
+            return family.reason("channels")
+        return family.no_fit
+
+    def unsuited_options(self, family: Family, config: Mapping[str, Any]) -> str:
+        """A repair by folding needs an MLP whose output is added as it is."""
+        if self.options.repair == "fold_linear" and family.norm_behind:
+            return "a norm stands behind its MLP; set `repair: boundary`"
+        return ""
+
+    @property
+    def followed_by(self) -> Mapping[str, Any] | None:
+        """The restoration."""
+        return {"recover": "refit"}
+
+    def check_target(self, original: Dimensions, current: Dimensions) -> None:
+        """Check a size; what time and memory a shape takes depends on more than its dimensions.
+
+        Raises:
+            TargetError: No shape meets it; the hint names the nearest that does.
+            UnsupportedModelError: Layers differ in width.
+        """
+        Shape.of(current)
+        if self.target.counts:
+            budget = parameter_budget(self.target, original, current)
+            shapes_within(budget, self._range(current))
+
+    def plan(self, session: Session) -> PruningPlan:
+        """Search, rank, predict, measure and choose, without changing the model.
+
+        Raises:
+            TargetError: No shape meets the target; the hint names the nearest that does.
+            UnsupportedModelError: Layers differ in width, or torch-pruning couples the
+                projections differently.
+            CalibrationError: There are fewer than 2 calibration samples.
+            NumericalError: A loss or a score is NaN or infinite.
+        """
+        require("width", f"the pruner {self.name}")
+        before = session.view.dimensions()
+        check_coupling(session.view)
+        budget = self._budget(session)
+        shapes = shapes_within(budget, self._range(before))
+        order, scores = self._order(session, shapes), self._scores(session, shapes)
+        choice = chosen(session, shapes, order, scores, self.options.verify, self._journal(session))
+        return self._plan(session, budget, order, choice)
+
+    def _range(self, dense: Dimensions) -> Range:
+        options = self.options
+        removable = self.most_removable(dense)
+        return Range.of(
+            dense, removable, kv_groups=options.kv_groups, multiple_of=options.multiple_of
+        )
+
+    def _budget(self, session: Session) -> Budget:
+        """What the target allows."""
+        target, current = self.target, session.view.dimensions()
+        if target.counts:
+            return parameter_budget(target, session.original, current)
+        if target.latency is None:
+            return memory_budget(target, current, self.options.workload, session.model.dtype)
+        return time_budget(session, target, self.options.workload, kv_groups=self.options.kv_groups)
+
+    def _order(self, session: Session, shapes: Sequence[Shape]) -> PruningPlan | None:
+        """The layers in the order in which they go; None where none do."""
+        most = len(session.view.layers) - min(shape.layers for shape in shapes)
+        if not most:
+            return None
+        options = self.options
+        asked = RepairedOptions(
+            repair=options.repair,
+            screen=options.screen,
+            protect_first=options.protect_first,
+            protect_last=options.protect_last,
+        )
+        return Repaired(asked, Target(layers_removed=most)).plan(session)
+
+    def _scores(self, session: Session, shapes: Sequence[Shape]) -> tuple[UnitScores, ...]:
+        """Scores of the units of every layer; none where no shape is narrower."""
+        dense = Shape.of(session.view.dimensions())
+        cut = Cut(
+            max(dense.mlp_width - shape.mlp_width for shape in shapes),
+            max(dense.kv_groups - shape.kv_groups for shape in shapes),
+        )
+        if cut == Cut(0, 0):
+            return ()
+        score = WidthOptions(score=self.options.score, restore="none")
+        return Width(score, Target(ratio=0.5)).score(session, cut)
+
+    def _journal(self, session: Session) -> Store:
+        """Losses of shapes, by all that they depend on."""
+        about = f"{self.name} {self.options.model_dump_json(exclude={'verify', 'workload'})}"
+        return trial_store(session, about, "shapes and losses", is_loss)
+
+    def _plan(
+        self, session: Session, budget: Budget, order: PruningPlan | None, choice: Choice
+    ) -> PruningPlan:
+        """The plan of the chosen shape, with all that it was chosen from."""
+        before, best = session.view.dimensions(), choice.best
+        after = best.of_model(before)
+        cost = budget.cost(best)
+        adherence = budget.adherence(cost)
+        removed = before.layers - after.layers
+        kinds = {operation.kind for operation in choice.operations}
+        warnings = list(portability(before, after, session.view.config))
+        if adherence < LEAST_ADHERENCE:
+            warnings.append(f"adherence {adherence:.3f}: no shape comes nearer to the target")
+        return PruningPlan(
+            pruner=self.name,
+            kind="hybrid" if len(kinds) > 1 else kinds.pop(),
+            options=self.options.model_dump(mode="json"),
+            target=self.target,
+            fingerprint=session.fingerprint(),
+            before=before,
+            after=after,
+            operations=choice.operations,
+            trials=() if order is None else order.trials[:removed],
+            explored=() if order is None else order.explored,
+            scores=choice.scores,
+            followed_by=dict(self.followed_by or {}),
+            frontier=tuple(
+                FrontierShape(
+                    layers=shape.layers,
+                    mlp_width=shape.mlp_width,
+                    kv_groups=shape.kv_groups,
+                    parameters=shape.of_model(before).parameters,
+                    cost=budget.cost(shape) / budget.dense,
+                    predicted=choice.predicted[shape],
+                    measured=choice.measured.get(shape),
+                    chosen=shape == best,
+                )
+                for shape in sorted(choice.predicted, reverse=True)
+            ),
+            adherence=round(adherence, 4),
+            notes=(
+                f"chosen of {len(choice.predicted)} shapes: {best.layers} of {before.layers} "
+                f"layers with {after.width_range} of {before.width_range} MLP channels and "
+                f"{best.kv_groups} of {before.kv_heads} KV groups each",
+                f"target {self.target.describe()}: allowed {budget.allowed:,.6g} {budget.unit}, "
+                f"reached {cost:,.6g}, adherence {adherence:.3f}",
+                *budget.notes,
+            ),
+            warnings=tuple(warnings),
+        )
