@@ -92,8 +92,9 @@ def chosen(
     best = min(measured, key=lambda shape: (measured[shape], shape))
     operations = made(best)
     gone = {layer for one in operations if isinstance(one, DropLayers) for layer in one.indices}
-    kept = tuple(units for units in scores if units.layer not in gone)
-    return Choice(best, operations, kept if best != dense else (), predicted, measured)
+    narrowed = any(operation.kind == "width" for operation in operations)
+    kept = tuple(units for units in scores if narrowed and units.layer not in gone)
+    return Choice(best, operations, kept, predicted, measured)
 
 
 def operations_for(

@@ -17,7 +17,8 @@ from slm_plugin.counts import Count
 from slm_plugin.extras import require
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans import FrontierShape, PruningPlan, UnitScores
-from slm_plugin.pruners.depth.dropping import BetweenEnds, EndsOptions
+from slm_plugin.pruners.base import Pruner
+from slm_plugin.pruners.depth.dropping import EndsOptions
 from slm_plugin.pruners.depth.repaired import Repaired, RepairedOptions
 from slm_plugin.pruners.hybrid.budget import Budget, memory_budget, parameter_budget, time_budget
 from slm_plugin.pruners.hybrid.choice import Choice, chosen, is_loss
@@ -79,7 +80,7 @@ class HybridOptions(EndsOptions):
 
 
 @register_pruner("hybrid")
-class Hybrid(BetweenEnds):
+class Hybrid(Pruner):
     """Drop layers and narrow the others, by the split that costs the least loss.
 
     The order of the layers is one search of `repaired`, the order of the channels one ranking by a
@@ -144,9 +145,20 @@ class Hybrid(BetweenEnds):
         choice = chosen(session, shapes, order, scores, self.options.verify, self._journal(session))
         return self._plan(session, budget, order, choice)
 
+    def _search(self, layers_removed: int) -> Repaired:
+        """The search for layers."""
+        options = self.options
+        asked = RepairedOptions(
+            repair=options.repair,
+            screen=options.screen,
+            protect_first=options.protect_first,
+            protect_last=options.protect_last,
+        )
+        return Repaired(asked, Target(layers_removed=layers_removed))
+
     def _range(self, dense: Dimensions) -> Range:
         options = self.options
-        removable = self.most_removable(dense)
+        removable = self._search(1).most_removable(dense)
         return Range.of(
             dense, removable, kv_groups=options.kv_groups, multiple_of=options.multiple_of
         )
@@ -163,16 +175,7 @@ class Hybrid(BetweenEnds):
     def _order(self, session: Session, shapes: Sequence[Shape]) -> PruningPlan | None:
         """The layers in the order in which they go; None where none do."""
         most = len(session.view.layers) - min(shape.layers for shape in shapes)
-        if not most:
-            return None
-        options = self.options
-        asked = RepairedOptions(
-            repair=options.repair,
-            screen=options.screen,
-            protect_first=options.protect_first,
-            protect_last=options.protect_last,
-        )
-        return Repaired(asked, Target(layers_removed=most)).plan(session)
+        return self._search(most).plan(session) if most else None
 
     def _scores(self, session: Session, shapes: Sequence[Shape]) -> tuple[UnitScores, ...]:
         """Scores of the units of every layer; none where no shape is narrower."""

@@ -54,7 +54,7 @@ class Curves:
         # The two measured widths that lie nearest.
         low, high = sorted(sorted(gone, key=lambda one: abs(one - (whole - width)))[:2])
         power = math.log(gone[high] / gone[low]) / math.log(high / low)
-        return gone[low] * ((whole - width) / low) ** power
+        return float(gone[low] * ((whole - width) / low) ** power)
 
 
 @dataclass(frozen=True, slots=True)

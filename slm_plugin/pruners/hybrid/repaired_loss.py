@@ -55,6 +55,7 @@ def repaired_loss(session: Session, operations: tuple[Operation, ...]) -> float:
     return held_out_loss(session, [view.norm(batch.output) for batch in walk.inputs()])
 
 
+@no_grad
 def held_out_loss(session: Session, final: list[Tensor]) -> float:
     """Mean next-token cross-entropy of the held-out samples, in nats a token.
 
