@@ -49,7 +49,7 @@ def explain(plan: PruningPlan) -> Explanation:
     for heading, lines in (("Notes", plan.notes), ("Warnings", plan.warnings)):
         if lines:
             parts.append("\n".join([f"{heading}:", *(f"  - {visible(line)}" for line in lines)]))
-    made = (_layer_table(plan), _unit_table(plan), _expert_table(plan))
+    made = (_frontier_table(plan), _layer_table(plan), _unit_table(plan), _expert_table(plan))
     tables = [table for table in made if table.rows]
     return Explanation("\n\n".join(parts) + "\n", tuple(tables))
 
@@ -106,6 +106,25 @@ def _scores(layers: LayerScores) -> str:
     order = sorted(range(len(scores)), key=scores.__getitem__)
     listed = ", ".join(f"{index} ({scores[index]:.4g})" for index in order)
     return f"Scores, lowest first, by layer: {listed}.\nA score is the {visible(layers.meaning)}."
+
+
+def _frontier_table(plan: PruningPlan) -> Table:
+    """The shapes among which a planner chose."""
+    rows = [
+        _row(
+            str(shape.layers),
+            f"{shape.mlp_width:,}",
+            str(shape.kv_groups),
+            f"{shape.cost:.1%}",
+            f"{shape.predicted:+.3f}",
+            "" if shape.measured is None else f"{shape.measured:+.3f}",
+            "chosen" if shape.chosen else "",
+        )
+        for shape in plan.frontier
+    ]
+    headings = ("layers", "MLP channels", "KV groups", "cost", "predicted loss", "measured loss")
+    columns = (*map(Column, headings), Column("", words=True))
+    return Table(columns, tuple(rows), title="Shapes that meet the target")
 
 
 def _layer_table(plan: PruningPlan) -> Table:

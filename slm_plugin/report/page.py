@@ -46,7 +46,19 @@ _WIDTH = (
         pictures.widths,
     ),
 )
-_PICTURES = {"depth": _DEPTH, "width": _WIDTH, "hybrid": (*_DEPTH, *_WIDTH)}
+_FRONTIER = (
+    (
+        "Shapes that meet the target",
+        "Each with its MLP channels: the loss that was predicted and, where it was measured, the "
+        "loss after the restoration on held-out samples.",
+        pictures.frontier,
+    ),
+)
+_PICTURES = {
+    "depth": (*_FRONTIER, *_DEPTH),
+    "width": (*_FRONTIER, *_WIDTH),
+    "hybrid": (*_FRONTIER, *_DEPTH, *_WIDTH),
+}
 
 
 def render_page(report: RunReport, plans: Mapping[str, PruningPlan]) -> str:

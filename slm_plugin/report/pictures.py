@@ -1,4 +1,4 @@
-"""The four pictures of a run, as SVG to put into a page.
+"""The five pictures of a run, as SVG to put into a page.
 
 A picture is empty where there is nothing to draw. ``name`` is the prefix of its ids, and
 MissingExtraError is raised where matplotlib is not installed.
@@ -210,6 +210,48 @@ def _share(scores: Sequence[float], kept: Iterable[int]) -> float | None:
     """Part of all scores that the kept units have; None without scores that add up."""
     total = math.fsum(scores) if all(0 <= score < math.inf for score in scores) else 0.0
     return math.fsum(scores[index] for index in kept) / total if total else None
+
+
+_FRONTIER: Looks = {
+    "predicted": {"color": canvas.MUTED, "marker": "o", "mfc": "white", "ms": 6, "ls": ""},
+    "measured": {"color": canvas.BLUE, "marker": "o", "ms": 6, "ls": ""},
+    "chosen": {"color": canvas.VERMILION, "marker": "o", "ms": 8, "ls": ""},
+}
+
+
+def frontier(plan: PruningPlan, name: str = "frontier") -> str:
+    """The shapes among which a planner chose: their losses by the number of layers.
+
+    Dots are ``<name>-predicted-<number>`` and ``<name>-measured-<number>``, from 1, in the order of
+    the plan.
+    """
+    if not plan.frontier:
+        return ""
+    several = len({shape.kv_groups for shape in plan.frontier}) > 1
+    with canvas.sheet(name, 3.0, f"{len(plan.frontier)} shapes that meet the target") as sheet:
+        axes = sheet.figure.subplots()
+        for number, shape in enumerate(plan.frontier, start=1):
+            axes.plot(
+                shape.layers, shape.predicted, gid=f"predicted-{number}", **_FRONTIER["predicted"]
+            )
+            if shape.measured is not None:
+                look = _FRONTIER["chosen" if shape.chosen else "measured"]
+                axes.plot(shape.layers, shape.measured, gid=f"measured-{number}", **look)
+            label = f"{shape.mlp_width:,}" + (f" / {shape.kv_groups}" if several else "")
+            axes.annotate(
+                label,
+                (shape.layers, max(shape.predicted, shape.measured or -math.inf)),
+                xytext=(0, 7),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+        axes.set(xlabel="layers", ylabel="increase of the loss, nats a token")
+        axes.margins(x=0.08, y=0.2)
+        canvas.whole_numbers(axes.xaxis)
+        axes.grid(axis="y")
+        _legend(sheet.figure, {}, _FRONTIER)
+    return sheet.svg
 
 
 def before_after(report: RunReport, name: str = "before-after") -> str:

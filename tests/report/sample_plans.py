@@ -10,6 +10,7 @@ from typing import Any
 from slm_plugin.models.fingerprint import Fingerprint
 from slm_plugin.plans import (
     DropLayers,
+    FrontierShape,
     KeepChannels,
     KeepHeads,
     MergeLayers,
@@ -183,6 +184,25 @@ def hybrid_plan() -> PruningPlan:
         loss_before=3.25,
         loss_after=4.125,
     )
+
+
+def planned_shape() -> PruningPlan:
+    """The hybrid plan as a planner's, which chose the second of three shapes and measured two."""
+    shapes = [(30, 1200, None), (27, 1536, 0.41), (28, 1400, 0.5)]
+    frontier = tuple(
+        FrontierShape(
+            layers=layers,
+            mlp_width=width,
+            kv_groups=2,
+            parameters=113_000_000,
+            cost=0.85,
+            predicted=0.45,
+            measured=measured,
+            chosen=measured == 0.41,
+        )
+        for layers, width, measured in shapes
+    )
+    return hybrid_plan().model_copy(update={"frontier": frontier, "adherence": 0.99})
 
 
 def plans() -> dict[str, PruningPlan]:

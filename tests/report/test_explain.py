@@ -105,6 +105,13 @@ def test_both_parts_of_a_hybrid_plan_are_told() -> None:
     assert "9 -> 6 query, 3 -> 2 key/value" in text
 
 
+def test_the_shapes_of_a_planner_are_told() -> None:
+    """What was predicted, what was measured, and which one it took."""
+    found = rows(printed(sample_plans.planned_shape()))[:3]
+    assert found[0] == ["30", "1,200", "2", "85.0%", "+0.450", "", ""]
+    assert found[1] == ["27", "1,536", "2", "85.0%", "+0.450", "+0.410", "chosen"]
+
+
 def test_the_loss_before_and_after_is_told() -> None:
     """Where it was measured; with the repair that follows, if one does."""
     plan = sample_plans.hybrid_plan()

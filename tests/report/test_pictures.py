@@ -162,6 +162,19 @@ def test_bars_are_as_high_as_layers_are_wide() -> None:
     assert pictures.widths(plan.model_copy(update={"operations": ()})) == ""
 
 
+def test_every_shape_of_a_planner_has_a_dot() -> None:
+    """One of its prediction, and one of its measurement where there is one."""
+    svg = pictures.frontier(sample_plans.planned_shape())
+    assert list(by_id(svg, r"frontier-predicted-\d+")) == [
+        f"frontier-predicted-{i}" for i in (1, 2, 3)
+    ]
+    assert list(by_id(svg, r"frontier-measured-\d+")) == [
+        "frontier-measured-2",
+        "frontier-measured-3",
+    ]
+    assert pictures.frontier(sample_plans.hybrid_plan()) == ""
+
+
 def test_layers_that_a_plan_removes_have_no_bars() -> None:
     """Of a hybrid plan: those left stand where they were before it."""
     svg = pictures.widths(sample_plans.hybrid_plan())

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 LEAST_ADHERENCE = 0.98
 
 
-class HybridOptions(EndsOptions):
+class HybridOptions(EndsOptions, Workload):
     """How depth and width are chosen, and the workload that latency and memory refer to."""
 
     repair: Annotated[
@@ -74,9 +74,11 @@ class HybridOptions(EndsOptions):
     verify: Annotated[
         Count, Field(description="shapes whose loss is measured after their restoration")
     ] = 5
-    workload: Annotated[Workload, Field(description="what `latency` and `memory` refer to")] = (
-        Workload()
-    )
+
+    @property
+    def workload(self) -> Workload:
+        """What latency and memory refer to."""
+        return Workload(**{name: getattr(self, name) for name in Workload.model_fields})
 
 
 @register_pruner("hybrid")
@@ -191,7 +193,8 @@ class Hybrid(Pruner):
 
     def _journal(self, session: Session) -> Store:
         """Losses of shapes, by all that they depend on."""
-        about = f"{self.name} {self.options.model_dump_json(exclude={'verify', 'workload'})}"
+        unrelated = {"verify", *Workload.model_fields}
+        about = f"{self.name} {self.options.model_dump_json(exclude=unrelated)}"
         return trial_store(session, about, "shapes and losses", is_loss)
 
     def _plan(
