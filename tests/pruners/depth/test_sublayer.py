@@ -303,7 +303,7 @@ def test_planning_leaves_the_model_and_a_killed_search_goes_on(tmp_path: Path) -
     session.model_changed()
     assert session.fingerprint() == before
     found = {
-        Sublayer(SublayerOptions(), Target(layers_removed=3)).plan(session).to_json()
+        session.plan(Sublayer(SublayerOptions(), Target(layers_removed=3))).to_json()
         for _ in range(2)
     }
     assert found == {plan.to_json()}
