@@ -42,6 +42,8 @@ LARGE = {
 TINY = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 512}
 # Mean similarity above which Sliding Layer Merging goes on merging.
 THRESHOLD = 0.9
+# What the planner is asked for, as a share of the dense model's decoding time.
+DECODE = 0.8
 Row = tuple[str, str, str, str]
 
 
@@ -129,6 +131,25 @@ def sliding(arguments: argparse.Namespace, device: str) -> tuple[float, float, b
     return ours, loop, windows == found.windows
 
 
+def planned(arguments: argparse.Namespace, device: str) -> RunResult:
+    """The planner with a target of decoding time, and the times before and after."""
+    model = random_model(arguments.small, device, torch.float32)
+    ids = token_ids(arguments.small["vocab_size"], 16, 128, time.time_ns() % 2**31)
+    lengths = {"prompt_tokens": 128, "new_tokens": 32}
+    stage = {"prune": "hybrid", "target": {"latency": {"decode": DECODE}}, **lengths}
+    latency = {"latency": {**lengths, "repeats": 9}}
+    return prune(model, None, [stage], calibration=ids, evaluate=[latency])
+
+
+def decode_share(result: RunResult) -> float:
+    """Time of a decoding step after pruning, as a share of that before."""
+    before, after = (
+        next(m.value for m in state.measurements if m.name == "decode time per step")
+        for state in (result.report.states[0], result.report.states[-1])
+    )
+    return after / before
+
+
 def large(arguments: argparse.Namespace, device: str) -> RunResult:
     """Depth, its repair and width on a model of 1.2 billion parameters in bfloat16."""
     model = random_model(arguments.large, device, torch.bfloat16)
@@ -162,6 +183,18 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     yield f"search: slm at {THRESHOLD}, with surgery", f"{took:.2f} s", "", ""
     yield "search: slm, the released loop", f"{loop:.2f} s", "", ""
     yield "search: slm, the same windows", "yes" if agree else "NO", "", ""
+    result = planned(arguments, device)
+    (plan,) = result.plans.values()
+    (chosen,) = [shape for shape in plan.frontier if shape.chosen]
+    yield (
+        f"planner: decode {DECODE}, all it does",
+        f"{sum(dict(seconds(result)).values()):.2f} s",
+        "",
+        "",
+    )
+    yield "planner: layers and MLP channels", f"{chosen.layers}, {chosen.mlp_width}", "", ""
+    yield "planner: decode as predicted", f"{chosen.cost:.3f}", "", ""
+    yield "planner: decode as measured", f"{decode_share(result):.3f}", "", ""
     reset_peak(device)
     result = large(arguments, device)
     for name, took in seconds(result):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The hybrid recipe, the search of Sliding Layer Merging and a model of 1.2 billion parameters on
+# The hybrid recipe, the planner, the search of Sliding Layer Merging and a model of 1.2 billion on
 # CUDA, in under eight minutes; prints one table. Arguments go to benchmarks/gpu.py:
 #
 #   benchmarks/gpu.sh                          # the default model, from its wheel
