@@ -126,6 +126,7 @@ def check_fields(config: Mapping[str, Any], family: Family, where: Where) -> Non
     if pad is not None and pad >= rows:
         raise where.contradiction(f"pad_token_id {pad} and vocab_size {rows}")
     _heads(config, family, where)
+    _experts(config, family, where)
     _layer_lists(config, family, where)
     _layer_types(config, family, where)
 
@@ -166,6 +167,21 @@ def _heads(config: Mapping[str, Any], family: Family, where: Where) -> None:
         )
     if size % 2 and family.rotary != "none":
         raise problem(where.at("head_dim"), size, "even: positions turn pairs of channels")
+
+
+def _experts(config: Mapping[str, Any], family: Family, where: Where) -> None:
+    """A router chooses among the experts that there are; releases differ in the default number."""
+    if not family.router:
+        return
+    chosen = config.get("num_experts_per_tok")
+    if chosen is None:
+        raise ModelSourceError(
+            f"{where} lacks num_experts_per_tok", hint="it describes no whole model"
+        )
+    for name in ("num_experts", "num_local_experts"):
+        there = config.get(name)
+        if there is not None and chosen > there:
+            raise where.contradiction(f"num_experts_per_tok {chosen} and {name} {there}")
 
 
 def _layer_lists(config: Mapping[str, Any], family: Family, where: Where) -> None:

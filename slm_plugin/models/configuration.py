@@ -160,6 +160,10 @@ def _decoder(
     rope = rope_settings(content, head_dim(content, family), family, where)
     kept = _kept(content, getattr(transformers, family.text_config_name), where)
     kept |= {name: float(kept[name]) for name in FRACTIONS if name in kept}
+    groups, heads = map(family.own_name, ("num_key_value_heads", "num_attention_heads"))
+    if groups in kept and kept[groups] is None:
+        # Each head has its own; some classes compute with the null.
+        kept[groups] = kept[heads]
     for names in family.synonyms:
         stated = {name: kept[name] for name in names if kept.get(name) is not None}
         where.check_agreement(stated)

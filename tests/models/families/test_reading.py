@@ -105,6 +105,32 @@ def test_experts_may_be_counted_by_either_name(tmp_path: Path) -> None:
         load(ModelSource(id=str(tmp_path), device="cpu"))
 
 
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [(5, "contradicts itself: num_experts_per_tok 5 and"), (None, "lacks num_experts_per_tok")],
+)
+def test_a_router_chooses_among_the_experts_there_are(
+    tmp_path: Path, family: str, chosen: int | None, words: str
+) -> None:
+    """Classes find out in the first forward pass, and have another default number."""
+    saved(tmp_path, family)
+    changed(tmp_path, num_experts_per_tok=chosen)
+    with pytest.raises(ModelSourceError, match=words) as caught:
+        load(ModelSource(id=str(tmp_path), device="cpu"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["llama", "stablelm", "phi3", "olmo2", "falcon"])
+def test_no_number_of_kv_heads_means_one_for_each_head(tmp_path: Path, family: str) -> None:
+    """Written as null; some classes would multiply by it."""
+    model = saved(tmp_path, family, num_key_value_heads=4)
+    file = tmp_path / "config.json"
+    name = "num_kv_heads" if family == "falcon" else "num_key_value_heads"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: None}))
+    assert same(tmp_path, model)
+
+
 @pytest.mark.parametrize("words", ["4", "5"])
 def test_both_rotary_tables_are_read_in_the_words_of_both_releases(
     tmp_path: Path, words: str
