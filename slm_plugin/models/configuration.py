@@ -136,6 +136,12 @@ def read_configuration(file: Path, stack: str | None = None) -> Configuration:
             f"{file}: {family.architecture} is no listed family, so its config cannot be checked",
             hint="load the model with transformers and pass it to slm_plugin.prune",
         )
+    named = [name for name in CODE if content.get(name)]
+    if named:
+        say(
+            f"{where}: {' and '.join(named)} name code, which never runs: transformers' own "
+            f"{family.architecture} is used"
+        )
     if family.by_tensors:
         return _whole_layers(content, family, where)
     generation = {k: v for k, v in content.items() if k in GENERATION and v is not None}

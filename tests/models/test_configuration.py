@@ -191,7 +191,9 @@ def test_both_spellings_of_positions_give_one_config(tmp_path: Path, rope: dict[
     assert found[0] == found[1] == found[2]
 
 
-def test_code_and_runtime_switches_are_left_out(tmp_path: Path) -> None:
+def test_code_and_runtime_switches_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Fields that name code or change what a forward pass returns do not reach the library."""
     changes = {
         "auto_map": {"AutoConfig": "x.Y"},
@@ -212,6 +214,9 @@ def test_code_and_runtime_switches_are_left_out(tmp_path: Path) -> None:
     assert found.generation == {"temperature": 0.5}
     assert content["unknown"] == [1]
     assert found.config._attn_implementation == "sdpa"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "auto_map and custom_pipelines name code, which never runs" in line
+    assert "LlamaForCausalLM" in line
 
 
 @pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
