@@ -43,6 +43,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "block_influence": {},
     "deepest": {},
     "experts": {},
+    "hybrid": {"multiple_of": 4, "screen": 2, "verify": 2},
     "laco": {"layers_per_merge": 2, "lowest": 0},
     "merge_concat": {},
     "repaired": {"screen": 2},
@@ -392,7 +393,7 @@ def plan(name: str, session: Session) -> PruningPlan:
     """A small plan of a strategy."""
     cls = pruners.get(name)
     ratio = RATIOS.get(name, 0.1)
-    target = Target(ratio=ratio) if cls.kind == "width" else Target(layers_removed=1)
+    target = Target(layers_removed=1) if cls.kind == "depth" else Target(ratio=ratio)
     return session.plan(cls(cls.Options(**STRATEGIES[name]), target))
 
 
