@@ -532,6 +532,8 @@ def test_refusals_are_made_when_a_recipe_is_read(every: str, tmp_path: Path) -> 
     for registry, verb in ((pruners, "prune"), (recoveries, "recover")):
         for name in registry.names():
             stage: dict[str, Any] = {verb: name}
+            cls: Any = registry.get(name)
+            component = cls(cls.Options(), *[Target(ratio=0.1)] * (verb == "prune"))
             if verb == "prune":
                 stage["target"] = {"ratio": 0.1}
             data = {
@@ -539,8 +541,7 @@ def test_refusals_are_made_when_a_recipe_is_read(every: str, tmp_path: Path) -> 
                 "calibration": {"source": "builtin"},
                 "stages": [stage],
             }
-            reason = complaint(registry.get(name), family, config)
-            if not reason:
+            if not complaint(component, family, config):
                 Recipe.from_dict(data)
                 continue
             with pytest.raises(Exception, match=family.architecture):
