@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from slm_plugin.cache import Store
 from slm_plugin.plans import DropLayers, Operation, PruningPlan, UnitScores
 from slm_plugin.pruners.hybrid.prediction import Curves, LossModel
-from slm_plugin.pruners.hybrid.repaired_loss import held_out_loss, repaired_loss
+from slm_plugin.pruners.hybrid.repaired_loss import held_out_losses, repaired_losses
 from slm_plugin.pruners.hybrid.shapes import Shape
 from slm_plugin.pruners.width.budget import Cut
 from slm_plugin.pruners.width.uniform import operations_of
@@ -33,6 +34,8 @@ class Choice:
         predicted: Predicted increase of the loss of every shape, in nats a token; of a measured one
             that from before its measurement.
         measured: Measured increase of some, on the held-out samples, after the restoration.
+        verdict: How far the next best lies behind, beside the noise of the samples; empty where
+            one shape was measured.
     """
 
     best: Shape
@@ -40,6 +43,7 @@ class Choice:
     scores: tuple[UnitScores, ...]
     predicted: Mapping[Shape, float]
     measured: Mapping[Shape, float]
+    verdict: str
 
 
 def chosen(
@@ -94,7 +98,7 @@ def chosen(
     gone = {layer for one in operations if isinstance(one, DropLayers) for layer in one.indices}
     narrowed = any(operation.kind == "width" for operation in operations)
     kept = tuple(units for units in scores if narrowed and units.layer not in gone)
-    return Choice(best, operations, kept, predicted, measured)
+    return Choice(best, operations, kept, predicted, measured, _verdict(best, measured, losses))
 
 
 def operations_for(
@@ -129,6 +133,24 @@ def _groups(dense: Shape, shapes: Sequence[Shape]) -> list[int]:
     return sorted({shape.kv_groups for shape in shapes} - {dense.kv_groups})
 
 
+def _verdict(best: Shape, measured: Mapping[Shape, float], losses: _Losses) -> str:
+    """The difference to the next best shape, with its standard error over the samples."""
+    others = [shape for shape in measured if shape != best]
+    if not others:
+        return ""
+    second = min(others, key=lambda shape: (measured[shape], shape))
+    pairs = zip(losses.samples(second), losses.samples(best), strict=True)
+    gaps = [one - other for one, other in pairs]
+    told = (
+        f"the next best, {second.layers} layers with {second.mlp_width:,} MLP channels, lies "
+        f"{fmean(gaps):.3f} nats a token behind"
+    )
+    if len(gaps) < 2:
+        return f"{told}, on one held-out sample"
+    noise = stdev(gaps) / math.sqrt(len(gaps))
+    return f"{told}, standard error {noise:.3f} over {len(gaps)} held-out samples"
+
+
 class _Losses:
     """Measured increases of the loss over the model's, stored as soon as they are measured."""
 
@@ -143,20 +165,26 @@ class _Losses:
 
     @cached_property
     def _dense(self) -> float:
-        return held_out_loss(self._session, [batch.final for batch in self._session.captured()])
+        final = [batch.final for batch in self._session.captured()]
+        return fmean(held_out_losses(self._session, final))
+
+    def samples(self, shape: Shape) -> list[float]:
+        """The losses of a shape on the held-out samples, after its restoration."""
+        key = list(astuple(shape))
+        stored = self._journal.find(key)
+        if stored is None:
+            stored = repaired_losses(self._session, self._made(shape))
+            self._journal.store(key, stored)
+        return list(map(float, stored))
 
     def of(self, shape: Shape) -> float:
-        """The increase of a shape in nats a token, on held-out samples, after its restoration."""
+        """The increase of the mean of these, in nats a token."""
         if shape not in self.found:
-            key = list(astuple(shape))
-            stored = self._journal.find(key)
-            if stored is None:
-                stored = repaired_loss(self._session, self._made(shape)) - self._dense
-                self._journal.store(key, stored)
-            self.found[shape] = float(stored)
+            self.found[shape] = fmean(self.samples(shape)) - self._dense
         return self.found[shape]
 
 
 def is_loss(key: Any, value: Any) -> bool:
-    """Whether a line of the journal holds a shape and a finite loss."""
-    return len(key) == 3 and all(isinstance(one, int) for one in key) and math.isfinite(value)
+    """Whether a line of the journal holds a shape and finite losses of samples."""
+    shape = len(key) == 3 and all(isinstance(one, int) for one in key)
+    return shape and isinstance(value, list) and bool(value) and all(map(math.isfinite, value))

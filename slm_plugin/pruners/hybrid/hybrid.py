@@ -243,6 +243,7 @@ class Hybrid(Pruner):
                 f"{best.kv_groups} of {before.kv_heads} KV groups each",
                 f"target {self.target.describe()}: allowed {budget.allowed:,.6g} {budget.unit}, "
                 f"reached {cost:,.6g}, adherence {adherence:.3f}",
+                *([choice.verdict] if choice.verdict else []),
                 *budget.notes,
             ),
             warnings=tuple(warnings),

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @no_grad
-def repaired_loss(session: Session, operations: tuple[Operation, ...]) -> float:
-    """The loss that a plan and `recover: refit` would leave, on the held-out samples.
+def repaired_losses(session: Session, operations: tuple[Operation, ...]) -> list[float]:
+    """The losses that a plan and `recover: refit` would leave, on the held-out samples.
 
     One layer at a time is copied, cut and refitted on the outputs of those below it, as surgery and
     the recovery do. No fit uses the held-out samples.
@@ -33,7 +33,7 @@ def repaired_loss(session: Session, operations: tuple[Operation, ...]) -> float:
         operations: The operations of the plan: on layers, in layers, or both.
 
     Returns:
-        Mean next-token cross-entropy in nats a token.
+        Mean next-token cross-entropy of every held-out sample, in nats a token.
 
     Raises:
         CalibrationError: There are fewer than 2 samples.
@@ -52,22 +52,24 @@ def repaired_loss(session: Session, operations: tuple[Operation, ...]) -> float:
             with rewriting() as write:
                 refit_layer(walk.fitted, write, o_proj=False)
         walk.advance()
-    return held_out_loss(session, [view.norm(batch.output) for batch in walk.inputs()])
+    return held_out_losses(session, [view.norm(batch.output) for batch in walk.inputs()])
 
 
 @no_grad
-def held_out_loss(session: Session, final: list[Tensor]) -> float:
-    """Mean next-token cross-entropy of the held-out samples, in nats a token.
+def held_out_losses(session: Session, final: list[Tensor]) -> list[float]:
+    """Mean next-token cross-entropy of every held-out sample, in nats a token.
 
     Args:
         session: Holds the model and its calibration set.
         final: Hidden states behind the final norm of every batch, ``(samples, length, hidden)``.
     """
-    found, start = [], 0
+    found: list[float] = []
+    start = 0
     for batch, hidden in zip(session.captured(), final, strict=True):
         chosen = is_held_out(torch.arange(start, start + len(hidden)))
         start += len(hidden)
         if chosen.any():
             kept = chosen.to(hidden.device)
-            found.append(next_token_losses(session.view.logits, hidden[kept], batch.tokens[kept]))
-    return float(torch.cat([losses.flatten() for losses in found]).mean())
+            losses = next_token_losses(session.view.logits, hidden[kept], batch.tokens[kept])
+            found += losses.mean(-1).tolist()
+    return found

@@ -103,7 +103,9 @@ def test_lacks_that_are_kept_are_those_of_a_new_search() -> None:
         lacks = [trials.lack(candidate) for candidate in given]
         assert lacks == pytest.approx([fresh.lack(one) for one in given], rel=1e-9)
         # In the middle, so that there are kept ones on one side and new ones on the other.
-        done.append(given[len(given) // 2])
+        rule = JOIN if wanted == 3 else DROP
+        fitting = [candidate for candidate in given if candidate.run.rule == rule]
+        done.append(fitting[len(fitting) // 2])
         trials.commit(trials.best([done[-1]], whole=True))
 
 

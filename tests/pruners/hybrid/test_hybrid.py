@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from slm_plugin.pruners.hybrid.budget import Budget
 from slm_plugin.pruners.hybrid.hybrid import Hybrid, HybridOptions
 from slm_plugin.pruners.hybrid.prediction import Curves, LossModel
 from slm_plugin.pruners.hybrid.range import Range, shapes_within
-from slm_plugin.pruners.hybrid.repaired_loss import held_out_loss, repaired_loss
+from slm_plugin.pruners.hybrid.repaired_loss import held_out_losses, repaired_losses
 from slm_plugin.pruners.hybrid.shapes import Shape
 from slm_plugin.pruners.hybrid.timing import Times
 from slm_plugin.pruners.hybrid.workload import Workload
@@ -42,7 +43,7 @@ def planned(session: Session, target: Target = RATIO, **options: Any) -> Pruning
 
 def loss_of(session: Session) -> float:
     """The loss of the session's model on the held-out samples."""
-    return held_out_loss(session, [batch.final for batch in session.captured()])
+    return fmean(held_out_losses(session, [batch.final for batch in session.captured()]))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "phi3"])
@@ -63,7 +64,7 @@ def test_a_plan_of_layers_alone_is_repaired_from_its_gap_on() -> None:
     session = session_of()
     dense = loss_of(session)
     operations = DropLayers(indices=(3,)), DropLayers(indices=(6,))
-    found = repaired_loss(session, operations) - dense
+    found = fmean(repaired_losses(session, operations)) - dense
     remove(session, *operations)
     recover("refit", session)
     assert found == pytest.approx(loss_of(session) - dense, abs=1e-7)
@@ -79,6 +80,21 @@ def test_what_is_chosen_is_the_best_that_was_measured() -> None:
     assert (plan.after.layers, plan.after.intermediate_size) == (best.layers, best.mlp_width)
     assert plan.kind in ("depth", "width", "hybrid") and plan.adherence is not None
     assert PruningPlan.parse(plan.to_json()) == plan
+
+
+def test_the_noise_of_the_choice_is_told() -> None:
+    """The mean difference to the next best by samples, and its standard error."""
+    session = session_of()
+    plan = planned(session, verify=9)
+    first, second = sorted(plan.frontier, key=lambda shape: shape.measured or 0)[:2]
+    (told,) = [note for note in plan.notes if note.startswith("the next best")]
+    assert second.measured is not None and first.measured is not None
+    assert f"lies {second.measured - first.measured:.3f} nats a token behind" in told
+    assert f"over {len(TOKENS) // 5} held-out samples" in told
+    session.apply(plan)
+    recover("refit", session)
+    losses = held_out_losses(session, [batch.final for batch in session.captured()])
+    assert len(losses) == 3 and stdev(losses) > 0
 
 
 def test_few_measurements_go_to_what_is_predicted_best() -> None:
