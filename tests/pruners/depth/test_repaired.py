@@ -91,9 +91,9 @@ def test_after_an_earlier_stage_the_target_is_the_dense_model() -> None:
 
 def test_lacks_that_are_kept_are_those_of_a_new_search() -> None:
     """After every step, for every candidate, as if none had been computed before."""
-    session = session_of(make_model(num_hidden_layers=8), calibration=TOKENS)
+    session = session_of(make_model(num_hidden_layers=7), calibration=TOKENS[:10])
     trials = RepairedTrials(session, "fold_linear", "loss")
-    offer = Offer(range(8), (), lambda first: [JOIN])
+    offer = Offer(range(7), (), lambda first: [JOIN])
     done: list[Candidate] = []
     for wanted in (4, 3, 2):
         fresh = RepairedTrials(session, "fold_linear", "loss")
