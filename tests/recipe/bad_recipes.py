@@ -66,6 +66,7 @@ BAD = [
     Bad("recovery", "prune: torch_pruning\n    target: {ratio: 0.1}", "recover: lore", "{file}:8:5: stages.1.recover: no recovery is called 'lore' (did you mean 'lora'?)"),
     Bad("option", "merge_rule:", "merge_rul:", "{file}:7:5: stages.0.merge_rul: unknown key 'merge_rul'; did you mean 'merge_rule'?"),
     Bad("merge rule", "telescoped", "average", "{file}:7:5: stages.0.merge_rule: no merge rule is called 'average'"),
+    Bad("merge rule of repaired", "slm\n    target: {layers_removed: 2}\n    merge_rule: telescoped", "repaired\n    target: {layers_removed: 2}\n    merge_rules: [joined]", "{file}:7:19: stages.0.merge_rules.0: no merge rule is called 'joined'; rules: telescoped, rdsc, mean, keep_low, keep_high, ema(w), activation, best with w from 0 to 1, or join"),
     Bad("no target", "    target: {layers_removed: 2}\n", "", "{file}:5:5: stages.0: the key 'target' is missing"),
     Bad("two targets", "{layers_removed: 2}", "{layers_removed: 2, ratio: 0.1}", "{file}:6:5: stages.0.target: give exactly one of"),
     Bad("empty target", "{layers_removed: 2}", "{}", "{file}:6:5: stages.0.target: give exactly one of"),

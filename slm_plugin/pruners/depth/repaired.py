@@ -42,7 +42,10 @@ FOLLOWED_BY: dict[str, dict[str, Any] | None] = {
 
 
 def _check_rule(rule: str) -> str:
-    return rule if rule == JOIN else check_rule(rule)
+    try:
+        return rule if rule == JOIN else check_rule(rule)
+    except ValueError as error:
+        raise ValueError(f"{error}, or {JOIN}") from error
 
 
 class RepairedOptions(EndsOptions):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from slm_plugin.errors import UnsupportedModelError
 from slm_plugin.lazy import torch
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.pruners.hybrid.shapes import Shape, shapes_to_measure
@@ -25,6 +26,8 @@ class Budget:
     Attributes:
         target: The target that it stands for.
         dense: What the model costs as it is.
+        whole: What a share in the target is a share of: the cost of the original model, or of the
+            current one with ``of: current``.
         allowed: What a shape may cost.
         cost: The cost of a shape: parameters, seconds or bytes.
         unit: What it is counted in.
@@ -35,6 +38,7 @@ class Budget:
 
     target: Target
     dense: float
+    whole: float
     allowed: float
     cost: Callable[[Shape], float]
     unit: str
@@ -45,6 +49,15 @@ class Budget:
         """What is removed against what was asked for: the smaller of the two over the larger."""
         asked, removed = self.dense - self.allowed, self.dense - cost
         return min(asked, removed) / max(asked, removed)
+
+    def missed_by(self, chosen: Shape, frontier: Iterable[Shape]) -> str:
+        """Warning about a shape that misses the target, with how many others would be nearer."""
+        adherence = self.adherence(self.cost(chosen))
+        nearer = sum(self.adherence(self.cost(one)) > adherence for one in frontier)
+        return (
+            f"adherence {adherence:.3f}: {nearer or 'no'} other shape{'s' * (nearer > 1)} of the "
+            "frontier would be nearer to the target"
+        )
 
 
 def parameter_budget(target: Target, original: Dimensions, current: Dimensions) -> Budget:
@@ -59,6 +72,7 @@ def parameter_budget(target: Target, original: Dimensions, current: Dimensions) 
     return Budget(
         target,
         dense=dense,
+        whole=original.parameters if target.of == "original" else dense,
         allowed=dense - target.parameters_to_remove(original.parameters, dense),
         cost=lambda shape: shape.of_model(current).parameters,
         unit="parameters",
@@ -78,9 +92,11 @@ def memory_budget(
         dtype: Number format of the model.
     """
     assert target.memory is not None
+    dense = workload.memory(current, dtype)
     return Budget(
         target,
-        dense=workload.memory(current, dtype),
+        dense=dense,
+        whole=dense,
         allowed=target.memory,
         cost=lambda shape: workload.memory(shape.of_model(current), dtype),
         unit="bytes",
@@ -97,11 +113,15 @@ def time_budget(session: Session, target: Target, workload: Workload, *, kv_grou
         workload: What is timed.
         kv_groups: KV groups may be removed.
 
+    The time of the original model is the one that the model of these shapes gives for its shape.
+
     Raises:
         SlmError: The shapes cannot be timed; see `timing.measure`.
+        UnsupportedModelError: The original model differs in more than its shape.
     """
     latency, current = target.latency, session.view.dimensions()
     assert latency is not None
+    original = _original_shape(session.original, current)
     shapes = shapes_to_measure(current, kv_groups=kv_groups)
     found = fit(
         {
@@ -109,11 +129,12 @@ def time_budget(session: Session, target: Target, workload: Workload, *, kv_grou
             for shape, times in measure(session, workload, shapes).items()
         }
     )
-    dense = found.model.seconds(Shape.of(current))
+    whole = found.model.seconds(original)
     return Budget(
         target,
-        dense=dense,
-        allowed=latency.share * dense,
+        dense=found.model.seconds(Shape.of(current)),
+        whole=whole,
+        allowed=latency.share * whole,
         cost=found.model.seconds,
         unit=f"seconds of {latency.phase}",
         limit=True,
@@ -123,3 +144,19 @@ def time_budget(session: Session, target: Target, workload: Workload, *, kv_grou
             f"largest residual of the time model {found.largest:.1%}",
         ),
     )
+
+
+def _original_shape(original: Dimensions, current: Dimensions) -> Shape:
+    """The shape of the model before earlier stages.
+
+    Raises:
+        UnsupportedModelError: They changed more than the shape, so that no time is modelled.
+    """
+    for name in ("hidden_size", "head_dim", "queries_per_group"):
+        if getattr(original, name) != getattr(current, name):
+            raise UnsupportedModelError(
+                f"an earlier stage changed {name}, and the time of the original model is known "
+                "for models that differ in layers, MLP channels and KV groups alone",
+                hint="give a ratio, a number of parameters or the memory as the target",
+            )
+    return Shape.of(original)

@@ -209,7 +209,7 @@ class Hybrid(Pruner):
         kinds = {operation.kind for operation in choice.operations}
         warnings = list(portability(before, after, session.view.config))
         if adherence < LEAST_ADHERENCE:
-            warnings.append(f"adherence {adherence:.3f}: no shape comes nearer to the target")
+            warnings.append(budget.missed_by(best, choice.predicted))
         return PruningPlan(
             pruner=self.name,
             kind="hybrid" if len(kinds) > 1 else kinds.pop(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -70,10 +71,12 @@ class Range:
 def shapes_within(budget: Budget, sizes: Range) -> list[Shape]:
     """For every number of layers and KV groups, the widest shape that the budget allows.
 
-    Shapes that leave more of the budget unused than one step in width are left out.
+    Shapes that leave more of the budget unused than one step in width are left out, unless there
+    are no others, and so is the model as it is.
 
     Raises:
-        TargetError: The model is within the budget already, or no shape is.
+        TargetError: The model is within the budget already, or no shape is, or the model itself
+            comes nearer to it than every smaller shape.
     """
     if budget.allowed >= budget.dense:
         raise TargetError(
@@ -81,27 +84,62 @@ def shapes_within(budget: Budget, sizes: Range) -> list[Shape]:
             f"{budget.dense:,.6g} {budget.unit}",
             hint="ask for less than that",
         )
-    found = list(_shapes(budget, sizes))
-    if not found:
-        least = budget.cost(sizes.smallest)
-        share = least / budget.dense
+    least = budget.cost(sizes.smallest)
+    if least >= budget.dense:
+        raise TargetError(
+            f"no shape meets the target ({budget.target.describe()}): the smallest that may be "
+            f"chosen has as many {budget.unit} as the model",
+            hint="protect fewer layers, choose a smaller `multiple_of`, or another target",
+        )
+    whole = Shape.of(sizes.dense)
+    found = [shape for shape in _shapes(budget, sizes) if shape != whole]
+    if not found and budget.allowed < least:
         raise TargetError(
             f"no shape meets the target ({budget.target.describe()}): of those with at least "
             f"{LEAST_LAYERS:.0%} of the layers and {LEAST_CHANNELS:.0%} of the MLP channels, the "
-            f"smallest has {least:,.6g} {budget.unit}, {share:.1%} of the model's",
+            f"smallest has {least:,.6g} {budget.unit}, {least / budget.dense:.1%} of the model's",
             hint=_nearest(budget, least),
         )
-    return found
+    return found or [_between(budget, sizes)]
+
+
+def _between(budget: Budget, sizes: Range) -> Shape:
+    """The shape nearest to a budget that lies between the shapes.
+
+    Raises:
+        TargetError: It is the model as it is.
+    """
+    whole = Shape.of(sizes.dense)
+    shapes = [
+        Shape(sizes.dense.layers - removed, width, kv_groups)
+        for removed in range(sizes.layers_removed + 1)
+        for width in sizes.widths
+        for kv_groups in sizes.kv_groups
+    ]
+    nearest = min(shapes, key=lambda shape: abs(budget.cost(shape) - budget.allowed))
+    if nearest != whole:
+        return nearest
+    largest = max(cost for cost in map(budget.cost, shapes) if cost < budget.dense)
+    raise TargetError(
+        f"the target ({budget.target.describe()}) is less than half of the smallest step: the "
+        f"largest shape below the model has {largest:,.6g} {budget.unit}, "
+        f"{largest / budget.dense:.1%} of the model's",
+        hint=f"ask for `parameters: {int(largest)}` or less, or choose a smaller `multiple_of`",
+    )
 
 
 def _nearest(budget: Budget, least: float) -> str:
     """What to ask for instead."""
-    kind, share = budget.target.kind, least / budget.dense
-    if kind == "latency" and budget.target.latency is not None:
-        return f"ask for `latency: {{{budget.target.latency.phase}: {share + 0.005:.2f}}}` or more"
+    kind, target = budget.target.kind, budget.target
+    if kind == "latency" and target.latency is not None:
+        share = math.ceil(least / budget.whole * 1000) / 1000
+        if share >= 1:
+            return "no share of the time below 1 can be reached; ask for another target"
+        return f"ask for `latency: {{{target.latency.phase}: {share:.3f}}}` or more"
     if kind == "ratio":
-        return f"ask for `ratio: {1 - share - 0.005:.2f}` or less"
-    return f"ask for `{kind}: {int(least) + 1}` or more"
+        ratio = math.floor((budget.dense - least) / budget.whole * 1000) / 1000
+        return f"ask for `ratio: {ratio:.3f}` or less"
+    return f"ask for `{kind}: {math.ceil(least)}` or more"
 
 
 def _shapes(budget: Budget, sizes: Range) -> Iterator[Shape]:
@@ -120,9 +158,11 @@ def _shapes(budget: Budget, sizes: Range) -> Iterator[Shape]:
 
 def _place(costs: Sequence[float], budget: Budget) -> int | None:
     """The width that meets a budget, by the costs of all widths, greatest first."""
-    step = costs[0] - costs[1] if len(costs) > 1 else 0.0
     if budget.limit:
         fitting = [place for place, cost in enumerate(costs) if cost <= budget.allowed]
         return fitting[0] if fitting else None
     nearest = min(range(len(costs)), key=lambda place: abs(costs[place] - budget.allowed))
+    # Steps differ: the first is what exceeds a multiple.
+    neighbours = [costs[place] for place in (nearest - 1, nearest + 1) if 0 <= place < len(costs)]
+    step = max((abs(costs[nearest] - cost) for cost in neighbours), default=0.0)
     return nearest if abs(costs[nearest] - budget.allowed) <= step / 2 + 1 else None

@@ -38,8 +38,8 @@ class Shape:
         """
         if sizes.layer_widths:
             raise UnsupportedModelError(
-                f"the layers have {sizes.width_range} MLP channels, and times are modelled for "
-                "layers of one width"
+                f"the layers have {sizes.width_range} MLP channels, and a shape has layers "
+                "of one width"
             )
         if sizes.family.by_tensors:
             raise UnsupportedModelError(

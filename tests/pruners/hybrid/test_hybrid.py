@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from slm_plugin.calibration.captures import capture
-from slm_plugin.errors import CalibrationError, TargetError
+from slm_plugin.errors import CalibrationError, TargetError, UnsupportedModelError
 from slm_plugin.plans import DropLayers, PruningPlan
-from slm_plugin.pruners.hybrid.budget import Budget
+from slm_plugin.pruners.hybrid.budget import Budget, parameter_budget, time_budget
 from slm_plugin.pruners.hybrid.hybrid import Hybrid, HybridOptions
 from slm_plugin.pruners.hybrid.prediction import Curves, LossModel
 from slm_plugin.pruners.hybrid.range import Range, shapes_within
@@ -138,7 +138,7 @@ def test_a_loss_of_its_form_is_predicted(a: float, b: float) -> None:
 def budget(limit: bool, allowed: float) -> Budget:
     """A budget in layers times channels."""
     return Budget(
-        RATIO, 8 * 64, allowed, lambda shape: shape.layers * shape.mlp_width, "units", limit
+        RATIO, 8 * 64, 8 * 64, allowed, lambda shape: shape.layers * shape.mlp_width, "units", limit
     )
 
 
@@ -179,7 +179,7 @@ def timed(session: Session, workload: Workload, shapes: list[Shape]) -> dict[Sha
 @pytest.mark.parametrize(
     ("target", "message", "hint"),
     [
-        ({"ratio": 0.9}, "no shape meets the target", r"`ratio: (0\.\d\d)` or less"),
+        ({"ratio": 0.9}, "no shape meets the target", r"`ratio: (0\.\d+)` or less"),
         ({"parameters": 900}, "no shape meets the target", r"`parameters: (\d+)` or more"),
         ({"parameters": 10**7}, "removes nothing", "less than that"),
         ({"memory": 1000}, "no shape meets the target", r"`memory: (\d+)` or more"),
@@ -187,7 +187,7 @@ def timed(session: Session, workload: Workload, shapes: list[Shape]) -> dict[Sha
         (
             {"latency": {"decode": 0.3}},
             "no shape meets the target",
-            r"`latency: {decode: (0\.\d\d)}` or more",
+            r"`latency: {decode: (0\.\d+)}` or more",
         ),
     ],
 )
@@ -205,6 +205,71 @@ def test_impossible_targets_name_the_nearest(
         ((kind, asked),) = target.items()
         possible: Any = {"decode": float(told[1])} if isinstance(asked, dict) else float(told[1])
         assert planned(session, Target(**{kind: possible}), verify=1).frontier
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.03, 0.05, 0.08, 0.12, 0.2])
+@pytest.mark.parametrize(("width", "multiple_of"), [(50, 16), (48, 100), (50, 7)])
+def test_a_size_between_shapes_becomes_the_nearest(
+    ratio: float, width: int, multiple_of: int
+) -> None:
+    """Whatever the steps are; and where that is the model itself, the next shape is named."""
+    session = Session(make_model(num_hidden_layers=4, intermediate_size=width))
+    dense = session.view.dimensions()
+    sizes = Range.of(dense, 4, kv_groups=False, multiple_of=multiple_of)
+    every = [(layers, width) for layers in range(4, 1, -1) for width in sizes.widths]
+    cost = {one: Shape(*one, 2).of_model(dense).parameters for one in every}
+    allowed = parameter_budget(Target(ratio=ratio), dense, dense).allowed
+    nearest = min(abs(one - allowed) for one in cost.values())
+    pruner = Hybrid(HybridOptions(multiple_of=multiple_of), Target(ratio=ratio))
+    if nearest == dense.parameters - allowed:
+        with pytest.raises(TargetError, match="less than half of the smallest step") as caught:
+            pruner.check_target(dense, dense)
+        told = re.search(r"`parameters: (\d+)`", str(caught.value.hint))
+        assert told and int(told[1]) == max({*cost.values()} - {dense.parameters})
+        return
+    found = shapes_within(parameter_budget(Target(ratio=ratio), dense, dense), sizes)
+    assert Shape.of(dense) not in found
+    assert min(abs(cost[one.layers, one.mlp_width] - allowed) for one in found) == nearest
+
+
+def test_nothing_that_may_go_is_said() -> None:
+    """Layers are protected and no width is a multiple."""
+    pruner = Hybrid(HybridOptions(multiple_of=100, protect_first=8), RATIO)
+    dense = session_of().view.dimensions()
+    with pytest.raises(TargetError, match="as many parameters as the model") as caught:
+        pruner.check_target(dense, dense)
+    assert "protect fewer layers" in str(caught.value.hint)
+
+
+def test_shares_are_of_the_original_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind another stage: of its time, and in the ratio that is named instead."""
+    monkeypatch.setattr("slm_plugin.pruners.hybrid.budget.measure", timed)
+    session = session_of()
+    whole = session.view.dimensions()
+    remove(session, DropLayers(indices=(1,)))
+    left = session.view.dimensions()
+    budget = time_budget(session, Target(latency={"decode": 0.8}), Workload(), kv_groups=False)
+    times = timed(session, Workload(), [Shape.of(whole), Shape.of(left)])
+    original, current = (time.decode for time in times.values())
+    assert (budget.dense, budget.allowed) == pytest.approx((current, 0.8 * original))
+    with pytest.raises(TargetError, match="no shape") as caught:
+        planned(session, Target(ratio=0.95))
+    told = re.search(r"`ratio: (0\.\d+)`", str(caught.value.hint))
+    assert told and planned(session, Target(ratio=float(told[1])), verify=1).frontier
+    session.original = whole.model_copy(update={"hidden_size": 64})
+    with pytest.raises(UnsupportedModelError, match="changed hidden_size"):
+        time_budget(session, Target(latency={"decode": 0.8}), Workload(), kv_groups=False)
+
+
+def test_low_adherence_is_warned_of_with_what_would_be_nearer() -> None:
+    """The shape of least loss need not be the nearest."""
+    plan = session_of().plan(Hybrid(HybridOptions(multiple_of=24), Target(ratio=0.3)))
+    asked = 0.3
+    shares = [1 - shape.cost for shape in plan.frontier]
+    near = [min(asked, share) / max(asked, share) for share in shares]
+    (told,) = [text for text in plan.warnings if text.startswith("adherence")] or [""]
+    nearer = sum(round(one, 4) > (plan.adherence or 0) for one in near)
+    assert (plan.adherence or 0) < 0.98 and f": {nearer or 'no'} other shape" in told
 
 
 @pytest.mark.parametrize("phase", ["decode", "prefill"])
