@@ -45,6 +45,10 @@ class Budget:
     limit: bool
     notes: tuple[str, ...] = ()
 
+    def shown(self, cost: float) -> str:
+        """A cost with its unit."""
+        return f"{cost:,.0f} {self.unit}" if cost >= 1000 else f"{cost:.4g} {self.unit}"
+
     def adherence(self, cost: float) -> float:
         """What is removed against what was asked for: the smaller of the two over the larger."""
         asked, removed = self.dense - self.allowed, self.dense - cost
