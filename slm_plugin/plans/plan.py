@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import FailFast, Field
 
+from slm_plugin.counts import Count
 from slm_plugin.errors import PlanError
 from slm_plugin.files import write_text
 from slm_plugin.models.dimensions import Dimensions
@@ -21,6 +22,8 @@ from slm_plugin.texts import read_text, shown_path
 
 # What the operations are on: layers, what is inside layers, or first the one and then the other.
 PlanKind = Literal["depth", "width", "hybrid"]
+# What is measured or predicted; JSON reads 1e999 as infinity.
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 # Largest plan file in bytes.
 LARGEST = 1 << 29
 # Operations that a notebook shows.
@@ -75,13 +78,13 @@ class FrontierShape(Record):
     held-out samples, for the shapes that were tried.
     """
 
-    layers: Index
-    mlp_width: Index
-    kv_groups: Index
-    parameters: int
-    cost: float
-    predicted: float
-    measured: float | None = None
+    layers: Count
+    mlp_width: Count
+    kv_groups: Count
+    parameters: Annotated[int, Field(ge=1)]
+    cost: Annotated[Finite, Field(gt=0)]
+    predicted: Finite
+    measured: Finite | None = None
     chosen: bool = False
 
 
@@ -116,10 +119,10 @@ class PruningPlan(Record):
     hidden_scores: tuple[float, ...] | None = None
     layer_scores: LayerScores | None = None
     frontier: Annotated[tuple[FrontierShape, ...], FailFast()] = ()
-    adherence: float | None = None
+    adherence: Annotated[float, Field(ge=0, le=1)] | None = None
     followed_by: dict[str, Any] | None = None
-    loss_before: float | None = None
-    loss_after: float | None = None
+    loss_before: Annotated[Finite, Field(ge=0)] | None = None
+    loss_after: Annotated[Finite, Field(ge=0)] | None = None
     notes: Annotated[tuple[str, ...], FailFast()] = ()
     warnings: Annotated[tuple[str, ...], FailFast()] = ()
 

@@ -237,17 +237,23 @@ def frontier(plan: PruningPlan, name: str = "frontier") -> str:
             if shape.measured is not None:
                 look = _FRONTIER["chosen" if shape.chosen else "measured"]
                 axes.plot(shape.layers, shape.measured, gid=f"measured-{number}", **look)
-            label = f"{shape.mlp_width:,}" + (f" / {shape.kv_groups}" if several else "")
+        # One label for all shapes of as many layers, because their dots lie close together.
+        for layers in dict.fromkeys(shape.layers for shape in plan.frontier):
+            shapes = [shape for shape in plan.frontier if shape.layers == layers]
+            losses = [loss for shape in shapes for loss in (shape.predicted, shape.measured)]
             axes.annotate(
-                label,
-                (shape.layers, max(shape.predicted, shape.measured or -math.inf)),
+                "\n".join(
+                    f"{shape.mlp_width:,}" + (f" / {shape.kv_groups}" if several else "")
+                    for shape in shapes
+                ),
+                (layers, max(loss for loss in losses if loss is not None)),
                 xytext=(0, 7),
                 textcoords="offset points",
                 ha="center",
                 fontsize=8,
             )
         axes.set(xlabel="layers", ylabel="increase of the loss, nats a token")
-        axes.margins(x=0.08, y=0.2)
+        axes.margins(x=0.08, y=0.3 if several else 0.2)
         canvas.whole_numbers(axes.xaxis)
         axes.grid(axis="y")
         _legend(sheet.figure, {}, _FRONTIER)

@@ -37,6 +37,14 @@ def changed(text: str, path: str, value: Any) -> str:
 
 
 ALL = {"op": "drop_layers", "indices": [0, 1, 2, 3]}
+SHAPE = {
+    "layers": 3,
+    "mlp_width": 40,
+    "kv_groups": 2,
+    "parameters": 9000,
+    "cost": 0.8,
+    "predicted": 0.1,
+}
 WRONG: list[tuple[str, str, Any, str]] = [
     ("deepest", "operations.0.indices", [2, 10**12], "operations.0.drop_layers.indices.1"),
     ("deepest", "operations.0.indices", [2, 2**31 - 1], r"names layer 2147483647; .* 0 to 3"),
@@ -60,6 +68,12 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("deepest", "before.layer_widths", [8, 8, 48, 48], "8 to 48 MLP channels are neither dropped"),
     ("deepest", "before.kv_heads", 2**40, "before.kv_heads: no model has"),
     ("deepest", "fingerprint", 3, "fingerprint: "),
+    ("deepest", "adherence", 7.0, "adherence: .*less than or equal to 1"),
+    ("deepest", "loss_before", -0.5, "loss_before: .*greater than or equal to 0"),
+    ("deepest", "loss_after", float("inf"), "loss_after: .*finite number"),
+    ("deepest", "frontier", [{**SHAPE, "layers": 0}], "frontier.0.layers: .*equal to 1"),
+    ("deepest", "frontier", [{**SHAPE, "cost": -1.0}], "frontier.0.cost: .*greater than 0"),
+    ("deepest", "frontier", [{**SHAPE, "measured": float("nan")}], "frontier.0.measured: .*finite"),
     ("deepest", "fingerprint.weights", None, "fingerprint.weights: "),
     ("deepest", "target", {"ratio": 0.1, "layers_removed": 1}, "target: .*exactly one"),
     ("slm", "operations.0.last", 10**12, "operations.0.merge_layers.last"),

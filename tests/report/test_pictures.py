@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -173,6 +174,17 @@ def test_every_shape_of_a_planner_has_a_dot() -> None:
         "frontier-measured-3",
     ]
     assert pictures.frontier(sample_plans.hybrid_plan()) == ""
+
+
+def test_shapes_of_as_many_layers_share_a_label() -> None:
+    """Labels of dots that lie close together would cover one another."""
+    plan = sample_plans.planned_shape()
+    (first, *_) = plan.frontier
+    twins = (first, first.model_copy(update={"kv_groups": 1, "chosen": False}))
+    svg = pictures.frontier(plan.model_copy(update={"frontier": twins}))
+    label = re.compile(r'translate\(([\d.]+) ([\d.]+)\)">[\d,]+ / \d')
+    (x, upper), (same, lower) = (map(float, found) for found in label.findall(svg))
+    assert x == pytest.approx(same) and abs(lower - upper) >= 8
 
 
 def test_layers_that_a_plan_removes_have_no_bars() -> None:

@@ -18,6 +18,9 @@ from slm_plugin.target import Target
 if TYPE_CHECKING:
     from slm_plugin.session import Session
 
+# What no term of the time model stands for.
+_UNTIMED = {"hidden_size": "hidden channels", "queries_per_group": "query heads of KV groups"}
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:
@@ -45,14 +48,15 @@ class Budget:
     limit: bool
     notes: tuple[str, ...] = ()
 
-    def shown(self, cost: float) -> str:
-        """A cost with its unit."""
-        return f"{cost:,.0f} {self.unit}" if cost >= 1000 else f"{cost:.4g} {self.unit}"
-
     def adherence(self, cost: float) -> float:
         """What is removed against what was asked for: the smaller of the two over the larger."""
         asked, removed = self.dense - self.allowed, self.dense - cost
         return min(asked, removed) / max(asked, removed)
+
+    def said(self, cost: float) -> str:
+        """A cost with its unit: whole numbers in full, times with six digits."""
+        times = self.target.kind == "latency"
+        return f"{cost:.6g} {self.unit}" if times else f"{cost:,.0f} {self.unit}"
 
     def missed_by(self, chosen: Shape, frontier: Iterable[Shape]) -> str:
         """Warning about a shape that misses the target, with how many others would be nearer."""
@@ -156,10 +160,10 @@ def _original_shape(original: Dimensions, current: Dimensions) -> Shape:
     Raises:
         UnsupportedModelError: They changed more than the shape, so that no time is modelled.
     """
-    for name in ("hidden_size", "head_dim", "queries_per_group"):
+    for name, what in _UNTIMED.items():
         if getattr(original, name) != getattr(current, name):
             raise UnsupportedModelError(
-                f"an earlier stage changed {name}, and the time of the original model is known "
+                f"an earlier stage removed {what}, and the time of the original model is known "
                 "for models that differ in layers, MLP channels and KV groups alone",
                 hint="give a ratio, a number of parameters or the memory as the target",
             )

@@ -241,8 +241,8 @@ class Hybrid(Pruner):
                 f"chosen of {len(choice.predicted)} shapes: {best.layers} of {before.layers} "
                 f"layers with {after.width_range} of {before.width_range} MLP channels and "
                 f"{best.kv_groups} of {before.kv_heads} KV groups each",
-                f"target {self.target.describe()}: allowed {budget.shown(budget.allowed)}, reached "
-                f"{budget.shown(cost)}, adherence {adherence:.3f}",
+                f"target {self.target.describe()}: allowed {budget.said(budget.allowed)}, "
+                f"reached {budget.said(cost)}, adherence {adherence:.3f}",
                 *([choice.verdict] if choice.verdict else []),
                 *budget.notes,
             ),

@@ -81,7 +81,7 @@ def shapes_within(budget: Budget, sizes: Range) -> list[Shape]:
     if budget.allowed >= budget.dense:
         raise TargetError(
             f"the target ({budget.target.describe()}) removes nothing: the model has "
-            f"{budget.shown(budget.dense)}",
+            f"{budget.said(budget.dense)}",
             hint="ask for less than that",
         )
     least = budget.cost(sizes.smallest)
@@ -97,7 +97,7 @@ def shapes_within(budget: Budget, sizes: Range) -> list[Shape]:
         raise TargetError(
             f"no shape meets the target ({budget.target.describe()}): of those with at least "
             f"{LEAST_LAYERS:.0%} of the layers and {LEAST_CHANNELS:.0%} of the MLP channels, the "
-            f"smallest has {budget.shown(least)}, {least / budget.dense:.1%} of the model's",
+            f"smallest has {budget.said(least)}, {least / budget.dense:.1%} of the model's",
             hint=_nearest(budget, least),
         )
     return found or [_between(budget, sizes)]
@@ -122,7 +122,7 @@ def _between(budget: Budget, sizes: Range) -> Shape:
     largest = max(cost for cost in map(budget.cost, shapes) if cost < budget.dense)
     raise TargetError(
         f"the target ({budget.target.describe()}) is less than half of the smallest step: the "
-        f"largest shape below the model has {budget.shown(largest)}, "
+        f"largest shape below the model has {budget.said(largest)}, "
         f"{largest / budget.dense:.1%} of the model's",
         hint=f"ask for `parameters: {int(largest)}` or less, or choose a smaller `multiple_of`",
     )

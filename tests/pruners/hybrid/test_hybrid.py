@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from statistics import fmean, stdev
@@ -258,8 +259,16 @@ def test_shares_are_of_the_original_model(monkeypatch: pytest.MonkeyPatch) -> No
     told = re.search(r"`ratio: (0\.\d+)`", str(caught.value.hint))
     assert told and planned(session, Target(ratio=float(told[1])), verify=1).frontier
     session.original = whole.model_copy(update={"hidden_size": 64})
-    with pytest.raises(UnsupportedModelError, match="changed hidden_size"):
+    with pytest.raises(UnsupportedModelError, match="removed hidden channels"):
         time_budget(session, Target(latency={"decode": 0.8}), Workload(), kv_groups=False)
+
+
+def test_counts_are_said_in_full() -> None:
+    """However large, and times with their first digits."""
+    counted = budget(limit=False, allowed=100.0)
+    assert counted.said(134_515_008) == "134,515,008 units"
+    target = Target(latency={"decode": 0.8})
+    assert dataclasses.replace(counted, target=target).said(0.012345678) == "0.0123457 units"
 
 
 def test_low_adherence_is_warned_of_with_what_would_be_nearer() -> None:
