@@ -47,6 +47,14 @@ def trial_store(
     return Store.of(session.journals, hashed(facts), valid)
 
 
+def repair_target(session: Session) -> str:
+    """What repairs fit toward, as a fact for the key of a store.
+
+    Without a reference they fit toward the present model, which the key names already.
+    """
+    return "" if session.reference is None else f" toward the dense layers {session.sources}"
+
+
 def tell_read(session: Session, trials: int, store: Store) -> None:
     """Say how many trials a store had, and count them as known to the session."""
     if trials:

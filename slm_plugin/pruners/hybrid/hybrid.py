@@ -25,7 +25,7 @@ from slm_plugin.pruners.hybrid.choice import Choice, chosen, is_loss
 from slm_plugin.pruners.hybrid.range import Range, shapes_within
 from slm_plugin.pruners.hybrid.shapes import Shape
 from slm_plugin.pruners.hybrid.workload import Workload
-from slm_plugin.pruners.trial_store import trial_store
+from slm_plugin.pruners.trial_store import repair_target, trial_store
 from slm_plugin.pruners.width.budget import Cut
 from slm_plugin.pruners.width.coupling import check_coupling
 from slm_plugin.pruners.width.width import Width
@@ -195,7 +195,7 @@ class Hybrid(Pruner):
         """Losses of shapes, by all that they depend on."""
         unrelated = {"verify", *Workload.model_fields}
         about = f"{self.name} {self.options.model_dump_json(exclude=unrelated)}"
-        return trial_store(session, about, "shapes and losses", is_loss)
+        return trial_store(session, about + repair_target(session), "shapes and losses", is_loss)
 
     def _plan(
         self, session: Session, budget: Budget, order: PruningPlan | None, choice: Choice

@@ -8,6 +8,7 @@ from slm_plugin.calibration.held_out import is_held_out
 from slm_plugin.lazy import no_grad, torch
 from slm_plugin.models.head import next_token_losses
 from slm_plugin.plans import Operation
+from slm_plugin.progress import track
 from slm_plugin.restoration.boundaries import dense_states
 from slm_plugin.restoration.layer_walk import LayerWalk
 from slm_plugin.restoration.refitting import refit_layer
@@ -45,7 +46,8 @@ def repaired_losses(session: Session, operations: tuple[Operation, ...]) -> list
     walk = LayerWalk(view, dense, spans)
     # The layer below a gap changes first.
     lowest = max(planned.lowest - 1, 0)
-    for place, (_, layer) in enumerate(planned.made(0)):
+    layers = track(planned.made(0), "hybrid: layers", len(planned.left))
+    for place, (_, layer) in enumerate(layers):
         walk.replacement = layer
         if place >= lowest:
             walk.replacement = refittable(layer, view.family)

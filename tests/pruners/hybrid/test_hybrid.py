@@ -336,6 +336,21 @@ def test_a_killed_planner_goes_on(tmp_path: Path) -> None:
         assert {file: file.read_text() for file in files} == files
 
 
+def test_losses_toward_other_states_are_other_losses(tmp_path: Path) -> None:
+    """One journal folder serves a model whose dense states are known, and the model by itself."""
+
+    def plan(*, keeps: bool, **changes: Any) -> str:
+        session = Session(make_model(num_hidden_layers=8), calibration=TOKENS, **changes)
+        if keeps:
+            session.keep_reference()
+        remove(session, DropLayers(indices=(3,)))
+        return planned(session, verify=1).to_json()
+
+    plans = {keeps: plan(keeps=keeps) for keeps in (True, False)}
+    assert plans[True] != plans[False]
+    assert {keeps: plan(keeps=keeps, journals=tmp_path) for keeps in plans} == plans
+
+
 def test_it_needs_data_of_more_than_one_sample() -> None:
     """One sample is held out."""
     session = Session(make_model(num_hidden_layers=8), calibration=TOKENS[:1])

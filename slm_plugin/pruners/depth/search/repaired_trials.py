@@ -22,7 +22,7 @@ from slm_plugin.pruners.depth.search.journal import Journal, is_part, runs_of
 from slm_plugin.pruners.depth.search.race import race
 from slm_plugin.pruners.depth.search.repaired_stack import REPAIRS, Candidate, RepairedStack
 from slm_plugin.pruners.depth.search.runs import Measured, Runs
-from slm_plugin.pruners.trial_store import tell_read, trial_store
+from slm_plugin.pruners.trial_store import repair_target, tell_read, trial_store
 
 if TYPE_CHECKING:
     from slm_plugin.session import Session
@@ -63,11 +63,9 @@ def repaired_trials(
     Raises:
         OutputError: The journal cannot be written.
     """
-    where = () if session.reference is None else (len(session.sources), session.sources)
-    journal = Journal(
-        trial_store(session, f"{criterion} after {repair} {where}", "ordered runs", is_part)
-    )
-    lacks = trial_store(session, f"lack after {repair} {where}", "ordered runs", _is_lack)
+    about = f"after {repair}{repair_target(session)}"
+    journal = Journal(trial_store(session, f"{criterion} {about}", "ordered runs", is_part))
+    lacks = trial_store(session, f"lack {about}", "ordered runs", _is_lack)
     tell_read(session, journal.read_from_disk, journal.store)
     with counting("repaired: trials") as count:
         yield RepairedTrials(session, repair, criterion, journal, lacks, count)
