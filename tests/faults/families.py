@@ -112,9 +112,9 @@ FAULTS = (
     Fault(
         "Whisper's encoder keeps its former number of layers in one of two fields",
         "surgery/layers.py",
-        """    if view.family.stack != "decoder":
+        """    if family.stack != "decoder":
 """,
-        """    if not view.family.stack:
+        """    if not family.stack:
 """,
         ENCODERS,
     ),

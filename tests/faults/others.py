@@ -35,7 +35,7 @@ FAULTS = (
     ),
     Fault(
         "a map is folded without its transpose",
-        "recovery/closed_form/fold_linear.py",
+        "restoration/folding.py",
         "change.T @ values",
         "change @ values",
         "recovery/closed_form/test_fold_linear.py",
