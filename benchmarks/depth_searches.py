@@ -25,6 +25,7 @@ SEARCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "sleb": ("sleb", {}),
     "repaired, as sleb": ("repaired", {"repair": "none", "screen": "all", **ENDS}),
     "repaired": ("repaired", {}),
+    "repaired, screen 3": ("repaired", {"screen": 3}),
     "repaired, fold_linear": ("repaired", {"repair": "fold_linear"}),
     "repaired, state": ("repaired", {"judge": "state"}),
 }
