@@ -207,7 +207,7 @@ def trace(model: PreTrainedModel, folder: Path, options: OnnxOptions) -> None:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Tell in one line what Optimum cannot do; what the disk cannot is told by others."""
+    """Turn an error of Optimum into one line; errors of the disk pass."""
     try:
         yield
     except OSError:

@@ -19,7 +19,7 @@ def with_losses(plan: PruningPlan, before: float | None, after: float | None) ->
     Args:
         plan: The plan.
         before: Mean next-token cross-entropy of the model in nats a token; None if not measured.
-        after: The same of the planned model; NaN or infinity is told, and not stored.
+        after: The same of the planned model; NaN or infinity becomes a warning.
     """
     losses = {"loss_before": _stored(before), "loss_after": _stored(after)}
     made = plan.model_copy(update=losses)

@@ -9,7 +9,6 @@ from slm_plugin.errors import PlanError, VerificationError
 from slm_plugin.models.operators import operators
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import Operation, PruningPlan
-from slm_plugin.plans.layout import check_even, check_fixed
 from slm_plugin.plans.operations import by_kind
 from slm_plugin.plans.steps import Step, steps_of
 from slm_plugin.plans.stream import stream_change
@@ -78,15 +77,11 @@ def checked_steps(plan: PruningPlan, before: Dimensions) -> list[Step]:
     steps = steps_of(plan)
     if plan.kind == "hybrid":
         from slm_plugin.surgery.portability import refuse_unloadable
-        from slm_plugin.surgery.removal import checked_removal
+        from slm_plugin.surgery.removal import removal_behind
 
-        depth, width = steps
-        check_fixed(by_kind(depth.operations)[0], before)
-        check_even(before)
-        left = before.without_layers(sum(one.layers_removed for one in depth.operations))
-        _, units = by_kind(width.operations)
-        removal = checked_removal(units, left, stream_change(width.operations))
-        refuse_unloadable(left, removal.after)
+        (layers, _), (_, units) = (by_kind(step.operations) for step in steps)
+        removal = removal_behind(layers, units, before, stream_change(plan.operations))
+        refuse_unloadable(removal.before, removal.after)
     return steps
 
 

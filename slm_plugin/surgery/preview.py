@@ -16,13 +16,13 @@ from slm_plugin.models.head import next_token_losses
 from slm_plugin.models.operators import operators
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import DepthOperation, Operation, PruningPlan
-from slm_plugin.plans.layout import check_even, check_fixed, layers_left
+from slm_plugin.plans.layout import layers_left
 from slm_plugin.plans.operations import by_kind
 from slm_plugin.plans.steps import renumbered
 from slm_plugin.plans.stream import stream_change
 from slm_plugin.surgery.channels import narrowed_copy
 from slm_plugin.surgery.layers import made_layer
-from slm_plugin.surgery.removal import Removal, checked_removal
+from slm_plugin.surgery.removal import Removal, removal_behind
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -139,15 +139,11 @@ def planned_layers(view: DecoderView, operations: Sequence[Operation]) -> Planne
     inside = [operation for operation in operations if operation.kind == "width"]
     width = by_kind(renumbered(inside, depth, dimensions))[1]
     left = layers_left(depth, dimensions.layers)
-    if depth:
-        check_fixed(depth, dimensions)
-        check_even(dimensions)
-    removed = dimensions.layers - len(left)
     return PlannedLayers(
         view=view,
         merges={one.merged: one for one in depth if one.merged is not None},
         left=left,
-        removal=checked_removal(width, dimensions.without_layers(removed)),
+        removal=removal_behind(depth, width, dimensions),
     )
 
 

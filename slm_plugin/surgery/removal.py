@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from slm_plugin.errors import PlanError
 from slm_plugin.extras import require
 from slm_plugin.models.dimensions import Dimensions
-from slm_plugin.plans import WidthOperation
+from slm_plugin.plans import DepthOperation, WidthOperation
+from slm_plugin.plans.layout import check_even, check_fixed
 from slm_plugin.plans.stream import UNCHANGED, StreamChange
 
 
@@ -59,6 +60,31 @@ def checked_removal(
     _refuse_both(removed)
     stream.check(before)
     return Removal(removed, before, stream.after(_after(removed, before)), projected)
+
+
+def removal_behind(
+    depth: Sequence[DepthOperation],
+    width: Sequence[WidthOperation],
+    before: Dimensions,
+    stream: StreamChange = UNCHANGED,
+) -> Removal:
+    """What width operations remove from the layers that depth operations leave.
+
+    Args:
+        depth: Operations on layers.
+        width: Operations on units, with the layers as they are numbered then.
+        before: Dimensions of the model.
+        stream: What is done to the residual stream.
+
+    Raises:
+        PlanError: The operations do not fit the model.
+        MissingExtraError: Channels or heads are removed and torch-pruning is not installed.
+    """
+    if depth:
+        check_fixed(depth, before)
+        check_even(before)
+    removed = sum(operation.layers_removed for operation in depth)
+    return checked_removal(width, before.without_layers(removed), stream)
 
 
 def _removed_units(

@@ -36,8 +36,8 @@ FAULTS = (
     Fault(
         "a repair aims at the state before the gap",
         "pruners/depth/search/repaired_stack.py",
-        "return self._sources[self.spans[above][0]][0]",
-        "return self._sources[self.spans[above - 1][0]][0]",
+        "target_above(sources, above - 1,",
+        "target_above(sources, above - 2,",
         "pruners/depth/test_repaired.py",
     ),
     Fault(

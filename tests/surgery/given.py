@@ -6,9 +6,11 @@ import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from transformers import PreTrainedModel
 
+from slm_plugin.extras import missing
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.head import next_token_losses
 from slm_plugin.models.view import DecoderView
@@ -21,6 +23,7 @@ from slm_plugin.surgery import apply_operations
 from slm_plugin.target import Target
 from tests.tiny import make_model, random_tokens
 
+needs_extra = pytest.mark.skipif(bool(missing("width")), reason="width surgery needs torch-pruning")
 TOKENS = random_tokens(5, 12)
 LAYERS = 5
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from slm_plugin.errors import PlanError
-from slm_plugin.extras import missing
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.plans import (
     DropLayers,
@@ -33,13 +32,13 @@ from tests.surgery.given import (
     channels,
     heads,
     loss,
+    needs_extra,
     planned,
     session_of,
     stock_loss,
 )
 from tests.tiny import make_model
 
-needs_extra = pytest.mark.skipif(bool(missing("width")), reason="width surgery needs torch-pruning")
 # Operations on five layers, and the lowest layer in each of those that are left.
 DEPTH: dict[str, tuple[list[Operation], list[int]]] = {
     "drop": ([DropLayers(indices=(1, 3))], [0, 2, 4]),

@@ -34,13 +34,13 @@ from tests.surgery.given import (
     channels,
     heads,
     loss,
+    needs_extra,
     planned,
     session_of,
     stock_loss,
 )
 from tests.tiny import make_model
 
-WIDE = pytest.mark.skipif(bool(missing("width")), reason="width surgery needs torch-pruning")
 UNEVEN = [*channels(range(2), 48), *channels([2, 3], 32), *channels([4], 24)]
 CASES: dict[str, tuple[str, list[Operation]]] = {
     "drop": ("llama", [DropLayers(indices=(1, 3))]),
@@ -125,7 +125,7 @@ def test_a_stale_capture_is_not_used() -> None:
     assert plan.loss_before == pytest.approx(stock_loss(session), abs=1e-4)
 
 
-@WIDE
+@needs_extra
 @pytest.mark.parametrize("name", ["merge and drop", "channels and heads"])
 def test_layers_that_are_read_from_disk_give_the_same_loss(name: str, tmp_path: Path) -> None:
     """With `memory: layerwise`, to the last digit."""

@@ -146,11 +146,12 @@ class Repaired(BetweenEnds):
         whole = self.options.screen == "all"
         chosen: list[Judged] = []
         while len(chosen) < wanted:
+            if chosen:
+                trials.commit(chosen[-1])
             given = list(candidates(trials.stack.spans, offer, wanted - len(chosen)))
             if self.options.screen != "all":
                 given = sorted(given, key=trials.lack)[: self.options.screen]
             chosen.append(trials.best(given, whole=whole))
-            trials.commit(chosen[-1])
         return chosen
 
     def _offer(self, session: Session) -> Offer:

@@ -18,7 +18,7 @@ from slm_plugin.target import Target
 if TYPE_CHECKING:
     from slm_plugin.session import Session
 
-# What no term of the time model stands for.
+# What the time model has no term for.
 _UNTIMED = {"hidden_size": "hidden channels", "queries_per_group": "query heads of KV groups"}
 
 
@@ -27,7 +27,7 @@ class Budget:
     """What a shape costs, and how much it may cost.
 
     Attributes:
-        target: The target that it stands for.
+        target: The target.
         dense: What the model costs as it is.
         whole: What a share in the target is a share of: the cost of the original model, or of the
             current one with ``of: current``.
@@ -115,13 +115,13 @@ def memory_budget(
 def time_budget(session: Session, target: Target, workload: Workload, *, kv_groups: bool) -> Budget:
     """The seconds that a target allows, by a time model of measured shapes.
 
+    The time of the original model is the one that this time model gives for its shape.
+
     Args:
         session: Holds the model.
         target: A share of its time.
         workload: What is timed.
         kv_groups: KV groups may be removed.
-
-    The time of the original model is the one that the model of these shapes gives for its shape.
 
     Raises:
         SlmError: The shapes cannot be timed; see `timing.measure`.

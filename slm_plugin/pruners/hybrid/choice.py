@@ -11,7 +11,9 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from slm_plugin.cache import Store
-from slm_plugin.plans import DropLayers, Operation, PruningPlan, UnitScores
+from slm_plugin.plans import Operation, PruningPlan, UnitScores
+from slm_plugin.plans.operations import by_kind
+from slm_plugin.plans.steps import remaining_layers
 from slm_plugin.pruners.hybrid.prediction import Curves, LossModel
 from slm_plugin.pruners.hybrid.repaired_loss import held_out_losses, repaired_losses
 from slm_plugin.pruners.hybrid.shapes import Shape
@@ -95,9 +97,8 @@ def chosen(
     predicted = {shape: predicted.get(shape, model.loss(shape)) for shape in shapes}
     best = min(measured, key=lambda shape: (measured[shape], shape))
     operations = made(best)
-    gone = {layer for one in operations if isinstance(one, DropLayers) for layer in one.indices}
-    narrowed = any(operation.kind == "width" for operation in operations)
-    kept = tuple(units for units in scores if narrowed and units.layer not in gone)
+    named = {operation.layer for operation in by_kind(operations)[1]}
+    kept = tuple(units for units in scores if units.layer in named)
     return Choice(best, operations, kept, predicted, measured, _verdict(best, measured, losses))
 
 
@@ -113,12 +114,11 @@ def operations_for(
         scores: Scores of the units of every layer.
     """
     dense = Shape.of(before)
-    depth: tuple[Operation, ...] = ()
-    if order is not None:
-        depth = order.operations[: dense.layers - shape.layers]
-    gone = {layer for one in depth if isinstance(one, DropLayers) for layer in one.indices}
+    found = () if order is None else order.operations[: dense.layers - shape.layers]
+    depth, _ = by_kind(found)
+    left = {*remaining_layers(depth, dense.layers)}
     cut = Cut(dense.mlp_width - shape.mlp_width, dense.kv_groups - shape.kv_groups)
-    kept = (operations_of(units, cut, before) for units in scores if units.layer not in gone)
+    kept = (operations_of(units, cut, before) for units in scores if units.layer in left)
     return (*depth, *chain.from_iterable(kept))
 
 

@@ -106,10 +106,8 @@ class Hybrid(Pruner):
         return family.no_fit
 
     def unsuited_options(self, family: Family, config: Mapping[str, Any]) -> str:
-        """A repair by folding needs an MLP whose output is added as it is."""
-        if self.options.repair == "fold_linear" and family.norm_behind:
-            return "a norm stands behind its MLP; set `repair: boundary`"
-        return ""
+        """Its search for layers must suit the model."""
+        return self._search(1).unsuited_options(family, config)
 
     @property
     def followed_by(self) -> Mapping[str, Any] | None:

@@ -66,7 +66,7 @@ class LossModel:
     D is what the layers cost that are gone, V what the width would cost in all L layers, l the
     number of layers left. The factors a and b are 1 and 0 until hybrid shapes are measured.
 
-    Source: the product of both costs stands for their interaction, which the additive scores of
+    Source: the product of both costs models their interaction, which the additive scores of
         Puzzletron's integer programme leave out.
     """
 

@@ -13,8 +13,8 @@ from slm_plugin.pruners.hybrid.shapes import Shape
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Which terms are told first where the shapes do not tell all: per layer, per MLP channel, outside
-# the layers, per KV group. By their places in `TimeModel`.
+# Which terms are fitted first where the shapes do not determine all: per layer, per MLP channel,
+# outside the layers, per KV group. By their places in `TimeModel`.
 _ORDER = (1, 3, 0, 2)
 
 

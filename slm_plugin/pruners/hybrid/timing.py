@@ -63,8 +63,8 @@ def measure(
     """Time models of some shapes in turns, as `latency` times a model.
 
     After one run of each that does not count, a round times each of them once, in an order that
-    changes from round to round. How much slower the machine was in a round as a whole is told by
-    the median over the shapes and divided out; medians over the rounds are returned.
+    changes from round to round. How much slower the machine was in a round as a whole is
+    estimated by the median over the shapes and divided out; medians over the rounds are returned.
 
     The models are of the session's class, dtype and device. Their weights are random and share one
     block of memory, so that a measurement needs as much as the largest of the shapes, beside the

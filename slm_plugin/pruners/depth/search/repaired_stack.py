@@ -15,7 +15,7 @@ from slm_plugin.calibration.captures import in_float64, run_batches, run_layers
 from slm_plugin.calibration.spool import Spool
 from slm_plugin.lazy import nn, no_grad
 from slm_plugin.pruners.depth.search.runs import DROP, Run
-from slm_plugin.restoration.boundaries import dense_states
+from slm_plugin.restoration.boundaries import dense_states, target_above
 from slm_plugin.restoration.folding import fold_layer, folding
 from slm_plugin.restoration.layer_walk import FittedLayer, LayerRun
 from slm_plugin.restoration.least_squares import share
@@ -197,9 +197,8 @@ class RepairedStack:
 
     def _target(self, above: int) -> int:
         """Index of the dense state that the layer at a position should see."""
-        if above == len(self.spans):
-            return len(self._dense[0].inputs) - 1
-        return self._sources[self.spans[above][0]][0]
+        sources = [self._sources[lowest] for lowest, _ in self.spans]
+        return target_above(sources, above - 1, len(self._dense[0].inputs) - 1)
 
     def _error(self, candidate: Candidate, layer: nn.Module | None) -> float:
         """Relative error of the state behind a candidate as it is."""
