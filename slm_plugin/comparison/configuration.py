@@ -25,6 +25,7 @@ from slm_plugin.recipe.parts import (
     component,
     entries,
     following,
+    in_turn,
     named_entries,
     stored_config,
     stored_family,
@@ -78,6 +79,10 @@ class Method:
     def at(self, target: Target) -> Pruner:
         """The strategy, ready to plan for a target."""
         return self.strategy(self.options, target)
+
+    def behind(self, recovery: Recovery | None) -> list[Recovery]:
+        """What runs behind the strategy in the row of a recovery."""
+        return in_turn(self.restoration, recovery)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -242,7 +242,7 @@ def _method(run: _Run, method: Method, target: Target) -> Iterator[Cell]:
         if isinstance(planned, SlmError):
             yield blank.model_copy(update={"error": _one_line(planned)})
             continue
-        cell = _cell(run, blank, planned, _present(method.restoration, recovery))
+        cell = _cell(run, blank, planned, method.behind(recovery))
         if cell.error:
             say(f"  {cell.error}")
         else:

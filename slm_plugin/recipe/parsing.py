@@ -22,6 +22,7 @@ from slm_plugin.recipe.parts import (
     component,
     entries,
     following,
+    in_turn,
     named_entries,
     stored_config,
     stored_family,
@@ -155,12 +156,15 @@ def _stage(entry: Any, mistakes: Mistakes) -> Stage | None:
 
 def _with_recoveries(stages: Sequence[Placed[Stage]], mistakes: Mistakes) -> Iterator[Stage]:
     """The stages, each strategy with the recovery that belongs to it."""
+    own: Recovery | None = None
     for stage in stages:
-        yield stage.component
-        if isinstance(stage.component, Pruner):
-            recovery = following(stage.component, mistakes.at(stage.place))
-            if recovery is not None:
-                yield recovery
+        here = stage.component
+        yield from in_turn(own, here if isinstance(here, Recovery) else None)
+        own = None
+        if isinstance(here, Pruner):
+            yield here
+            own = following(here, mistakes.at(stage.place))
+    yield from in_turn(own, None)
 
 
 def _misplaced(

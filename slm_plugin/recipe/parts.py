@@ -224,6 +224,22 @@ def following(pruner: Pruner, mistakes: Mistakes) -> Recovery | None:
     return made
 
 
+def in_turn(own: Recovery | None, asked: Recovery | None) -> list[Recovery]:
+    """What runs behind a strategy: its own recovery, then the one that the file names.
+
+    Where both are the same recovery, it runs once, because twice would fit the same weights twice:
+    with the options of the strategy, and over them those that the file gives.
+
+    Args:
+        own: The recovery that belongs to the strategy.
+        asked: The recovery that directly follows it in the file.
+    """
+    if own is not None and asked is not None and own.name == asked.name:
+        given = {name: getattr(asked.options, name) for name in asked.options.model_fields_set}
+        return [type(asked)(own.options.model_copy(update=given))]
+    return [one for one in (own, asked) if one is not None]
+
+
 def check_surroundings(model: ModelSource, mistakes: Mistakes) -> None:
     """Check that the model can be found and that the cache folder can be used."""
     with mistakes.caught("model", "id"):

@@ -153,3 +153,20 @@ def test_what_follows_is_told_by_its_place(tmp_path: Path) -> None:
         Comparison.read(written(tmp_path, text))
     told = [line.split(": ")[1] for line in caught.value.message.splitlines()]
     assert told == ["methods.0", "methods.1", "recover.1", "methods.1.recover.1"]
+
+
+def test_a_row_of_the_own_recovery_of_a_strategy_runs_it_once(tmp_path: Path) -> None:
+    """With the options of both; other recoveries run behind it."""
+    width = "{prune: width, recover: [none, {recover: refit, o_proj: true}, {recover: lora}]}"
+    text = GOOD.replace("{prune: block_influence}", width)
+    text = text.replace("layers_removed: 2", "ratio: 0.1").replace(
+        "layers_removed: 4", "ratio: 0.2"
+    )
+    method = Comparison.read(written(tmp_path, text)).methods[0]
+    alone, refitted, trained = (method.behind(recovery) for recovery in method.recoveries)
+    assert [[one.name for one in row] for row in (alone, refitted, trained)] == [
+        ["refit"],
+        ["refit"],
+        ["refit", "lora"],
+    ]
+    assert [row[0].options.o_proj for row in (alone, refitted)] == [False, True]

@@ -11,6 +11,7 @@ from slm_plugin.errors import RecipeError
 from slm_plugin.extras import missing
 from slm_plugin.pruners.depth.slm import SlmOptions
 from slm_plugin.recipe import Recipe
+from slm_plugin.recovery.closed_form.refit import RefitOptions
 from tests.recipe.bad_recipes import BAD, GOOD, Bad
 
 
@@ -23,6 +24,20 @@ def test_a_good_recipe_becomes_ready_components() -> None:
     assert [evaluator.name for evaluator in recipe.evaluators] == ["perplexity"]
     assert [exporter.name for exporter in recipe.exporters] == ["checkpoint"]
     assert (recipe.name, recipe.output, recipe.seed) == ("good", Path("OUTPUT"), 1234)
+
+
+def test_a_recovery_that_belongs_to_a_strategy_runs_once() -> None:
+    """One that the recipe names behind it takes its place, with the options of both."""
+    width = {"prune": "width", "target": {"ratio": 0.1}, "restore": "own"}
+    asked = {"recover": "refit", "o_proj": True}
+    recipe = Recipe.from_dict({"stages": [width, asked, width, {"recover": "fold_linear"}]})
+    names = ["width", "refit", "width", "refit", "fold_linear"]
+    assert [stage.name for stage in recipe.stages] == names
+    first, second = recipe.stages[1].options, recipe.stages[3].options
+    assert isinstance(first, RefitOptions)
+    assert isinstance(second, RefitOptions)
+    assert (first.toward, first.o_proj) == ("own", True)
+    assert (second.toward, second.o_proj) == ("own", False)
 
 
 @pytest.mark.usefixtures("no_index")
