@@ -20,7 +20,7 @@ class Extra:
 EXTRAS: dict[str, Extra] = {
     extra.name: extra
     for extra in (
-        Extra("width", "width pruning", ("torch-pruning",)),
+        Extra("width", "width pruning", ("torch-pruning", "scipy")),
         Extra("gguf", "reading GGUF files, and so the default model", ("gguf",)),
         Extra("data", "text from Hugging Face datasets", ("datasets",)),
         Extra("eval", "the lm_eval evaluator", ("lm-eval", "datasets")),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from slm_plugin.errors import UnsupportedModelError
 from slm_plugin.lazy import torch
 from slm_plugin.models.dimensions import Dimensions
-from slm_plugin.pruners.hybrid.shapes import Shape, shapes_to_measure
+from slm_plugin.pruners.hybrid.shapes import AnyShape, Shape, shapes_to_measure
 from slm_plugin.pruners.hybrid.time_model import fit
 from slm_plugin.pruners.hybrid.timing import measure
 from slm_plugin.pruners.hybrid.workload import Workload
@@ -43,7 +43,7 @@ class Budget:
     dense: float
     whole: float
     allowed: float
-    cost: Callable[[Shape], float]
+    cost: Callable[[AnyShape], float]
     unit: str
     limit: bool
     notes: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ class Budget:
         times = self.target.kind == "latency"
         return f"{cost:.6g} {self.unit}" if times else f"{cost:,.0f} {self.unit}"
 
-    def missed_by(self, chosen: Shape, frontier: Iterable[Shape]) -> str:
+    def missed_by(self, chosen: AnyShape, frontier: Iterable[AnyShape]) -> str:
         """Warning about a shape that misses the target, with how many others would be nearer."""
         adherence = self.adherence(self.cost(chosen))
         nearer = sum(self.adherence(self.cost(one)) > adherence for one in frontier)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from slm_plugin.cache import Store
 from slm_plugin.plans import Operation, PruningPlan, UnitScores
@@ -16,13 +16,16 @@ from slm_plugin.plans.operations import by_kind
 from slm_plugin.plans.steps import remaining_layers
 from slm_plugin.pruners.hybrid.prediction import Curves, LossModel
 from slm_plugin.pruners.hybrid.repaired_loss import held_out_losses, repaired_losses
-from slm_plugin.pruners.hybrid.shapes import Shape
+from slm_plugin.pruners.hybrid.shapes import AnyShape, MixedShape, Shape
 from slm_plugin.pruners.width.budget import Cut
 from slm_plugin.pruners.width.uniform import operations_of
 
 if TYPE_CHECKING:
     from slm_plugin.models.dimensions import Dimensions
     from slm_plugin.session import Session
+
+
+ShapeT = TypeVar("ShapeT", Shape, MixedShape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +39,16 @@ class Choice:
         predicted: Predicted increase of the loss of every shape, in nats a token; of a measured one
             that from before its measurement.
         measured: Measured increase of some, on the held-out samples, after the restoration.
-        verdict: How far the next best lies behind, beside the noise of the samples; empty where
-            one shape was measured.
+        notes: How far the next best lies behind, beside the noise of the samples, where several
+            shapes were measured.
     """
 
-    best: Shape
+    best: AnyShape
     operations: tuple[Operation, ...]
     scores: tuple[UnitScores, ...]
-    predicted: Mapping[Shape, float]
-    measured: Mapping[Shape, float]
-    verdict: str
+    predicted: Mapping[AnyShape, float]
+    measured: Mapping[AnyShape, float]
+    notes: tuple[str, ...]
 
 
 def chosen(
@@ -78,28 +81,55 @@ def chosen(
     before = session.view.dimensions()
     dense = Shape.of(before)
     made = partial(operations_for, before=before, order=order, scores=scores)
-    losses = _Losses(session, journal, made)
+    losses = Losses(session, journal, made)
     curves = Curves(
         dense,
         depth=[0.0] if order is None else [0.0, *(-trial.similarity for trial in order.trials)],
         channels={w: losses.of(replace(dense, mlp_width=w)) for w in _widths(dense, shapes)},
         kv_groups={k: losses.of(replace(dense, kv_groups=k)) for k in _groups(dense, shapes)},
     )
-    predicted: dict[Shape, float] = {}
+    return verified(
+        shapes, verify, losses, scores, lambda found: LossModel(curves).fitted(found).loss
+    )
+
+
+def verified(
+    shapes: Sequence[ShapeT],
+    verify: int,
+    losses: Losses[ShapeT],
+    scores: Sequence[UnitScores],
+    model: Callable[[Mapping[ShapeT, float]], Callable[[ShapeT], float]],
+) -> Choice:
+    """Measure the shape of least predicted loss, again and again, and choose among the measured.
+
+    Args:
+        shapes: The shapes that meet the target.
+        verify: Number of them that are measured.
+        losses: Measures; those of shapes that it has measured already count.
+        scores: Scores of the units of every layer.
+        model: Predicts losses, from all that are measured.
+
+    Raises:
+        CalibrationError: There are fewer than 2 samples.
+        NumericalError: NaN or infinity.
+    """
+    predicted: dict[ShapeT, float] = {}
     measured = {shape: losses.found[shape] for shape in shapes if shape in losses.found}
     while len(measured) < min(verify, len(shapes)):
-        model = LossModel(curves).fitted(losses.found)
+        loss = model(losses.found)
         left = [shape for shape in shapes if shape not in measured]
-        nearest = min(left, key=lambda shape: (model.loss(shape), shape))
-        predicted[nearest] = model.loss(nearest)
+        nearest = min(left, key=lambda shape: (loss(shape), shape))
+        predicted[nearest] = loss(nearest)
         measured[nearest] = losses.of(nearest)
-    model = LossModel(curves).fitted(losses.found)
-    predicted = {shape: predicted.get(shape, model.loss(shape)) for shape in shapes}
+    loss = model(losses.found)
+    every: dict[AnyShape, float] = {one: predicted.get(one, loss(one)) for one in shapes}
+    tried: dict[AnyShape, float] = {one: measured[one] for one in measured}
     best = min(measured, key=lambda shape: (measured[shape], shape))
-    operations = made(best)
+    operations = losses.made(best)
     named = {operation.layer for operation in by_kind(operations)[1]}
     kept = tuple(units for units in scores if units.layer in named)
-    return Choice(best, operations, kept, predicted, measured, _verdict(best, measured, losses))
+    notes = tuple(_verdict(best, measured, losses))
+    return Choice(best, operations, kept, every, tried, notes)
 
 
 def operations_for(
@@ -133,51 +163,62 @@ def _groups(dense: Shape, shapes: Sequence[Shape]) -> list[int]:
     return sorted({shape.kv_groups for shape in shapes} - {dense.kv_groups})
 
 
-def _verdict(best: Shape, measured: Mapping[Shape, float], losses: _Losses) -> str:
+def _verdict(
+    best: ShapeT, measured: Mapping[ShapeT, float], losses: Losses[ShapeT]
+) -> Iterator[str]:
     """The difference to the next best shape, with its standard error over the samples."""
     others = [shape for shape in measured if shape != best]
     if not others:
-        return ""
+        return
     second = min(others, key=lambda shape: (measured[shape], shape))
     pairs = zip(losses.samples(second), losses.samples(best), strict=True)
     gaps = [one - other for one, other in pairs]
-    told = (
-        f"the next best, {second.layers} layers with {second.mlp_width:,} MLP channels, lies "
-        f"{fmean(gaps):.3f} nats a token behind"
-    )
+    told = f"the next best, {second.said}, lies {fmean(gaps):.3f} nats a token behind"
     if len(gaps) < 2:
-        return f"{told}, on one held-out sample"
+        yield f"{told}, on one held-out sample"
+        return
     noise = stdev(gaps) / math.sqrt(len(gaps))
-    return f"{told}, standard error {noise:.3f} over {len(gaps)} held-out samples"
+    yield f"{told}, standard error {noise:.3f} over {len(gaps)} held-out samples"
 
 
-class _Losses:
-    """Measured increases of the loss over the model's, stored as soon as they are measured."""
+class Losses(Generic[ShapeT]):
+    """Measured increases of the loss over the model's, stored as soon as they are measured.
+
+    Attributes:
+        made: The operations that make a shape of the model.
+        found: The increases that are known, in nats a token.
+
+    Args:
+        session: Holds the model, which stays as it is.
+        journal: Where the losses are stored.
+        made: The operations that make a shape of the model.
+    """
 
     def __init__(
         self,
         session: Session,
         journal: Store,
-        made: Callable[[Shape], tuple[Operation, ...]],
+        made: Callable[[ShapeT], tuple[Operation, ...]],
     ) -> None:
-        self._session, self._journal, self._made = session, journal, made
-        self.found: dict[Shape, float] = {}
+        self._session, self._journal = session, journal
+        self.made: Callable[[ShapeT], tuple[Operation, ...]] = made
+        self.found: dict[ShapeT, float] = {}
 
     @cached_property
     def _dense(self) -> float:
         final = [batch.final for batch in self._session.captured()]
         return fmean(held_out_losses(self._session, final))
 
-    def samples(self, shape: Shape) -> list[float]:
+    def samples(self, shape: ShapeT) -> list[float]:
         """The losses of a shape on the held-out samples, after its restoration."""
         key = list(astuple(shape))
         stored = self._journal.find(key)
         if stored is None:
-            stored = repaired_losses(self._session, self._made(shape))
+            stored = repaired_losses(self._session, self.made(shape))
             self._journal.store(key, stored)
         return list(map(float, stored))
 
-    def of(self, shape: Shape) -> float:
+    def of(self, shape: ShapeT) -> float:
         """The increase of the mean of these, in nats a token."""
         if shape not in self.found:
             self.found[shape] = fmean(self.samples(shape)) - self._dense
@@ -186,5 +227,6 @@ class _Losses:
 
 def is_loss(key: Any, value: Any) -> bool:
     """Whether a line of the journal holds a shape and finite losses of samples."""
-    shape = len(key) == 3 and all(isinstance(one, int) for one in key)
+    numbers = (*key[0], key[1]) if len(key) == 2 else key
+    shape = len(key) in (2, 3) and all(type(one) is int for one in numbers)
     return shape and isinstance(value, list) and bool(value) and all(map(math.isfinite, value))

@@ -1,29 +1,31 @@
 """Choose how much a model loses in depth and how much in width, for one target.
 
 Source: the parts are those of NVIDIA's Puzzletron, a library of variants, a cost model and a choice
-within a budget; here for uniform shapes, which stock classes load, and with variants whose loss is
-measured after their restoration. Depth first, then width, is the order of its guide's best chain.
+within a budget; here for uniform shapes, which stock classes load, or for a choice of every layer's
+own, and with variants whose loss is measured after their restoration. Depth first, then width, is
+the order of its guide's best chain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
-
-from pydantic import Field
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from slm_plugin.cache import Store
-from slm_plugin.counts import Count
 from slm_plugin.extras import require
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans import FrontierShape, PruningPlan, UnitScores
 from slm_plugin.pruners.base import Pruner
-from slm_plugin.pruners.depth.dropping import EndsOptions
 from slm_plugin.pruners.depth.repaired import Repaired, RepairedOptions
+from slm_plugin.pruners.hybrid.allotment import allotments
 from slm_plugin.pruners.hybrid.budget import Budget, memory_budget, parameter_budget, time_budget
 from slm_plugin.pruners.hybrid.choice import Choice, chosen, is_loss
+from slm_plugin.pruners.hybrid.increases import is_divergence, layer_increases
+from slm_plugin.pruners.hybrid.integer import MOST_SIZES, chosen_widths
+from slm_plugin.pruners.hybrid.options import HybridOptions
 from slm_plugin.pruners.hybrid.range import Range, shapes_within
-from slm_plugin.pruners.hybrid.shapes import Shape
+from slm_plugin.pruners.hybrid.shapes import AnyShape, MixedShape, Shape
 from slm_plugin.pruners.hybrid.workload import Workload
 from slm_plugin.pruners.trial_store import repair_target, trial_store
 from slm_plugin.pruners.width.budget import Cut
@@ -42,45 +44,6 @@ if TYPE_CHECKING:
 LEAST_ADHERENCE = 0.98
 
 
-class HybridOptions(EndsOptions, Workload):
-    """How depth and width are chosen, and the workload that latency and memory refer to."""
-
-    repair: Annotated[
-        Literal["boundary", "fold_linear"],
-        Field(description="repair inside the search for layers; see `repaired`"),
-    ] = "boundary"
-    screen: Annotated[
-        Count, Field(description="layers that are judged at each step of that search")
-    ] = 5
-    score: Annotated[
-        Literal[
-            "taylor_second",
-            "taylor",
-            "taylor_sum",
-            "taylor_mixed",
-            "magnitude",
-            "activation",
-            "contribution",
-            "flap",
-            "leverage",
-            "wanda_sp",
-        ],
-        Field(description="ranks MLP channels and KV groups; see `width`"),
-    ] = "taylor_second"
-    kv_groups: Annotated[bool, Field(description="KV groups may be removed too")] = False
-    multiple_of: Annotated[
-        Count, Field(description="a smaller number of MLP channels is a multiple of this")
-    ] = 8
-    verify: Annotated[
-        Count, Field(description="shapes whose loss is measured after their restoration")
-    ] = 5
-
-    @property
-    def workload(self) -> Workload:
-        """What latency and memory refer to."""
-        return Workload(**{name: getattr(self, name) for name in Workload.model_fields})
-
-
 @register_pruner("hybrid")
 class Hybrid(Pruner):
     """Drop layers and narrow the others, by the split that costs the least loss.
@@ -89,6 +52,9 @@ class Hybrid(Pruner):
     score of `width`. Losses of depth and of width alone predict the loss of every shape that meets
     the target; the best are restored and measured on held-out samples, and the best of these is
     taken. A recipe runs ``recover: refit`` behind the plan.
+
+    With ``search: integer`` every layer has a width of its own, or goes: an integer programme
+    chooses by what each layer alone costs after its repair.
     """
 
     kind: ClassVar = "hybrid"
@@ -110,6 +76,11 @@ class Hybrid(Pruner):
         return self._search(1).unsuited_options(family, config)
 
     @property
+    def leaves_uneven(self) -> bool:
+        """With the integer programme."""
+        return self.options.search == "integer"
+
+    @property
     def followed_by(self) -> Mapping[str, Any] | None:
         """The restoration."""
         return {"recover": "refit"}
@@ -124,7 +95,8 @@ class Hybrid(Pruner):
         Shape.of(current)
         if self.target.counts:
             budget = parameter_budget(self.target, original, current)
-            shapes_within(budget, self._range(current))
+            within = allotments if self.leaves_uneven else shapes_within
+            within(budget, self._range(current))
 
     def plan(self, session: Session) -> PruningPlan:
         """Search, rank, predict, measure and choose, without changing the model.
@@ -140,10 +112,25 @@ class Hybrid(Pruner):
         before = session.view.dimensions()
         check_coupling(session.view)
         budget = self._budget(session)
+        verify, journal = self.options.verify, self._journal(session, "shapes and losses", is_loss)
+        if self.leaves_uneven:
+            return self._plan(session, budget, None, self._mixed(session, budget, journal))
         shapes = shapes_within(budget, self._range(before))
-        order, scores = self._order(session, shapes), self._scores(session, shapes)
-        choice = chosen(session, shapes, order, scores, self.options.verify, self._journal(session))
+        order = self._order(session, shapes)
+        scores = self._scores(session, _largest_cut(before, shapes))
+        choice = chosen(session, shapes, order, scores, verify, journal)
         return self._plan(session, budget, order, choice)
+
+    def _mixed(self, session: Session, budget: Budget, journal: Store) -> Choice:
+        """The choice of a width for every layer."""
+        options, sizes = self.options, self._range(session.view.dimensions())
+        within = allotments(budget, sizes)
+        most = max(allotment.removed for allotment in within)
+        removable = self._search(1).removable(session.view) if most else ()
+        scores = self._scores(session, Cut(sizes.widths[0] - sizes.widths[-1], 0))
+        known = self._journal(session, "divergences", is_divergence)
+        found = layer_increases(session, sizes.widths, removable, scores, options.repair, known)
+        return chosen_widths(session, within, found, scores, options.verify, journal)
 
     def _search(self, layers_removed: int) -> Repaired:
         """The search for layers."""
@@ -159,9 +146,10 @@ class Hybrid(Pruner):
     def _range(self, dense: Dimensions) -> Range:
         options = self.options
         removable = self._search(1).most_removable(dense)
-        return Range.of(
-            dense, removable, kv_groups=options.kv_groups, multiple_of=options.multiple_of
-        )
+        multiple = options.multiple_of
+        if self.leaves_uneven:
+            multiple *= math.ceil(dense.intermediate_size / (MOST_SIZES * multiple))
+        return Range.of(dense, removable, kv_groups=options.kv_groups, multiple_of=multiple)
 
     def _budget(self, session: Session) -> Budget:
         """What the target allows."""
@@ -177,23 +165,18 @@ class Hybrid(Pruner):
         most = len(session.view.layers) - min(shape.layers for shape in shapes)
         return self._search(most).plan(session) if most else None
 
-    def _scores(self, session: Session, shapes: Sequence[Shape]) -> tuple[UnitScores, ...]:
+    def _scores(self, session: Session, cut: Cut) -> tuple[UnitScores, ...]:
         """Scores of the units of every layer; none where no shape is narrower."""
-        dense = Shape.of(session.view.dimensions())
-        cut = Cut(
-            max(dense.mlp_width - shape.mlp_width for shape in shapes),
-            max(dense.kv_groups - shape.kv_groups for shape in shapes),
-        )
         if cut == Cut(0, 0):
             return ()
         score = WidthOptions(score=self.options.score, restore="none")
         return Width(score, Target(ratio=0.5)).score(session, cut)
 
-    def _journal(self, session: Session) -> Store:
-        """Losses of shapes, by all that they depend on."""
+    def _journal(self, session: Session, form: str, valid: Callable[[Any, Any], bool]) -> Store:
+        """Losses of shapes or of replacements, by all that they depend on."""
         unrelated = {"verify", *Workload.model_fields}
         about = f"{self.name} {self.options.model_dump_json(exclude=unrelated)}"
-        return trial_store(session, about + repair_target(session), "shapes and losses", is_loss)
+        return trial_store(session, about + repair_target(session), form, valid)
 
     def _plan(
         self, session: Session, budget: Budget, order: PruningPlan | None, choice: Choice
@@ -231,8 +214,9 @@ class Hybrid(Pruner):
                     predicted=choice.predicted[shape],
                     measured=choice.measured.get(shape),
                     chosen=shape == best,
+                    widths=shape.widths if isinstance(shape, MixedShape) else None,
                 )
-                for shape in sorted(choice.predicted, reverse=True)
+                for shape in sorted(choice.predicted, key=_size, reverse=True)
             ),
             adherence=round(adherence, 4),
             notes=(
@@ -241,8 +225,20 @@ class Hybrid(Pruner):
                 f"{best.kv_groups} of {before.kv_heads} KV groups each",
                 f"target {self.target.describe()}: allowed {budget.said(budget.allowed)}, "
                 f"reached {budget.said(cost)}, adherence {adherence:.3f}",
-                *([choice.verdict] if choice.verdict else []),
+                *choice.notes,
                 *budget.notes,
             ),
             warnings=tuple(warnings),
         )
+
+
+def _largest_cut(dense: Dimensions, shapes: Sequence[Shape]) -> Cut:
+    """The most channels and the most KV groups that a layer of any of the shapes loses."""
+    return Cut(
+        dense.intermediate_size - min(shape.mlp_width for shape in shapes),
+        dense.kv_heads - min(shape.kv_groups for shape in shapes),
+    )
+
+
+def _size(shape: AnyShape) -> tuple[int, int, int]:
+    return shape.layers, shape.mlp_width, shape.kv_groups

@@ -13,6 +13,8 @@ from slm_plugin.pruners.hybrid.shapes import Shape
 # and the noise of a measured loss in nats a token, that of a thousand held-out tokens.
 FACTORS = (0.5, 1.0)
 NOISE = 0.03
+# A measured loss below this is taken for it where a power is fitted.
+LEAST_LOSS = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +47,30 @@ class Curves:
 
     def _of_channels(self, width: int) -> float:
         whole = self.dense.mlp_width
-        if width == whole:
-            return 0.0
         if width in self.channels:
             return self.channels[width]
-        gone = {whole - kept: max(loss, 1e-6) for kept, loss in self.channels.items()}
-        if len(gone) == 1:
-            ((measured, loss),) = gone.items()
-            return loss * (whole - width) / measured
-        # The two measured widths that lie nearest.
-        low, high = sorted(sorted(gone, key=lambda one: abs(one - (whole - width)))[:2])
-        power = math.log(gone[high] / gone[low]) / math.log(high / low)
-        return float(gone[low] * ((whole - width) / low) ** power)
+        gone = {whole - kept: loss for kept, loss in self.channels.items()}
+        return by_power(gone, whole - width)
+
+
+def by_power(measured: Mapping[int, float], gone: int) -> float:
+    """The loss without so many channels, as a power of their number.
+
+    The power is that of the two measured numbers that lie nearest; with one of them it is 1.
+
+    Args:
+        measured: Losses in nats a token, by the number of channels that go; one or more.
+        gone: Channels that go.
+    """
+    if gone == 0:
+        return 0.0
+    if len(measured) == 1:
+        ((number, loss),) = measured.items()
+        return max(loss, LEAST_LOSS) * gone / number
+    low, high = sorted(sorted(measured, key=lambda one: abs(one - gone))[:2])
+    start, end = (max(measured[number], LEAST_LOSS) for number in (low, high))
+    power = math.log(end / start) / math.log(high / low)
+    return float(start * (gone / low) ** power)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +103,32 @@ class LossModel:
         told = [one for one in terms if one[0] > 0]
         if not told:
             return self
-        rows = np.array([[depth, depth * width] for depth, width, _, _ in told]) / NOISE
-        wanted = np.array([loss - scaled for _, _, scaled, loss in told]) / NOISE
-        prior = np.diag(1 / np.array(FACTORS))
-        columns = np.vstack([rows, prior])
-        values = np.concatenate([wanted, prior @ np.array([1.0, 0.0])])
-        found = np.linalg.lstsq(columns, values, rcond=None)[0]
-        return LossModel(self.curves, float(found[0]), float(found[1]))
+        rows = [(depth, depth * width) for depth, width, _, _ in told]
+        wanted = [loss - scaled for _, _, scaled, loss in told]
+        return LossModel(self.curves, *likely_factors(rows, wanted, (1.0, 0.0), FACTORS))
 
     def _terms(self, shape: Shape) -> tuple[float, float, float]:
         """D, V and V l/L."""
         depth, width = self.curves.of_depth(shape), self.curves.of_width(shape)
         return depth, width, width * shape.layers / self.curves.dense.layers
+
+
+def likely_factors(
+    rows: Sequence[Sequence[float]],
+    losses: Sequence[float],
+    expected: Sequence[float],
+    spread: Sequence[float],
+) -> list[float]:
+    """The most likely factors of a sum that gives measured losses, by least squares.
+
+    Args:
+        rows: What the factors are multiplied by, for every measured loss; one or more.
+        losses: The losses in nats a token, with `NOISE` for their noise.
+        expected: The factors before anything is measured.
+        spread: How far each may lie from that.
+    """
+    prior = np.diag(1 / np.array(spread))
+    columns = np.vstack([np.array(rows) / NOISE, prior])
+    values = np.concatenate([np.array(losses) / NOISE, prior @ np.array(expected)])
+    found: list[float] = np.linalg.lstsq(columns, values, rcond=None)[0].tolist()
+    return found

@@ -78,6 +78,20 @@ def shapes_within(budget: Budget, sizes: Range) -> list[Shape]:
         TargetError: The model is within the budget already, or no shape is, or the model itself
             comes nearer to it than every smaller shape.
     """
+    least = least_cost(budget, sizes)
+    whole = Shape.of(sizes.dense)
+    found = [shape for shape in _shapes(budget, sizes) if shape != whole]
+    if not found and budget.allowed < least:
+        raise out_of_reach(budget, least)
+    return found or [_between(budget, sizes)]
+
+
+def least_cost(budget: Budget, sizes: Range) -> float:
+    """The cost of the smallest shape.
+
+    Raises:
+        TargetError: The model is within the budget already, or no shape costs less than it.
+    """
     if budget.allowed >= budget.dense:
         raise TargetError(
             f"the target ({budget.target.describe()}) removes nothing: the model has "
@@ -91,16 +105,27 @@ def shapes_within(budget: Budget, sizes: Range) -> list[Shape]:
             f"chosen has as many {budget.unit} as the model",
             hint="protect fewer layers, choose a smaller `multiple_of`, or another target",
         )
-    whole = Shape.of(sizes.dense)
-    found = [shape for shape in _shapes(budget, sizes) if shape != whole]
-    if not found and budget.allowed < least:
-        raise TargetError(
-            f"no shape meets the target ({budget.target.describe()}): of those with at least "
-            f"{LEAST_LAYERS:.0%} of the layers and {LEAST_CHANNELS:.0%} of the MLP channels, the "
-            f"smallest has {budget.said(least)}, {least / budget.dense:.1%} of the model's",
-            hint=_nearest(budget, least),
-        )
-    return found or [_between(budget, sizes)]
+    return least
+
+
+def out_of_reach(budget: Budget, least: float) -> TargetError:
+    """The smallest shape, whose cost is given, exceeds the budget."""
+    return TargetError(
+        f"no shape meets the target ({budget.target.describe()}): of those with at least "
+        f"{LEAST_LAYERS:.0%} of the layers and {LEAST_CHANNELS:.0%} of the MLP channels, the "
+        f"smallest has {budget.said(least)}, {least / budget.dense:.1%} of the model's",
+        hint=_nearest(budget, least),
+    )
+
+
+def too_little(budget: Budget, largest: float) -> TargetError:
+    """The model comes nearer to the target than the largest shape below it, of the given cost."""
+    return TargetError(
+        f"the target ({budget.target.describe()}) is less than half of the smallest step: the "
+        f"largest shape below the model has {budget.said(largest)}, "
+        f"{largest / budget.dense:.1%} of the model's",
+        hint=f"ask for `parameters: {int(largest)}` or less, or choose a smaller `multiple_of`",
+    )
 
 
 def _between(budget: Budget, sizes: Range) -> Shape:
@@ -120,12 +145,7 @@ def _between(budget: Budget, sizes: Range) -> Shape:
     if nearest != whole:
         return nearest
     largest = max(cost for cost in map(budget.cost, shapes) if cost < budget.dense)
-    raise TargetError(
-        f"the target ({budget.target.describe()}) is less than half of the smallest step: the "
-        f"largest shape below the model has {budget.said(largest)}, "
-        f"{largest / budget.dense:.1%} of the model's",
-        hint=f"ask for `parameters: {int(largest)}` or less, or choose a smaller `multiple_of`",
-    )
+    raise too_little(budget, largest)
 
 
 def _nearest(budget: Budget, least: float) -> str:

@@ -1,9 +1,10 @@
-"""Shapes of a uniform decoder, and which of them tell the terms of a time model apart."""
+"""Shapes of a decoder, and which of them tell the terms of a time model apart."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from slm_plugin.errors import TargetError, UnsupportedModelError
 from slm_plugin.models.dimensions import Dimensions
@@ -47,6 +48,16 @@ class Shape:
             )
         return cls(sizes.layers, sizes.intermediate_size, sizes.kv_heads)
 
+    @property
+    def channels(self) -> int:
+        """MLP channels of all layers together."""
+        return self.layers * self.mlp_width
+
+    @property
+    def said(self) -> str:
+        """The shape in words."""
+        return f"{self.layers} layers with {self.mlp_width:,} MLP channels"
+
     def of_model(self, dense: Dimensions) -> Dimensions:
         """The dimensions of a decoder pruned to this shape.
 
@@ -73,6 +84,58 @@ class Shape:
         after = dense.without_layers(dense.layers - self.layers).without_units(**fewer)
         refuse_unloadable(dense, after)
         return after
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class MixedShape:
+    """A pruned decoder whose layers may keep different numbers of MLP channels.
+
+    Attributes:
+        widths: MLP channels of every layer of the model; 0 for a layer that goes.
+        kv_groups: Key/value heads of each.
+    """
+
+    widths: tuple[int, ...]
+    kv_groups: int
+
+    @property
+    def left(self) -> tuple[int, ...]:
+        """MLP channels of the layers that are left."""
+        return tuple(width for width in self.widths if width)
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers."""
+        return len(self.left)
+
+    @property
+    def mlp_width(self) -> int:
+        """MLP channels of the widest layer."""
+        return max(self.widths)
+
+    @property
+    def channels(self) -> int:
+        """MLP channels of all layers together."""
+        return sum(self.widths)
+
+    @property
+    def said(self) -> str:
+        """The shape in words."""
+        least = f"{min(self.left):,} to " if len({*self.left}) > 1 else ""
+        return f"{self.layers} layers with {least}{self.mlp_width:,} MLP channels"
+
+    def of_model(self, dense: Dimensions) -> Dimensions:
+        """The dimensions of a decoder pruned to this shape.
+
+        Raises:
+            PlanError: No layer is left.
+        """
+        after = dense.without_layers(dense.layers - self.layers).with_widths(self.left)
+        refuse_unloadable(dense, after)
+        return after
+
+
+AnyShape: TypeAlias = "Shape | MixedShape"
 
 
 def shapes_to_measure(dense: Dimensions, *, kv_groups: bool = False) -> list[Shape]:

@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 from slm_plugin.lazy import np
-from slm_plugin.pruners.hybrid.shapes import Shape
+from slm_plugin.pruners.hybrid.shapes import AnyShape, Shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,7 +44,7 @@ class TimeModel:
     per_kv_group: float
     per_channel: float
 
-    def seconds(self, shape: Shape) -> float:
+    def seconds(self, shape: AnyShape) -> float:
         """Predicted time of a shape."""
         return float(np.dot(_terms(shape), astuple(self)))
 
@@ -93,10 +93,10 @@ def fit(measured: Mapping[Shape, float]) -> Fit:
     return Fit(model, residuals)
 
 
-def _terms(shape: Shape) -> tuple[float, ...]:
+def _terms(shape: AnyShape) -> tuple[float, ...]:
     """What the terms of the model are multiplied by, in its order."""
     layers = shape.layers
-    return 1.0, layers, layers * shape.kv_groups, layers * shape.mlp_width
+    return 1.0, layers, layers * shape.kv_groups, shape.channels
 
 
 def _independent(columns: NDArray[np.float64]) -> list[int]:

@@ -116,7 +116,29 @@ class RepairedStack:
             NumericalError: Activations are NaN or infinite.
         """
         layer = self._plain_layer(candidate)
-        return None if layer is None else self._repaired(candidate.at, candidate.replaced, layer)
+        return (
+            None if layer is None else self.repaired_layer(candidate.at, candidate.replaced, layer)
+        )
+
+    @no_grad
+    def repaired_layer(self, at: int, count: int, layer: nn.Module) -> nn.Module:
+        """A repaired copy of a layer that takes the place of some.
+
+        Args:
+            at: Position of the lowest of them.
+            count: How many.
+            layer: The layer, which stays as it is.
+
+        Raises:
+            CalibrationError: There are fewer than 2 samples.
+            NumericalError: Activations are NaN or infinite.
+        """
+        if self._repair is None:
+            return layer
+        made = refittable(layer, self._view.family)
+        with rewriting() as write:
+            self._repair(self._fitted(at, count, made), write)
+        return made
 
     @no_grad
     def final(
@@ -160,7 +182,7 @@ class RepairedStack:
         self._lowest = min(self._lowest, at)
         for position in range(at if layer is None else at + 1, len(self.spans)):
             if self._plain[position] is not self.layers[position]:
-                self.layers[position] = self._repaired(position, 1, self._plain[position])
+                self.layers[position] = self.repaired_layer(position, 1, self._plain[position])
 
     def _plain_layer(self, candidate: Candidate) -> nn.Module | None:
         """The layer that takes the place of those of a candidate, before its repair."""
@@ -171,16 +193,6 @@ class RepairedStack:
             return self._plain[candidate.at]
         merged = list(self._view.layers)[run.first : run.last + 1]
         return made_layer(run.operation, merged, self._dimensions)
-
-    @no_grad
-    def _repaired(self, at: int, count: int, layer: nn.Module) -> nn.Module:
-        """A repaired copy of a layer that takes the place of some."""
-        if self._repair is None:
-            return layer
-        made = refittable(layer, self._view.family)
-        with rewriting() as write:
-            self._repair(self._fitted(at, count, made), write)
-        return made
 
     def _fitted(self, at: int, count: int, layer: nn.Module) -> FittedLayer:
         """A layer in place of some, beside the state that should be behind it."""
