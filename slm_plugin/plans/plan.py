@@ -89,6 +89,12 @@ class FrontierShape(Record):
     chosen: bool = False
     widths: tuple[Index, ...] | None = None
 
+    @property
+    def width_range(self) -> str:
+        """MLP channels of a layer in words: one number, or the smallest and the largest."""
+        least = min((width for width in self.widths or () if width), default=self.mlp_width)
+        return f"{least:,} to {self.mlp_width:,}" if least < self.mlp_width else f"{least:,}"
+
 
 class PruningPlan(Record):
     """The result of a strategy for one model, with the scores behind it.

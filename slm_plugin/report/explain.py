@@ -113,7 +113,7 @@ def _frontier_table(plan: PruningPlan) -> Table:
     rows = [
         _row(
             str(shape.layers),
-            f"{shape.mlp_width:,}",
+            shape.width_range,
             str(shape.kv_groups),
             f"{shape.cost:.1%}",
             f"{shape.predicted:+.3f}",

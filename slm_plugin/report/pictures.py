@@ -243,7 +243,9 @@ def frontier(plan: PruningPlan, name: str = "frontier") -> str:
             losses = [loss for shape in shapes for loss in (shape.predicted, shape.measured)]
             axes.annotate(
                 "\n".join(
-                    f"{shape.mlp_width:,}" + (f" / {shape.kv_groups}" if several else "")
+                    # Two lines, because the labels of the next numbers stand beside it.
+                    shape.width_range.replace(" to ", " to\n")
+                    + (f" / {shape.kv_groups}" if several else "")
                     for shape in shapes
                 ),
                 (layers, max(loss for loss in losses if loss is not None)),

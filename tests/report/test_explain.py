@@ -110,6 +110,11 @@ def test_the_shapes_of_a_planner_are_told() -> None:
     found = rows(printed(sample_plans.planned_shape()))[:3]
     assert found[0] == ["30", "1,200", "2", "85.0%", "+0.450", "", ""]
     assert found[1] == ["27", "1,536", "2", "85.0%", "+0.450", "+0.410", "chosen"]
+    plan = sample_plans.planned_shape()
+    (first, *_) = plan.frontier
+    mixed = first.model_copy(update={"mlp_width": 1536, "widths": (1536, 0, 400)})
+    (row, *_) = rows(printed(plan.model_copy(update={"frontier": (mixed,)})))
+    assert row[1] == "400 to 1,536"
 
 
 def test_the_loss_before_and_after_is_told() -> None:

@@ -187,6 +187,15 @@ def test_shapes_of_as_many_layers_share_a_label() -> None:
     assert x == pytest.approx(same) and abs(lower - upper) >= 8
 
 
+def test_a_shape_of_different_widths_names_both_ends() -> None:
+    """In two lines, because neighbours would cover a long one."""
+    plan = sample_plans.planned_shape()
+    (first, *_) = plan.frontier
+    mixed = first.model_copy(update={"mlp_width": 1536, "widths": (1536, 0, 1200, 400)})
+    svg = pictures.frontier(plan.model_copy(update={"frontier": (mixed,)}))
+    assert ">400 to</text>" in svg and ">1,536</text>" in svg
+
+
 def test_layers_that_a_plan_removes_have_no_bars() -> None:
     """Of a hybrid plan: those left stand where they were before it."""
     svg = pictures.widths(sample_plans.hybrid_plan())

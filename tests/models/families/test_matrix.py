@@ -37,13 +37,14 @@ from slm_plugin.target import Target
 from tests.tiny import AROUND, FAMILIES, make_image, make_model, make_tokenizer, random_tokens
 
 TOKENS = random_tokens(3, 24)
-# A strategy with options that keep a search on a tiny model short.
+# A strategy, by the first word, with options that keep a search on a tiny model short.
 STRATEGIES: dict[str, dict[str, Any]] = {
     "angular": {},
     "block_influence": {},
     "deepest": {},
     "experts": {},
     "hybrid": {"multiple_of": 4, "screen": 2, "verify": 2},
+    "hybrid of different widths": {"search": "integer", "multiple_of": 4, "verify": 2},
     "laco": {"layers_per_merge": 2, "lowest": 0},
     "merge_concat": {},
     "repaired": {"screen": 2},
@@ -391,22 +392,22 @@ def test_a_merge_of_equal_kinds_keeps_the_kind(every: str) -> None:
 
 def plan(name: str, session: Session) -> PruningPlan:
     """A small plan of a strategy."""
-    cls = pruners.get(name)
+    cls = pruners.get(name.split()[0])
     ratio = RATIOS.get(name, 0.1)
     target = Target(layers_removed=1) if cls.kind == "depth" else Target(ratio=ratio)
     return session.plan(cls(cls.Options(**STRATEGIES[name]), target))
 
 
-@pytest.mark.parametrize("name", pruners.names())
+@pytest.mark.parametrize("name", sorted({*pruners.names(), *STRATEGIES}))
 def test_every_strategy_plans_what_it_promises(every: str, name: str, tmp_path: Path) -> None:
     """Its plan applies, leaves the promised parameters, and the cache agrees; or it is refused."""
     model = small(every)
     session = Session(model, calibration=TOKENS, journals=tmp_path)
-    cls = pruners.get(name)
+    cls = pruners.get(name.split()[0])
     pruner = cls(cls.Options(**STRATEGIES[name]), Target(ratio=0.1))
     config = model.config.to_dict()
     if complaint(pruner, session.view.family, config):
-        with pytest.raises(UnsupportedModelError, match=name):
+        with pytest.raises(UnsupportedModelError, match=cls.name):
             refuse_unsuited([pruner], session.view.family, config)
         return
     kinds = layer_kinds(session.view)
