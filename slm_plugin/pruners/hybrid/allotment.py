@@ -17,7 +17,7 @@ class Allotment:
     """How many MLP channels all layers may keep together.
 
     Attributes:
-        removed: Layers that go.
+        removed: Number of removed layers.
         least: Fewest channels of those that are left.
         most: Most channels of those.
     """

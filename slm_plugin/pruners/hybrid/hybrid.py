@@ -53,8 +53,8 @@ class Hybrid(Pruner):
     the target; the best are restored and measured on held-out samples, and the best of these is
     taken. A recipe runs ``recover: refit`` behind the plan.
 
-    With ``search: integer`` every layer has a width of its own, or goes: an integer programme
-    chooses by what each layer alone costs after its repair.
+    With ``search: integer`` every layer has a width of its own or is removed: an integer
+    programme chooses by what each change alone costs after its repair.
     """
 
     kind: ClassVar = "hybrid"

@@ -1,4 +1,4 @@
-"""What each layer costs that is narrowed or goes, measured one at a time after its repair."""
+"""What narrowing or removing each layer costs, measured one at a time after its repair."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from slm_plugin.pruners.depth.measures.criteria import negative_divergence, prep
 from slm_plugin.pruners.depth.search.repaired_stack import REPAIRS, Candidate, RepairedStack
 from slm_plugin.pruners.depth.search.runs import DROP, Run
 from slm_plugin.pruners.hybrid.prediction import by_power
+from slm_plugin.pruners.trial_store import tell_read
 from slm_plugin.pruners.width.budget import Cut
 from slm_plugin.pruners.width.uniform import operations_of
 from slm_plugin.surgery.channels import narrowed_copy
@@ -44,18 +45,18 @@ def layer_increases(
     held-out samples, in nats a token. Where the model predicts its text as well as its
     probabilities say, that is the expected increase of the cross-entropy; unlike the measured one
     it has no part that depends on which token came next, and so less noise from few samples. Two
-    widths are measured, and the others follow by a power of the number of channels that go.
+    widths are measured, and the others follow by a power of the number of removed channels.
 
     Args:
         session: Holds the model, which stays as it is.
         widths: Numbers of channels that a layer may keep, most first.
-        removable: Layers that may go.
+        removable: Layers that may be removed.
         scores: Scores of the units of every layer; none where there is one width.
         repair: Name of one of `repaired_stack.REPAIRS`.
         journal: Where the divergences are stored.
 
     Returns:
-        For every layer the increases by width; 0 where the layer goes.
+        For every layer the increases by width; width 0 is without the layer.
 
     Raises:
         CalibrationError: There are fewer than 2 samples.
@@ -71,8 +72,8 @@ def layer_increases(
     found = dict(_divergences(session, sorted(asked), scores, repair, journal))
     made = []
     for layer in range(layers):
-        gone = {whole - width: found[layer, width] for width in tried}
-        increases = {width: by_power(gone, whole - width) for width in widths}
+        removed = {whole - width: found[layer, width] for width in tried}
+        increases = {width: by_power(removed, whole - width) for width in widths}
         if layer in removable:
             increases[0] = found[layer, 0]
         made.append(increases)
@@ -88,8 +89,8 @@ def _divergences(
 ) -> Iterator[tuple[tuple[int, int], float]]:
     """The divergence of every layer and width that is asked for, stored as soon as it is known."""
     missing = [key for key in asked if journal.find(key) is None]
+    tell_read(session, len(asked) - len(missing), journal)
     if missing:
-        session.known_trials += len(asked) - len(missing)
         trials = _Replacements(session, scores, repair)
         for key in track(missing, "hybrid: replacements", len(missing)):
             journal.store(key, trials.divergence(*key))
@@ -124,11 +125,11 @@ class _Replacements:
     def _narrowed(self, index: int, width: int) -> nn.Module:
         """A copy of a layer with its best channels."""
         before = self._dimensions
-        gone = before.intermediate_size - width
-        (kept,) = operations_of(self._channels[index], Cut(gone, 0), before)
+        fewer = before.intermediate_size - width
+        (kept,) = operations_of(self._channels[index], Cut(fewer, 0), before)
         assert isinstance(kept, KeepChannels)
         removed = {*range(before.intermediate_size)} - {*kept.indices}
-        layer, after = self._view.layers[index], before.without_units(channels=gone)
+        layer, after = self._view.layers[index], before.without_units(channels=fewer)
         return narrowed_copy(layer, {"channels": sorted(removed)}, before, after)
 
     def _behind(self, at: int, count: int, layer: nn.Module | None) -> float:

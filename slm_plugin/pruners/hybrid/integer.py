@@ -1,4 +1,4 @@
-"""Choose a width for every layer, or that it goes, and measure the best choices."""
+"""Choose a width for every layer, or its removal, and measure the best choices."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOST_SIZES = 64
 # What is known of the factors before a choice is measured; see `_model`.
 _EXPECTED, _SPREAD = (1.0, 1.0, 0.0), (0.5, 0.5, 1.0)
 
-# By layer, the increase of the loss by the width that it keeps; 0 where it goes.
+# By layer, the increase of the loss by the width that it keeps; width 0 is without the layer.
 Increases = Sequence[Mapping[int, float]]
 
 
@@ -39,7 +39,7 @@ def chosen_widths(
     verify: int,
     journal: Store,
 ) -> Choice:
-    """Choose a width for every layer, or that it goes.
+    """Choose a width for every layer, or its removal.
 
     For every number of layers the programme gives the widths of least summed increase. What is
     measured of these corrects the sums, which leave out how changes of layers add up.
@@ -72,7 +72,7 @@ def chosen_widths(
 def operations_for(
     shape: MixedShape, before: Dimensions, increases: Increases, scores: Sequence[UnitScores]
 ) -> tuple[Operation, ...]:
-    """What makes a shape of a model: layers go first, the one that costs least before others.
+    """What makes a shape of a model: layers are dropped first, the cheapest before the others.
 
     Args:
         shape: The shape.
@@ -80,16 +80,16 @@ def operations_for(
         increases: Increases of the loss of single layers.
         scores: Scores of the units of every layer.
     """
-    gone = [layer for layer, width in enumerate(shape.widths) if not width]
-    gone.sort(key=lambda layer: increases[layer][0])
+    dropped = [layer for layer, width in enumerate(shape.widths) if not width]
+    dropped.sort(key=lambda layer: increases[layer][0])
     kept = [width or before.intermediate_size for width in shape.widths]
     cut = Cut.keeping(kept, 0, before)
     inside = (operations_of(units, cut, before) for units in scores if shape.widths[units.layer])
-    return (*(DropLayers(indices=(layer,)) for layer in gone), *chain.from_iterable(inside))
+    return (*(DropLayers(indices=(layer,)) for layer in dropped), *chain.from_iterable(inside))
 
 
 def summed(shape: MixedShape, increases: Increases) -> tuple[float, float]:
-    """The increases of the layers that go, and those of the layers that are left."""
+    """The increases of the removed layers, and those of the layers that are left."""
     every = [of[width] for of, width in zip(increases, shape.widths, strict=True)]
     depth = sum(loss for loss, width in zip(every, shape.widths, strict=True) if not width)
     return depth, sum(every) - depth
@@ -100,8 +100,8 @@ def _model(
 ) -> Callable[[MixedShape], float]:
     """Predicts ``a D + c V + b D V``, in nats a token.
 
-    D is the sum of what the layers cost that go, V of what the others cost that are narrower. The
-    factors are 1, 1 and 0 until something is measured.
+    D is the sum of the increases of the removed layers, V that of the others. The factors
+    are 1, 1 and 0 until something is measured.
     """
 
     def terms(shape: MixedShape) -> tuple[float, float, float]:

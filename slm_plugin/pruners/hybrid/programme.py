@@ -17,7 +17,7 @@ _TIE = 1e-3
 def cheapest(
     increases: Sequence[Mapping[int, float]], allotment: Allotment
 ) -> tuple[int, ...] | None:
-    """The width of every layer, 0 for one that goes, by the least sum of increases.
+    """The width of every layer, 0 for a removed one, by the least sum of increases.
 
     With x = 1 for the one width that a layer takes and 0 for its others,
 
@@ -29,8 +29,8 @@ def cheapest(
 
     Args:
         increases: For every layer, the increase of the loss in nats a token by the width that it
-            keeps; 0 where the layer may go.
-        allotment: How many layers go, and the channels of the others.
+            keeps; with width 0 where the layer may be removed.
+        allotment: How many layers are removed, and the channels of the others.
 
     Returns:
         The widths, as many as layers; None where none meet the allotment.

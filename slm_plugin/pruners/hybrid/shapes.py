@@ -91,7 +91,7 @@ class MixedShape:
     """A pruned decoder whose layers may keep different numbers of MLP channels.
 
     Attributes:
-        widths: MLP channels of every layer of the model; 0 for a layer that goes.
+        widths: MLP channels of every layer of the model; 0 for a removed one.
         kv_groups: Key/value heads of each.
     """
 
