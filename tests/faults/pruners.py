@@ -62,6 +62,27 @@ FAULTS = (
         "pruners/depth/test_repaired.py",
     ),
     Fault(
+        "an exchange that is only as good is accepted",
+        "pruners/depth/search/exchanges.py",
+        "tried.value > best[-1].value",
+        "tried.value >= best[-1].value",
+        "pruners/depth/test_polish.py",
+    ),
+    Fault(
+        "the layer below an exchange keeps the repair for its former gap",
+        "pruners/depth/search/repaired_stack.py",
+        "if index < changed), default=0",
+        "if index <= changed), default=0",
+        "pruners/depth/test_polish.py",
+    ),
+    Fault(
+        "a start may drop what is protected",
+        "pruners/depth/polish.py",
+        "if not {*dropped} <= {*eligible}:",
+        "if False:",
+        "pruners/depth/test_polish.py",
+    ),
+    Fault(
         "the layer below the lowest gap is not refitted",
         "pruners/hybrid/repaired_loss.py",
         "lowest = max(planned.lowest - 1, 0)",

@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 
 
 def _check(start: dict[str, Any]) -> dict[str, Any]:
-    """Check the strategy's name and options."""
-    _options(start)
+    """Check the strategy's name and options, and that it drops layers as far as is known."""
+    kind, _ = _options(start)
+    if kind.kind != "depth" or kind.merges:
+        raise ValueError(
+            f"'{kind.name}' does more than drop whole layers, and only those can be exchanged"
+        )
     return start
 
 
@@ -48,14 +52,9 @@ def starting(start: dict[str, Any], target: Target) -> Pruner:
     """The strategy of a start.
 
     Raises:
-        TargetError: It takes no such target, or it merges layers.
+        TargetError: It takes no such target.
     """
     kind, options = _options(start)
-    if kind.kind != "depth" or kind.merges:
-        raise TargetError(
-            f"the start '{kind.name}' does more than drop whole layers",
-            hint="`start` takes a strategy that only drops layers",
-        )
     if target.kind not in kind.targets:
         raise TargetError(
             f"the start '{kind.name}' takes no target of kind '{target.kind}'",

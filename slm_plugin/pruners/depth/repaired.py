@@ -152,7 +152,7 @@ class Repaired(BetweenEnds):
         """The strategy whose plan is polished; None for the search.
 
         Raises:
-            TargetError: It does not take the target, or it merges layers.
+            TargetError: It does not take the target.
         """
         start = self.options.start
         return None if start is None else starting(start, self.target)
