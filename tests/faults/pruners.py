@@ -76,6 +76,13 @@ FAULTS = (
         "pruners/depth/test_polish.py",
     ),
     Fault(
+        "exchanges are judged on the samples that the repairs are fitted to",
+        "pruners/depth/search/repaired_sets.py",
+        "is_held_out(samples).nonzero()",
+        "(~is_held_out(samples)).nonzero()",
+        "pruners/depth/test_polish.py",
+    ),
+    Fault(
         "a start may drop what is protected",
         "pruners/depth/polish.py",
         "if not {*dropped} <= {*eligible}:",

@@ -126,13 +126,11 @@ def polished_plan(
     if len(best) > 1:
         operations = [DropLayers(indices=last.dropped)]
         notes.append("the layers were chosen together: no part of them is a smaller plan")
-    # What other trials measured is something else.
-    ours = begun.pruner == pruner.name and meaning in begun.notes
     return depth_plan(
         pruner,
         session,
         operations,
         notes,
-        trials=(*begun.trials * ours, *(tried.trial(accepted=True) for tried in best)),
-        explored=(*begun.explored * ours, *(tried.trial(accepted=False) for tried in others)),
+        trials=tuple(tried.trial(accepted=True) for tried in best),
+        explored=tuple(tried.trial(accepted=False) for tried in others),
     )

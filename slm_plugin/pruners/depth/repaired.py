@@ -190,8 +190,9 @@ class Repaired(BetweenEnds):
         with repaired_trials(session, options.repair, criterion) as trials:
             chosen = self._chosen(session, wanted, trials)
             others = [judged for judged in trials.made if judged not in chosen]
+        meaning = STATE if criterion is None else CRITERIA[criterion].meaning
         notes = (
-            self._meaning,
+            f"similarity: {meaning}, mean over the calibration samples",
             f"greedy search: each step removed the layer that the model with `repair: "
             f"{options.repair}` misses least",
         )
@@ -204,21 +205,17 @@ class Repaired(BetweenEnds):
             explored=tuple(judged.trial(accepted=False) for judged in others),
         )
 
-    @property
-    def _meaning(self) -> str:
-        criterion = JUDGES.get(self.options.judge)
-        meaning = STATE if criterion is None else CRITERIA[criterion].meaning
-        return f"similarity: {meaning}, mean over the calibration samples"
-
     def _polished(self, session: Session, begun: PruningPlan) -> PruningPlan:
         """A finished plan after exchanges."""
         options, criterion = self.options, JUDGES[self.options.judge]
         whole = options.screen == "all"
         eligible = self.removable(session.view)
+        on = "" if options.repair == "none" else " that no repair is fitted to"
+        meaning = (
+            f"similarity: {CRITERIA[criterion].meaning}, mean over the calibration samples{on}"
+        )
         with repaired_sets(session, options.repair, criterion, whole=whole) as judge:
-            return polished_plan(
-                self, session, begun, judge, eligible, options.polish, self._meaning
-            )
+            return polished_plan(self, session, begun, judge, eligible, options.polish, meaning)
 
     def _chosen(self, session: Session, wanted: int, trials: RepairedTrials) -> list[Judged]:
         """The best candidate of every step."""

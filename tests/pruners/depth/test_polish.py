@@ -29,18 +29,24 @@ RECOVERY = {"boundary": ("refit", {"layers": "boundaries"}), "fold_linear": ("fo
 START: dict[str, Any] = {"start": {"prune": "block_influence"}, "polish": 4}
 
 
+# Every fifth sample is held out of all fits.
+UNFITTED = TOKENS[::5]
+
+
 def loss_without(dropped: tuple[int, ...], repair: str = "boundary", **sizes: int) -> float:
     """Loss of the model that surgery and the recovery make."""
     session = pruned(make_model(**sizes), DropLayers(indices=dropped))  # type: ignore[arg-type]
     name, options = RECOVERY[repair]
     if dropped[0] or dropped != tuple(range(len(dropped))):
         recover(name, session, **options)
-    return mean_loss(session.model, TOKENS)
+    return mean_loss(session.model, UNFITTED)
 
 
 def judge_of(repair: str, **sizes: int) -> RepairedSets:
     """Judges sets by the loss, in memory."""
-    session = session_of(make_model(**sizes), calibration=TOKENS)  # type: ignore[arg-type]
+    # Three samples a batch, of which one is held out: the first, the last, or the middle one.
+    model = make_model(**sizes)  # type: ignore[arg-type]
+    session = session_of(model, calibration=TOKENS, batch_tokens=48)
     with repaired_sets(session, repair, "loss", whole=True) as judge:
         return judge
 
@@ -49,7 +55,7 @@ def judge_of(repair: str, **sizes: int) -> RepairedSets:
 def test_a_set_is_judged_by_the_loss_of_the_repaired_model(repair: str) -> None:
     """Whatever set was judged before it: gaps in a row, at both ends, and below shared ones."""
     sizes = {"num_hidden_layers": 7}
-    judge, before = judge_of(repair, **sizes), mean_loss(make_model(**sizes), TOKENS)  # type: ignore[arg-type]
+    judge, before = judge_of(repair, **sizes), mean_loss(make_model(**sizes), UNFITTED)  # type: ignore[arg-type]
     best = judge((1, 4), None)
     for dropped in [(1, 5), (0, 4), (3, 4), (0, 1), (0, 6), (0, 1, 5), (1, 2, 6), (4, 5, 6)]:
         tried = judge(dropped, best)
@@ -71,7 +77,7 @@ def test_exchanges_that_reach_every_set_find_the_best(start: str) -> None:
     tried = (*plan.trials, *plan.explored)
     found = {tuple(sorted({t.first, *(low for low, _ in t.committed)})): t for t in tried}
     assert found.keys() == losses.keys() and len(tried) == len(losses)
-    dense = mean_loss(make_model(**sizes), TOKENS)  # type: ignore[arg-type]
+    dense = mean_loss(make_model(**sizes), UNFITTED)  # type: ignore[arg-type]
     for pair, trial in found.items():
         assert -trial.similarity == pytest.approx(losses[pair] - dense, abs=3e-5)
 
@@ -86,11 +92,11 @@ def test_a_polished_plan_is_no_worse(start: str | None) -> None:
     if start:
         options["start"] = {"prune": start}
     plan = planned("repaired", make_model(), 3, tokens=TOKENS, **options)
-    values = [t.similarity for t in plan.trials if len(t.committed) == 2][start is None :]
+    values = [trial.similarity for trial in plan.trials]
     assert values == sorted(set(values))
     least = loss_without(tuple(sorted(removed(begun))))
     assert loss_without(tuple(sorted(removed(plan)))) <= least + 1e-5
-    assert len(plan.explored) + len(values) >= 7
+    assert len(plan.explored) + len(values) == 7
 
 
 def make_opposite(model: PreTrainedModel) -> None:
@@ -113,7 +119,6 @@ def test_one_exchange_mends_what_a_greedy_search_gets_wrong() -> None:
     assert removed(greedy)[0] == 2 and removed(greedy)[1] in (1, 3)
     plan = planned("repaired", model, 2, tokens=TOKENS, polish=14, **options)
     assert plan.operations == (DropLayers(indices=(1, 3)),)
-    assert plan.trials[: len(greedy.trials)] == greedy.trials
 
 
 def test_a_plan_that_an_exchange_changed_has_no_smaller_ones() -> None:

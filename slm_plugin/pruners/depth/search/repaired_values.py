@@ -21,13 +21,14 @@ class RepairedValues:
     """The criterion's values of trials, part by part.
 
     Attributes:
-        parts: Number of parts of the calibration set.
+        parts: Number of parts of the calibration set that count.
 
     Args:
         session: Holds the model and its calibration set.
         criterion: Judges the trials.
         journal: Where the values are stored.
         count: Called for every trial that is run.
+        only: The batches that count, for a criterion that is not pooled; all where None.
     """
 
     def __init__(
@@ -36,11 +37,13 @@ class RepairedValues:
         criterion: CriterionName,
         journal: Journal,
         count: Callable[[], None],
+        only: Sequence[int] | None = None,
     ) -> None:
         self._similarity = Similarity(session, criterion)
         self._batches = range(len(session.captured()))
+        self._only = range(self._similarity.parts) if only is None else only
         self._journal, self._count = journal, count
-        self.parts = self._similarity.parts
+        self.parts = len(self._only)
 
     def __call__(
         self, runs: Runs, part: int, final: Callable[[Sequence[int]], list[Tensor]]
@@ -49,7 +52,7 @@ class RepairedValues:
 
         Args:
             runs: What the journal names the trial by.
-            part: The part.
+            part: The part, by its place among those that count.
             final: Gives the trial's hidden states behind the final norm for some batches.
 
         Raises:
@@ -60,7 +63,8 @@ class RepairedValues:
             return known[part]
         if part == 0:
             self._count()
-        numbers = self._batches if self._similarity.pooled else [part]
-        values = self._similarity.values(part, torch.cat(final(numbers)))
+        number = self._only[part]
+        numbers = self._batches if self._similarity.pooled else [number]
+        values = self._similarity.values(number, torch.cat(final(numbers)))
         self._journal.add(runs, values)
         return values
