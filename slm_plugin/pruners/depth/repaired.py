@@ -210,11 +210,12 @@ class Repaired(BetweenEnds):
         options, criterion = self.options, JUDGES[self.options.judge]
         whole = options.screen == "all"
         eligible = self.removable(session.view)
-        on = "" if options.repair == "none" else " that no repair is fitted to"
-        meaning = (
-            f"similarity: {CRITERIA[criterion].meaning}, mean over the calibration samples{on}"
-        )
+        unfitted = "" if options.repair == "none" else " that no repair is fitted to"
         with repaired_sets(session, options.repair, criterion, whole=whole) as judge:
+            meaning = (
+                f"similarity: {CRITERIA[criterion].meaning}, mean over the {judge.samples} "
+                f"calibration samples{unfitted}"
+            )
             return polished_plan(self, session, begun, judge, eligible, options.polish, meaning)
 
     def _chosen(self, session: Session, wanted: int, trials: RepairedTrials) -> list[Judged]:

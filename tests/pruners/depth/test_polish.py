@@ -97,6 +97,7 @@ def test_a_polished_plan_is_no_worse(start: str | None) -> None:
     least = loss_without(tuple(sorted(removed(begun))))
     assert loss_without(tuple(sorted(removed(plan)))) <= least + 1e-5
     assert len(plan.explored) + len(values) == 7
+    assert "over the 3 calibration samples that no repair is fitted to" in plan.notes[1]
 
 
 def make_opposite(model: PreTrainedModel) -> None:

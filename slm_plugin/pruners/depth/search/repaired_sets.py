@@ -72,6 +72,9 @@ def _unfitted(session: Session, repair: str) -> dict[int, list[int]]:
 class RepairedSets:
     """Judges sets of dropped layers; the layers below the lowest difference run once.
 
+    Attributes:
+        samples: Number of samples that count.
+
     Args:
         stack: All layers of the model.
         values: The criterion's values of trials.
@@ -88,6 +91,7 @@ class RepairedSets:
         whole: bool,
     ) -> None:
         self._values, self._rows, self._whole = values, rows, whole
+        self.samples = sum(map(len, rows))
         # Sets with their stacks: the latest best one that was run, and the latest of all.
         self._base: tuple[Dropped, RepairedStack] = (), stack
         self._latest: tuple[Dropped, RepairedStack] = self._base
