@@ -21,6 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 ENDS = {"protect_first": 1, "protect_last": 1}
+TRIES = 24
 SEARCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "sleb": ("sleb", {}),
     "repaired, as sleb": ("repaired", {"repair": "none", "screen": "all", **ENDS}),
@@ -28,6 +29,16 @@ SEARCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "repaired, screen 3": ("repaired", {"screen": 3}),
     "repaired, fold_linear": ("repaired", {"repair": "fold_linear"}),
     "repaired, state": ("repaired", {"judge": "state"}),
+    "repaired, polished": ("repaired", {"polish": TRIES}),
+    "state, polished": (
+        "repaired",
+        {"polish": TRIES, "start": {"prune": "repaired", "judge": "state"}},
+    ),
+    "block_influence": ("block_influence", {}),
+    "block_influence, polished": (
+        "repaired",
+        {"polish": TRIES, "start": {"prune": "block_influence"}},
+    ),
 }
 
 
@@ -97,7 +108,7 @@ def main() -> None:
         print(json.dumps(measure(arguments.search, arguments)))
         return
     found: dict[str, dict[str, Any]] = {}
-    print(f"{'search':24} {'forwards':>9} {'share':>6} {'seconds':>8} {'loss':>7}  dropped")
+    print(f"{'search':26} {'forwards':>9} {'share':>6} {'seconds':>8} {'loss':>7}  dropped")
     for name in arguments.searches:
         command = [sys.executable, __file__, *sys.argv[1:], "--search", name]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -105,7 +116,7 @@ def main() -> None:
         first = found[arguments.searches[0]]
         gone = " ".join(str(index) for op in one["operations"] for index in op.get("indices", "?"))
         print(
-            f"{name:24} {one['layer forwards']:9.0f} "
+            f"{name:26} {one['layer forwards']:9.0f} "
             f"{one['layer forwards'] / first['layer forwards']:6.2f} {one['seconds']:8.1f} "
             f"{one['loss']:+7.3f}  {gone}",
             flush=True,

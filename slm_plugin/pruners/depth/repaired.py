@@ -9,18 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
+from typing_extensions import Self
 
-from slm_plugin.counts import Count
+from slm_plugin.counts import Count, Natural
+from slm_plugin.models.dimensions import Dimensions
+from slm_plugin.models.families.suitability import why_not
 from slm_plugin.plans import PruningPlan
 from slm_plugin.plans.rules import check_rule
+from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.depth.depth_plan import depth_plan, kinds_of
 from slm_plugin.pruners.depth.dropping import BetweenEnds, EndsOptions
 from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName
+from slm_plugin.pruners.depth.polish import Start, polished_plan, starting
+from slm_plugin.pruners.depth.search.repaired_sets import repaired_sets
 from slm_plugin.pruners.depth.search.repaired_stack import Candidate
 from slm_plugin.pruners.depth.search.repaired_trials import Judged, RepairedTrials, repaired_trials
 from slm_plugin.pruners.depth.search.runs import DROP, JOIN, Run, alike
@@ -79,6 +85,33 @@ class RepairedOptions(EndsOptions):
             "slm, or join: the lower one's attention with the upper one's MLP"
         ),
     ] = ()
+    polish: Annotated[
+        Natural,
+        Field(
+            description="exchanges of dropped layers for kept ones that are tried on the finished "
+            "plan"
+        ),
+    ] = 0
+    start: Annotated[
+        Start | None,
+        Field(
+            description="strategy whose plan is polished, as {prune: block_influence} with its "
+            "options; by default this search"
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _polishable(self) -> Self:
+        if self.start is not None and not self.polish:
+            raise ValueError("`start` is the plan to polish: set `polish` to a number of exchanges")
+        if self.polish and self.merge_rules:
+            raise ValueError("`polish` exchanges dropped layers: leave out `merge_rules`")
+        if self.polish and self.judge == "state":
+            raise ValueError(
+                "`polish` judges whole models: set `judge: loss` or kl, and search by the state "
+                "with `start: {prune: repaired, judge: state}`"
+            )
+        return self
 
 
 @register_pruner("repaired")
@@ -87,8 +120,8 @@ class Repaired(BetweenEnds):
 
     Each step estimates for every candidate what the state behind it lacks after the repair, and
     judges the best of them by the loss of the whole model with that repair in place. The plan of
-    fewer layers is the beginning of the plan of more. The repair is no part of the plan; the
-    recovery that belongs to it runs behind.
+    fewer layers is the beginning of the plan of more, unless ``polish`` changed it. The repair is
+    no part of the plan; the recovery that belongs to it runs behind.
     """
 
     keeps_trials = True
@@ -99,6 +132,8 @@ class Repaired(BetweenEnds):
         """The repair needs linear maps; a join needs separate steps."""
         if JOIN in self.options.merge_rules and family.is_parallel(config):
             return "its attention and its MLP read the same input, so `join` has no separate steps"
+        if self._start is not None and (reason := why_not(self._start, family, config)):
+            return f"its start '{self._start.name}': {reason}"
         if self.options.repair == "none":
             return ""
         if family.no_fit:
@@ -112,6 +147,27 @@ class Repaired(BetweenEnds):
         """The recovery that makes the repairs of the search, and more."""
         return FOLLOWED_BY[self.options.repair]
 
+    @cached_property
+    def _start(self) -> Pruner | None:
+        """The strategy whose plan is polished; None for the search.
+
+        Raises:
+            TargetError: It does not take the target.
+        """
+        start = self.options.start
+        return None if start is None else starting(start, self.target)
+
+    def check(self) -> None:
+        """Check the start too."""
+        if self._start is not None:
+            self._start.check()
+
+    def check_target(self, original: Dimensions, current: Dimensions) -> None:
+        """Check that the protected layers leave enough to remove, here and for the start."""
+        super().check_target(original, current)
+        if self._start is not None:
+            self._start.check_target(original, current)
+
     def plan(self, session: Session) -> PruningPlan:
         """Search for the layers to remove.
 
@@ -119,8 +175,17 @@ class Repaired(BetweenEnds):
             TargetError: The target cannot be reached.
             CalibrationError: A repair is fitted on fewer than 2 samples.
             NumericalError: The model or a trial gives NaN.
+            PlanError: The plan to start from does more than drop layers that may be dropped.
         """
-        wanted, options = self.wanted(session), self.options
+        wanted = self.wanted(session)
+        if self._start is not None:
+            return self._polished(session, self._start.plan(session))
+        found = self._searched(session, wanted)
+        return self._polished(session, found) if self.options.polish else found
+
+    def _searched(self, session: Session, wanted: int) -> PruningPlan:
+        """The plan of the greedy search."""
+        options = self.options
         criterion = JUDGES.get(options.judge)
         with repaired_trials(session, options.repair, criterion) as trials:
             chosen = self._chosen(session, wanted, trials)
@@ -139,6 +204,19 @@ class Repaired(BetweenEnds):
             trials=tuple(judged.trial(accepted=True) for judged in chosen),
             explored=tuple(judged.trial(accepted=False) for judged in others),
         )
+
+    def _polished(self, session: Session, begun: PruningPlan) -> PruningPlan:
+        """A finished plan after exchanges."""
+        options, criterion = self.options, JUDGES[self.options.judge]
+        whole = options.screen == "all"
+        eligible = self.removable(session.view)
+        unfitted = "" if options.repair == "none" else " that no repair is fitted to"
+        with repaired_sets(session, options.repair, criterion, whole=whole) as judge:
+            meaning = (
+                f"similarity: {CRITERIA[criterion].meaning}, mean over the {judge.samples} "
+                f"calibration samples{unfitted}"
+            )
+            return polished_plan(self, session, begun, judge, eligible, options.polish, meaning)
 
     def _chosen(self, session: Session, wanted: int, trials: RepairedTrials) -> list[Judged]:
         """The best candidate of every step."""

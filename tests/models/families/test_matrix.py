@@ -47,7 +47,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "hybrid of different widths": {"search": "integer", "multiple_of": 4, "verify": 2},
     "laco": {"layers_per_merge": 2, "lowest": 0},
     "merge_concat": {},
-    "repaired": {"screen": 2},
+    "repaired": {"screen": 2, "polish": 2},
     "shapley": {"samples": 12},
     "shortened": {"score": "taylor", "keep_list": False},
     "sleb": {},

@@ -30,6 +30,7 @@ STRATEGIES = [
     ("deepest", {}, 5),
     ("sleb", {}, 4),
     ("repaired", {"repair": "none"}, 5),
+    ("repaired", {"repair": "none", "polish": 3}, 5),
     ("shapley", {"samples": 60}, 5),
     ("shortened", {"score": "loss", "keep_list": False}, 5),
     ("shortened", {"score": "taylor", "keep_list": False}, 5),

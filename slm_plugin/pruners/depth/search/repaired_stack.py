@@ -6,9 +6,11 @@ Nothing of the model changes: a repaired layer is a copy that shares all paramet
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from slm_plugin.calibration.captures import in_float64, run_batches, run_layers
@@ -157,6 +159,61 @@ class RepairedStack:
             start += 1
         elif layer is not None:
             layers.insert(0, (self.spans[start][0], layer))
+        return self._through(layers, start, numbers)
+
+    @no_grad
+    def outputs(self, numbers: Sequence[int]) -> list[Tensor]:
+        """Hidden states behind the final norm for some batches, of the layers as they are."""
+        start = max([self._lowest, *self._inputs])
+        return self._through(self._numbered(start), start, numbers)
+
+    @no_grad
+    def without(self, dropped: Collection[int]) -> RepairedStack:
+        """A stack that drops these layers of the model and no others, every gap repaired.
+
+        Here nothing but whole layers is dropped. What lies below the first difference is shared.
+        """
+        every = range(len(self._view.layers))
+        kept = {first for first, _ in self.spans}
+        changed = min(kept.symmetric_difference(every).symmetric_difference(dropped), default=None)
+        if changed is None:
+            return self
+        # The layer below is repaired for another gap.
+        first = max((index for index in kept if index < changed), default=0)
+        made = self._restored(first)
+        left = [index for index in every[first:] if index not in dropped]
+        for index in range(first, left[0]):
+            made.commit(Candidate(Run(index, index, DROP), 0, replaced=1), None)
+        lowest = len(made.spans) - len(every[left[0] :])
+        for at, (low, high) in enumerate(pairwise([*left, len(every)]), lowest):
+            if high > low + 1:
+                gap = Candidate(Run(low + 1, high - 1, DROP), at, replaced=high - low)
+                made.commit(gap, made.repaired(gap))
+        return made
+
+    def _restored(self, first: int) -> RepairedStack:
+        """A stack that has every layer of the model from one on, and below it those that are here.
+
+        Args:
+            first: A layer that is here; or 0, for all layers.
+        """
+        place = sum(lowest < first for lowest, _ in self.spans)
+        if place > self._lowest and not self._has_inputs(place):
+            self._input(place, 0)
+        made = copy(self)
+        every = list(self._view.layers)
+        made.spans = [*self.spans[:place], *((index, index) for index in range(first, len(every)))]
+        made._plain = [*self._plain[:place], *every[first:]]
+        made.layers = [*self.layers[:place], *every[first:]]
+        made._inputs = {p: states for p, states in self._inputs.items() if p <= place}
+        if place == first <= self._lowest:
+            made._lowest = len(every)
+        return made
+
+    def _through(
+        self, layers: Sequence[tuple[int, nn.Module]], start: int, numbers: Sequence[int]
+    ) -> list[Tensor]:
+        """Hidden states behind the final norm, from the inputs of the layer at a position."""
         states = run_batches(
             layers,
             [self._captured[number] for number in numbers],

@@ -13,18 +13,20 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slm_plugin.cache import Store
-from slm_plugin.lazy import nn, torch
+from slm_plugin.lazy import nn
 from slm_plugin.plans import Trial
 from slm_plugin.progress import counting
 from slm_plugin.pruners.depth.measures.criteria import CriterionName
-from slm_plugin.pruners.depth.measures.similarity import Similarity
 from slm_plugin.pruners.depth.search.journal import Journal, is_part, runs_of
 from slm_plugin.pruners.depth.search.race import race
 from slm_plugin.pruners.depth.search.repaired_stack import REPAIRS, Candidate, RepairedStack
+from slm_plugin.pruners.depth.search.repaired_values import RepairedValues
 from slm_plugin.pruners.depth.search.runs import Measured, Runs
 from slm_plugin.pruners.trial_store import repair_target, tell_read, trial_store
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from slm_plugin.session import Session
 
 
@@ -98,9 +100,9 @@ class RepairedTrials:
     ) -> None:
         self.stack = RepairedStack(session, REPAIRS.get(repair))
         self.made: list[Judged] = []
-        self._similarity = None if criterion is None else Similarity(session, criterion)
-        self._batches = range(len(session.captured()))
-        self._journal = journal or Journal(Store())
+        self._values: RepairedValues | None = None
+        if criterion is not None:
+            self._values = RepairedValues(session, criterion, journal or Journal(Store()), count)
         self._stored = lacks or Store()
         self._count = count
         self._base: Runs = ()
@@ -132,13 +134,14 @@ class RepairedTrials:
         Raises:
             NumericalError: A value is NaN.
         """
-        if self._similarity is None:
+        values = self._values
+        if values is None:
             judged = [Judged(one, -self.lack(one), None, self._base) for one in candidates]
         else:
             seen = race(
                 len(candidates),
-                self._similarity.parts,
-                lambda number, part: self._values(candidates[number], part),
+                values.parts,
+                lambda number, part: self._part(values, candidates[number], part),
                 whole=whole,
             )
             most = max(map(len, seen))
@@ -158,21 +161,13 @@ class RepairedTrials:
         # What lies two layers below sees neither another layer nor another target.
         self._lacks = {c: v for c, v in self._lacks.items() if c.at + c.replaced <= candidate.at}
 
-    def _values(self, candidate: Candidate, part: int) -> list[float]:
+    def _part(self, values: RepairedValues, candidate: Candidate, part: int) -> list[float]:
         """The criterion's values of the samples of a part."""
-        runs = (*self._base, candidate.run)
-        known = self._journal.cached(runs)
-        if part < len(known):
-            return known[part]
-        if part == 0:
-            self._count()
-        similarity = self._similarity
-        assert similarity is not None
-        numbers = self._batches if similarity.pooled else [part]
-        states = self.stack.final(candidate, self._layer(candidate), numbers)
-        values = similarity.values(part, torch.cat(states))
-        self._journal.add(runs, values)
-        return values
+
+        def final(numbers: Sequence[int]) -> list[Tensor]:
+            return self.stack.final(candidate, self._layer(candidate), numbers)
+
+        return values((*self._base, candidate.run), part, final)
 
     def _layer(self, candidate: Candidate) -> nn.Module | None:
         if candidate not in self._repaired:
