@@ -1,10 +1,10 @@
 """Depth, width, hybrids made by hand and the planner, at equal sizes and under time targets.
 
-At every size: the search for layers alone, width alone, layers for a third and for two thirds of
-the size with width behind them, and the planner; all with the restoration that follows. Under every
-time target the planner alone. Each row is a run of a recipe; its checkpoint and its figures are
-written below --output, and rows that are there are not run again. At the end all checkpoints are
-timed in turns: each as the ratio to the dense model in the same round, median over the rounds.
+At every size: the search for layers alone, width alone, layers for a share of the size with width
+behind them, and the planner; all with the restoration that follows. Under every time target the
+planner alone. Each row is a run of a recipe; its checkpoint and its figures are written below
+--output, and rows that are there are not run again. At the end all checkpoints are timed in turns:
+each as the ratio to the dense model in the same round, median over the rounds.
 
     SLM_PLUGIN_EVAL_DATA=data python benchmarks/hybrid_page.py --data data --output runs/hybrid-page
 """
@@ -30,8 +30,6 @@ from slm_plugin.registry import evaluators
 
 TASK_FILES = Path(__file__).resolve().parents[1] / "integration" / "lm_eval" / "tasks"
 SIZES = (0.1, 0.2, 0.3)
-# Shares of the size that layers take in the hybrids made by hand.
-SPLITS = (1 / 3, 2 / 3)
 TIMES = ("decode 0.8", "prefill 0.7")
 DENSE = "dense"
 TASKS = ("local_piqa", "local_arc_easy", "local_winogrande")
@@ -47,7 +45,7 @@ def methods(arguments: argparse.Namespace, parameters: int) -> dict[str, list[di
         width = {"prune": "width", **score, "target": kept}
         found[f"{size:.0%} depth"] = [_depth(size)]
         found[f"{size:.0%} width"] = [width]
-        for split in SPLITS:
+        for split in arguments.splits:
             found[f"{size:.0%} depth {split:.2f}, then width"] = [_depth(split * size), width]
         found[f"{size:.0%} hybrid"] = [{"prune": "hybrid", **score, "target": {"ratio": size}}]
     for target in arguments.times:
@@ -92,8 +90,8 @@ def quality(arguments: argparse.Namespace, session: Session) -> dict[str, float]
     data, found = arguments.data, {}
     for column, source, length, limit in (
         ("WikiText-2, 2048", "wikitext2_raw_test.txt", 2048, 4),
-        ("WikiText-2, 128", "wikitext2_raw_test.txt", 128, 64),
-        ("C4, 512", "c4_en_dev_300.jsonl", 512, 48),
+        ("WikiText-2, 128", "wikitext2_raw_test.txt", 128, 32),
+        ("C4, 512", "c4_en_dev_300.jsonl", 512, 32),
     ):
         options = {"source": str(data / source), "length": length, "limit": limit}
         found[column] = _measured(session, "perplexity", **options)[0]
@@ -208,11 +206,18 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--output", type=Path, default=Path("runs/hybrid-page"))
-    parser.add_argument("--samples", type=int, default=32, help="calibration samples")
-    parser.add_argument("--length", type=int, default=512, help="tokens of each")
+    parser.add_argument("--samples", type=int, default=16, help="calibration samples")
+    parser.add_argument("--length", type=int, default=256, help="tokens of each")
     parser.add_argument("--score", default="taylor_second", help="of channels; see `width`")
-    parser.add_argument("--items", type=int, default=100, help="items of each zero-shot task")
+    parser.add_argument("--items", type=int, default=40, help="items of each zero-shot task")
     parser.add_argument("--sizes", type=float, nargs="*", default=SIZES, help="shares to remove")
+    parser.add_argument(
+        "--splits",
+        type=float,
+        nargs="*",
+        default=(0.5,),
+        help="shares of the size that layers take in the hybrids made by hand",
+    )
     parser.add_argument("--times", nargs="*", default=TIMES, help="as 'decode 0.8 onnxruntime'")
     parser.add_argument("--rounds", type=int, default=15, help="how often all are timed")
     arguments = parser.parse_args()
