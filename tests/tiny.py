@@ -10,14 +10,14 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, masking_utils
 
 from slm_plugin import cli
 from slm_plugin.cli import writing
@@ -27,6 +27,18 @@ from slm_plugin.models.families.family import Family
 
 # Tiny models spend more time waking threads than computing.
 torch.set_num_threads(1)
+
+
+def broadcast_mask(rule: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The mask of a rule over (batch, heads, queries, keys), by one call with all its indices."""
+    return lambda *axes: rule(*torch.meshgrid(*axes, indexing="ij"))
+
+
+# transformers 4 makes a mask by four nested `vmap`, which take longer than the layers of a tiny
+# model. Release 5 broadcasts too. Processes of their own keep what transformers has.
+if transformers.__version__.startswith("4."):
+    masking_utils._vmap_for_bhqkv = broadcast_mask
+    masking_utils.TransformGetItemToIndex = nullcontext
 
 # A short name of each family: its record, and what a tiny model of it has besides the common sizes.
 FAMILIES: dict[str, tuple[Family, dict[str, Any]]] = {
