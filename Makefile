@@ -4,6 +4,8 @@ PYTHON ?= python3
 EXPORT := .venv
 LATEST := .venv-latest
 PIP_OPTIONS := --disable-pip-version-check --quiet
+# Neighbours stay in one worker, which imports and prepares for them once, until the other idles.
+SPREAD := -n auto --dist worksteal
 # Tests of what does not depend on transformers, so that one environment is enough for them.
 ONCE := benchmarks cli/test_border.py cli/test_reading.py cli/test_streams.py comparison faults \
 	outputs recipe report test_checks.py test_control_characters.py test_direction.py \
@@ -26,13 +28,13 @@ lint: $(EXPORT)/.ready
 	$(EXPORT)/bin/mypy
 
 unit: $(EXPORT)/.ready
-	$(EXPORT)/bin/python -m pytest tests -m "not real and not process" -n auto
+	$(EXPORT)/bin/python -m pytest tests -m "not real and not process" $(SPREAD)
 
 process: $(EXPORT)/.ready ## tests that run whole commands: kills, signals, fresh loads
-	$(EXPORT)/bin/python -m pytest tests -m process -n auto
+	$(EXPORT)/bin/python -m pytest tests -m process $(SPREAD)
 
 unit-latest: $(LATEST)/.ready
-	$(LATEST)/bin/python -m pytest tests -m "not real" -n auto $(ONCE:%=--ignore=tests/%)
+	$(LATEST)/bin/python -m pytest tests -m "not real" $(SPREAD) $(ONCE:%=--ignore=tests/%)
 
 fuzz: $(EXPORT)/.ready
 	$(EXPORT)/bin/python -m tests.fuzz --count 2000

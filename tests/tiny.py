@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, masking_utils
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, masking_utils, modeling_utils
 
 from slm_plugin import cli
 from slm_plugin.cli import writing
@@ -36,7 +36,8 @@ def broadcast_mask(rule: Callable[..., torch.Tensor]) -> Callable[..., torch.Ten
 
 # transformers 4 makes a mask by four nested `vmap`, which take longer than the layers of a tiny
 # model. Release 5 broadcasts too. Processes of their own keep what transformers has.
-if transformers.__version__.startswith("4."):
+RELEASE_4 = transformers.__version__.startswith("4.")
+if RELEASE_4:
     masking_utils._vmap_for_bhqkv = broadcast_mask
     masking_utils.TransformGetItemToIndex = nullcontext
 
@@ -228,7 +229,10 @@ def make_model(family: str = "llama", *, seed: int = 0, **overrides: Any) -> Pre
         tied = settings["tie_word_embeddings"]
         settings = {"text_config": settings, "tie_word_embeddings": tied, **AROUND[family]}
         settings = copy.deepcopy(settings)
-    model = model_class(model_class.config_class(**settings)).eval()
+    # Every weight is written below. Release 5 makes buffers too where it initialises weights.
+    with modeling_utils.no_init_weights() if RELEASE_4 else nullcontext():
+        model = model_class(model_class.config_class(**settings)).eval()
+    model.tie_weights()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -251,7 +255,7 @@ def make_image(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     given = {"input_ids": tokens}
     if model.config.model_type == "qwen3_vl":
         given["image_grid_thw"] = torch.tensor([[1, 4, 4]])
-        if not transformers.__version__.startswith("4."):
+        if not RELEASE_4:
             given["mm_token_type_ids"] = (tokens == 0).long()
         return {**given, "pixel_values": torch.randn(16, 96, generator=generator)}
     if model.config.model_type == "gemma3":
