@@ -4,11 +4,18 @@ PYTHON ?= python3
 EXPORT := .venv
 LATEST := .venv-latest
 PIP_OPTIONS := --disable-pip-version-check --quiet
+# Neighbours stay in one worker, which imports and prepares for them once, until the other idles.
+SPREAD := -n auto --dist worksteal
 # Tests of what does not depend on transformers, so that one environment is enough for them.
-ONCE := benchmarks cli/test_border.py cli/test_reading.py cli/test_streams.py comparison faults \
-	outputs recipe report test_checks.py test_control_characters.py test_direction.py \
-	test_files.py test_plugins.py test_registry.py test_returned.py test_startup.py \
-	test_target.py test_texts.py
+ONCE := analysis/test_cosines.py analysis/test_heatmaps.py analysis/test_page.py benchmarks \
+	cli/test_border.py cli/test_reading.py cli/test_streams.py comparison faults outputs \
+	pruners/depth/measures pruners/depth/search/test_journal.py \
+	pruners/depth/search/test_searches.py pruners/depth/search/test_sliding.py \
+	pruners/hybrid/test_time_model.py pruners/width/allocation/test_projection.py \
+	pruners/width/test_brain_surgeon.py pruners/width/test_policy_gradient.py recipe \
+	recovery/training/test_loop.py report test_cache.py test_checks.py \
+	test_control_characters.py test_direction.py test_files.py test_plugins.py \
+	test_registry.py test_returned.py test_startup.py test_target.py test_texts.py
 
 # Where it is set, every worker and process compiles all modules anew and rewrites all assertions.
 unexport PYTHONDONTWRITEBYTECODE
@@ -26,13 +33,13 @@ lint: $(EXPORT)/.ready
 	$(EXPORT)/bin/mypy
 
 unit: $(EXPORT)/.ready
-	$(EXPORT)/bin/python -m pytest tests -m "not real and not process" -n auto
+	$(EXPORT)/bin/python -m pytest tests -m "not real and not process" $(SPREAD)
 
 process: $(EXPORT)/.ready ## tests that run whole commands: kills, signals, fresh loads
-	$(EXPORT)/bin/python -m pytest tests -m process -n auto
+	$(EXPORT)/bin/python -m pytest tests -m process $(SPREAD)
 
 unit-latest: $(LATEST)/.ready
-	$(LATEST)/bin/python -m pytest tests -m "not real" -n auto $(ONCE:%=--ignore=tests/%)
+	$(LATEST)/bin/python -m pytest tests -m "not real" $(SPREAD) $(ONCE:%=--ignore=tests/%)
 
 fuzz: $(EXPORT)/.ready
 	$(EXPORT)/bin/python -m tests.fuzz --count 2000

@@ -31,6 +31,8 @@ OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("evaluator", "latency"): {"prompt_tokens": 6, "new_tokens": 2, "repeats": 1},
     ("evaluator", "footprint"): {"tokens": 8},
     ("evaluator", "lm_eval"): {"tasks": ["builtin_continuation"], "limit": 2},
+    ("pruner", "hybrid"): {"screen": 2, "verify": 2},
+    ("pruner", "repaired"): {"screen": 2},
     ("pruner", "shapley"): {"samples": 20},
     ("recovery", "lora"): {"epochs": 1},
     ("recovery", "streamline"): {"epochs": 1},

@@ -10,14 +10,14 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, masking_utils, modeling_utils
 
 from slm_plugin import cli
 from slm_plugin.cli import writing
@@ -27,6 +27,19 @@ from slm_plugin.models.families.family import Family
 
 # Tiny models spend more time waking threads than computing.
 torch.set_num_threads(1)
+
+
+def broadcast_mask(rule: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The mask of a rule over (batch, heads, queries, keys), by one call with all its indices."""
+    return lambda *axes: rule(*torch.meshgrid(*axes, indexing="ij"))
+
+
+# transformers 4 makes a mask by four nested `vmap`, which take longer than the layers of a tiny
+# model. Release 5 broadcasts too. Processes of their own keep what transformers has.
+RELEASE_4 = transformers.__version__.startswith("4.")
+if RELEASE_4:
+    masking_utils._vmap_for_bhqkv = broadcast_mask
+    masking_utils.TransformGetItemToIndex = nullcontext
 
 # A short name of each family: its record, and what a tiny model of it has besides the common sizes.
 FAMILIES: dict[str, tuple[Family, dict[str, Any]]] = {
@@ -216,7 +229,10 @@ def make_model(family: str = "llama", *, seed: int = 0, **overrides: Any) -> Pre
         tied = settings["tie_word_embeddings"]
         settings = {"text_config": settings, "tie_word_embeddings": tied, **AROUND[family]}
         settings = copy.deepcopy(settings)
-    model = model_class(model_class.config_class(**settings)).eval()
+    # Every weight is written below. Release 5 makes buffers too where it initialises weights.
+    with modeling_utils.no_init_weights() if RELEASE_4 else nullcontext():
+        model = model_class(model_class.config_class(**settings)).eval()
+    model.tie_weights()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -239,7 +255,7 @@ def make_image(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     given = {"input_ids": tokens}
     if model.config.model_type == "qwen3_vl":
         given["image_grid_thw"] = torch.tensor([[1, 4, 4]])
-        if not transformers.__version__.startswith("4."):
+        if not RELEASE_4:
             given["mm_token_type_ids"] = (tokens == 0).long()
         return {**given, "pixel_values": torch.randn(16, 96, generator=generator)}
     if model.config.model_type == "gemma3":

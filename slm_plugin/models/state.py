@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,8 @@ HOOKS = (
     "_state_dict_hooks",
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
-    "_post_accumulate_grad_hooks",
 )
+HOOKS_OF_TENSORS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 # Words per chunk of the checksum (2 MB), so that intermediate results stay in the CPU cache.
 _CHUNK, _WIDTH = 2**18, 2**10
 _ODD = 0x1E3779B97F4A7C15
@@ -164,7 +164,7 @@ def _modules(modules: Mapping[str, nn.Module]) -> State:
         place = name or "the model"
         found["module", place] = type(module).__qualname__
         # transformers calls it by either name, by release.
-        kind = str(getattr(module, "rope_type", ""))
+        kind = str(vars(module).get("rope_type", ""))
         moving = kind in MOVING_ROPE
         for attribute, value in vars(module).items():
             if attribute[0] == "_" or attribute in ("training", *REMEMBERED):
@@ -179,10 +179,11 @@ def _modules(modules: Mapping[str, nn.Module]) -> State:
         for attribute, buffer in module._buffers.items():
             if buffer is not None and not moving and not buffer.is_meta:
                 found["buffer", f"{name}.{attribute}".lstrip(".")] = checksum(buffer)
-        found["hooks of", place] = _hooks(module)
+        found["hooks of", place] = _hooks(map(vars(module).get, HOOKS))
         for attribute, parameter in module._parameters.items():
             if parameter is not None:
-                found["hooks of", f"{name}.{attribute}".lstrip(".")] = _hooks(parameter)
+                registered = (getattr(parameter, hooks, None) for hooks in HOOKS_OF_TENSORS)
+                found["hooks of", f"{name}.{attribute}".lstrip(".")] = _hooks(registered)
     return found
 
 
@@ -200,10 +201,13 @@ def _members(parameters: Mapping[str, Tensor], modules: Mapping[str, nn.Module])
     }
 
 
-def _hooks(holder: nn.Module | Tensor) -> tuple[object, ...]:
-    registered = (getattr(holder, attribute, None) or {} for attribute in HOOKS)
+def _hooks(registered: Iterable[Any]) -> tuple[object, ...]:
     return tuple(
-        hook for hooks in registered for hook in hooks.values() if not is_operator_hook(hook)
+        hook
+        for hooks in registered
+        if hooks
+        for hook in hooks.values()
+        if not is_operator_hook(hook)
     )
 
 

@@ -274,10 +274,9 @@ def test_every_strategy_states_it(name: str) -> None:
     if cls.extra and missing(cls.extra):
         pytest.skip(f"needs slm-plugin[{cls.extra}]")
     target = {"layers_removed": 1} if "layers_removed" in cls.targets else {"ratio": 0.2}
-    pruner = cls(
-        cls.Options(**({"samples": 20} if name == "shapley" else {})), Target.model_validate(target)
-    )
-    session = session_of("mixtral" if name == "experts" else "llama", layers=8)
+    short = {"hybrid": {"screen": 2, "verify": 2}, "shapley": {"samples": 20}}
+    pruner = cls(cls.Options(**short.get(name, {})), Target.model_validate(target))
+    session = session_of("mixtral" if name == "experts" else "llama", layers=7)
     plan = session.plan(pruner)
     assert (plan.loss_after is not None) is pruner.needs_calibration
     if pruner.needs_calibration:

@@ -34,6 +34,7 @@ from slm_plugin.surgery.groups import members
 from slm_plugin.surgery.layers import apply_layers
 from slm_plugin.surgery.stream import rotate_stream
 from slm_plugin.target import Target
+from tests.recovery.pruned import remove
 from tests.tiny import AROUND, FAMILIES, make_image, make_model, make_tokenizer, random_tokens
 
 TOKENS = random_tokens(3, 24)
@@ -482,7 +483,7 @@ def test_every_repair_runs_and_a_fit_lowers_the_error(every: str, name: str) -> 
     session.keep_reference()
     assert session.reference is not None
     wanted = torch.cat([batch.inputs[len(batch.inputs) - 1] for batch in session.reference])
-    session.apply(plan("block_influence", session))
+    remove(session, DropLayers(indices=free(model, (2,))))
 
     def error() -> float:
         found = [batch.inputs[len(batch.inputs) - 1] for batch in session.captured()]

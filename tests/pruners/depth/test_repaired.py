@@ -131,7 +131,7 @@ def test_a_layer_that_a_repair_replaces_goes_first(repair: str, judge: str) -> N
     model = make_model()
     make_linear(model, 3)
     options = {"repair": repair, "judge": judge, "screen": 2}
-    tokens = TOKENS.repeat(4, 1)[:, torch.randperm(16, generator=torch.Generator().manual_seed(1))]
+    tokens = TOKENS.repeat(2, 1)[:, torch.randperm(16, generator=torch.Generator().manual_seed(1))]
     plan = planned("repaired", model, 1, tokens=tokens, **options)
     assert removed(plan) == [3]
     plain = RepairedTrials(session_of(model, calibration=tokens), "none", "logit_kl")
@@ -153,8 +153,8 @@ def test_a_join_without_loss_goes_first() -> None:
 
 def test_a_plan_begins_with_every_smaller_one() -> None:
     """Also where merges and drops follow one another."""
-    model = make_model(num_hidden_layers=8)
-    options = {"merge_rules": ["telescoped", "join"], "screen": "all"}
+    model = make_model(num_hidden_layers=7)
+    options = {"merge_rules": ["telescoped", "join"], "screen": 6}
     plans = [planned("repaired", model, wanted, **options) for wanted in (2, 3, 4)]
     kinds = {type(operation) for operation in plans[-1].operations}
     assert kinds & {MergeLayers, DropSublayers}

@@ -53,7 +53,7 @@ def test_the_measured_loss_is_that_of_the_pruned_and_refitted_model(family: str)
     for target in (Target(parameters=54_000), RATIO):
         session = session_of(family)
         dense = loss_of(session)
-        plan = planned(session, target)
+        plan = planned(session, target, verify=2)
         (best,) = [shape for shape in plan.frontier if shape.chosen]
         session.apply(plan)
         recover("refit", session)
@@ -206,7 +206,8 @@ def test_impossible_targets_name_the_nearest(
     if told.groups():
         ((kind, asked),) = target.items()
         possible: Any = {"decode": float(told[1])} if isinstance(asked, dict) else float(told[1])
-        assert planned(session, Target(**{kind: possible}), verify=1).frontier
+        cheap = {"verify": 1, "screen": 1, "score": "magnitude"}
+        assert planned(session, Target(**{kind: possible}), **cheap).frontier
 
 
 @pytest.mark.parametrize("ratio", [0.01, 0.03, 0.05, 0.08, 0.12, 0.2])
@@ -287,7 +288,7 @@ def test_a_time_is_met_by_the_time_model(phase: str, monkeypatch: pytest.MonkeyP
     """No shape of the frontier takes longer than asked, and the plan says how it was found."""
     monkeypatch.setattr("slm_plugin.pruners.hybrid.budget.measure", timed)
     session = session_of()
-    plan = planned(session, Target(latency={phase: 0.8}))
+    plan = planned(session, Target(latency={phase: 0.8}), verify=1, score="magnitude")
     assert plan.frontier and all(shape.cost <= 0.8 + 1e-9 for shape in plan.frontier)
     times = timed(session, Workload(), [Shape(8, 48, 2), Shape.of(plan.after)])
     dense, after = times.values()
@@ -312,10 +313,10 @@ def test_memory_counts_weights_and_cache() -> None:
 
 def test_kv_groups_go_on_request() -> None:
     """Their loss is measured alone first, and a shape without some is among the candidates."""
-    plan = planned(session_of(), Target(ratio=0.3), kv_groups=True, verify=30)
+    plan = planned(session_of(), Target(ratio=0.3), kv_groups=True, verify=1)
     groups = {shape.kv_groups for shape in plan.frontier}
     assert groups == {1, 2}
-    without = planned(session_of(), Target(ratio=0.3), verify=30)
+    without = planned(session_of(), Target(ratio=0.3), verify=1)
     assert {shape.kv_groups for shape in without.frontier} == {2}
 
 
@@ -323,7 +324,8 @@ def test_a_killed_planner_goes_on(tmp_path: Path) -> None:
     """Every beginning of its journals ends in the same plan."""
 
     def plan() -> str:
-        return planned(session_of(journals=tmp_path), verify=3).to_json()
+        cheap = {"score": "magnitude", "screen": 2}
+        return planned(session_of(journals=tmp_path), verify=3, **cheap).to_json()
 
     expected = plan()
     files = {file: file.read_text() for file in tmp_path.glob("*.jsonl")}
@@ -340,11 +342,11 @@ def test_losses_toward_other_states_are_other_losses(tmp_path: Path) -> None:
     """One journal folder serves a model whose dense states are known, and the model by itself."""
 
     def plan(*, keeps: bool, **changes: Any) -> str:
-        session = Session(make_model(num_hidden_layers=8), calibration=TOKENS, **changes)
+        session = Session(make_model(num_hidden_layers=5), calibration=TOKENS, **changes)
         if keeps:
             session.keep_reference()
         remove(session, DropLayers(indices=(3,)))
-        return planned(session, verify=1).to_json()
+        return planned(session, verify=1, score="magnitude", screen=2).to_json()
 
     plans = {keeps: plan(keeps=keeps) for keeps in (True, False)}
     assert plans[True] != plans[False]
