@@ -176,7 +176,7 @@ def test_files_of_other_kinds_are_told(tmp_path: Path, name: str, told: str) -> 
         ("a\x00b.txt", "characters that no path should have"),
         ("x" * 5000 + ".txt", "File name too long"),
         ("two words", "there is no file or folder two words"),
-        ("./data", "there is no file or folder data"),
+        ("./no-data", "there is no file or folder no-data"),
         ("none.csv", "there is no file or folder none.csv"),
     ],
 )
