@@ -64,8 +64,7 @@ def _check_plain(model: PreTrainedModel, stack: str | None) -> None:
             "weights of the model are on the meta device, without values",
             hint="load the model with its weights",
         )
-    if not is_known(type(model).__name__):
-        describe(model)
+    _check_class(model)
     view = DecoderView.of(model, stack)
     if view.family.by_tensors:
         _check_whole_layers(view)
@@ -86,6 +85,26 @@ def _check_plain(model: PreTrainedModel, stack: str | None) -> None:
                 "PyTorch",
                 hint="merge adapters first (merge_and_unload), and load weights unquantised",
             )
+
+
+def _check_class(model: PreTrainedModel) -> None:
+    """Check that what is known of the class by its name holds for it.
+
+    Raises:
+        UnsupportedModelError: Another class has the name of one of transformers, or no record holds
+            for it and none can be made.
+    """
+    found, name = type(model), type(model).__name__
+    stock = getattr(transformers, name, None)
+    if stock is not None and found is not stock:
+        raise UnsupportedModelError(
+            f"the model is a {found.__module__}.{found.__qualname__}, which is not the {name} of "
+            "transformers",
+            hint="load it without trust_remote_code, or give a class of your own a name of its own",
+        )
+    # A record that was made from another model of the class may not hold for this one.
+    if not is_known(name):
+        describe(model)
 
 
 def _check_whole_layers(view: DecoderView) -> None:

@@ -7,7 +7,15 @@ from tests.faults import Fault
 MATRIX = "models/families/test_matrix.py"
 ENCODERS = "models/families/test_encoders.py"
 TOWERS = "models/families/test_towers.py"
+RECORDS = "models/families/test_records.py"
 FAULTS = (
+    Fault(
+        "what was found about one class without a record is believed of its namesake",
+        "models/families/__init__.py",
+        "family.listed and family.covers(architecture)",
+        "family.covers(architecture)",
+        RECORDS,
+    ),
     Fault(
         "Gemma 2's MLP is said to be added to the stream as it is",
         "models/families/gemma.py",

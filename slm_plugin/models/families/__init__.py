@@ -56,8 +56,11 @@ def register_family(family: Family) -> Family:
         UserError: Another family is registered for its class or its model type.
     """
     for other in _known.values():
-        same = family.architecture == other.architecture or family.model_type == other.model_type
-        if same and family.stack == other.stack and family != other:
+        # A record made from a model says nothing of the next one.
+        if not other.listed or family.stack != other.stack or family == other:
+            continue
+        same_type = family.listed and family.model_type == other.model_type
+        if same_type or family.architecture == other.architecture:
             raise UserError(
                 f"a family for {other.architecture} ({other.model_type}) is registered already",
                 hint="one record holds what is true of a class",
@@ -89,8 +92,8 @@ def families() -> tuple[Family, ...]:
 
 
 def is_known(architecture: str) -> bool:
-    """Whether there is a record for a model class."""
-    return bool(_of(lambda family: family.covers(architecture)))
+    """Whether a person has written a record for a model class."""
+    return bool(_of(lambda family: family.listed and family.covers(architecture)))
 
 
 def reads_tensors(architecture: str, stack: str) -> bool:

@@ -6,24 +6,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from slm_plugin.errors import SlmError, UnsupportedModelError
+from slm_plugin.foreign import contained
 from slm_plugin.lazy import nn, no_grad, torch
 from slm_plugin.models.families import families, register_family
 from slm_plugin.models.families.family import Family
+from slm_plugin.models.state import changes, in_words, state_of
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-# What running modules of an unknown class alone may raise.
-FAILURES = (
-    SlmError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 WHY = "its family is not listed"
 
 
@@ -32,8 +24,9 @@ def describe(model: PreTrainedModel) -> Family:
     """Make and register the record of a model whose class is unknown.
 
     It must have one list of layers of one class, which take and give hidden states; leaving a layer
-    out of the list must be the same, to the last bit, as passing its input through; and the final
-    norm and the head, applied to what the last layer gives, must be the model's logits.
+    out of the list must be the same, to the last bit, as passing its input through; the final norm
+    and the head, applied to what the last layer gives, must be the model's logits; and a forward
+    pass must leave the model as it was.
 
     Args:
         model: The model, in memory; it is left as it was.
@@ -44,11 +37,11 @@ def describe(model: PreTrainedModel) -> Family:
     training = model.training
     model.eval()
     try:
-        return register_family(_checked(model))
-    except FAILURES as error:
-        reason = error.message if isinstance(error, SlmError) else "its layers cannot be run alone"
+        with contained("its layers cannot be run alone", UnsupportedModelError):
+            return register_family(_checked(model))
+    except SlmError as error:
         raise UnsupportedModelError(
-            f"architecture {type(model).__name__} is not supported: {reason}",
+            f"architecture {type(model).__name__} is not supported: {error.message}",
             hint="supported: " + ", ".join(sorted(f.architecture for f in families())),
         ) from error
     finally:
@@ -64,6 +57,7 @@ def _checked(model: PreTrainedModel) -> Family:
     stack = decoder.get_submodule(layers)
     tokens = torch.arange(3, 11, device=model.device).view(2, 4) % model.config.vocab_size
     logits = model(input_ids=tokens, use_cache=False).logits
+    before = state_of(model)
     family = Family(
         architecture=type(model).__name__,
         model_type=model.config.model_type,
@@ -79,6 +73,8 @@ def _checked(model: PreTrainedModel) -> Family:
     for index in sorted({0, len(stack) // 2, len(stack) - 1}):
         if not _is_skipping(model, decoder, layers, index, tokens):
             raise UnsupportedModelError(f"leaving out layer {index} is not skipping it")
+    if changed := changes(before, state_of(model)):
+        raise UnsupportedModelError(f"its forward pass changes {in_words(changed)}")
     return family
 
 
@@ -110,7 +106,8 @@ def _norm(
             continue
         try:
             found = head(module(last))
-        except (TypeError, ValueError, RuntimeError, AttributeError):
+        except Exception:
+            # Any module may be here, and this one takes no hidden states.
             continue
         if torch.equal(found, logits):
             return name

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import OlmoConfig, OlmoForCausalLM
+from transformers import LlamaForCausalLM, OlmoConfig, OlmoForCausalLM
 
 from slm_plugin.api import list_pruners, prune
 from slm_plugin.errors import UnsupportedModelError, UserError
@@ -124,6 +124,69 @@ def test_an_unlisted_class_that_computes_more_is_refused(model_class: type) -> N
         )
     assert "LlamaForCausalLM" in str(caught.value.hint)
     assert list_pruners(unlisted(model_class)) == []
+
+
+def taken(model: Any) -> None:
+    """Prune a layer of a model."""
+    prune(model, None, "block_influence", layers_removed=1, calibration=random_tokens())
+
+
+def test_a_class_of_the_same_name_is_checked_anew() -> None:
+    """What was found about one class says nothing of another that only shares its name."""
+    taken(unlisted(type("OwnForCausalLM", (OlmoForCausalLM,), {})))
+    with pytest.raises(UnsupportedModelError, match="OwnForCausalLM is not supported"):
+        taken(unlisted(type("OwnForCausalLM", (Crossing,), {})))
+
+
+def test_a_class_of_its_own_may_have_a_known_config() -> None:
+    """Research code derives classes from stock ones and leaves their model type."""
+    own = type("OwnForCausalLM", (LlamaForCausalLM,), {})
+    model = own(make_model("llama").config).eval()
+    assert "block_influence" in list_pruners(model) and "slm" not in list_pruners(model)
+    taken(model)
+    assert model.config.num_hidden_layers == 5
+    taken(make_model("llama"))
+
+
+@pytest.mark.parametrize("stock", [LlamaForCausalLM, OlmoForCausalLM])
+def test_a_namesake_of_a_stock_class_is_refused(stock: type) -> None:
+    """Its record would be the stock class's, and so would what loads the result."""
+    model: Any = unlisted(stock) if stock is OlmoForCausalLM else make_model("llama")
+    model.__class__ = type(stock.__name__, (stock,), {})
+    with pytest.raises(UnsupportedModelError, match=rf"not the {stock.__name__} of transf"):
+        taken(model)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("no such table"), AssertionError(), StopIteration(), SystemExit(3)]
+)
+def test_whatever_an_unlisted_class_raises_is_one_line(error: BaseException) -> None:
+    """Its code is nobody's here."""
+
+    def forward(*given: Any, **settings: Any) -> None:
+        raise error
+
+    model = unlisted(type("OwnForCausalLM", (OlmoForCausalLM,), {"forward": forward}))
+    with pytest.raises(UnsupportedModelError, match=f"run alone: {type(error).__name__}") as caught:
+        taken(model)
+    assert "\n" not in str(caught.value)
+
+
+class Remembering(OlmoForCausalLM):
+    """Counts how often it was called."""
+
+    calls = 0
+
+    def forward(self, *given: Any, **settings: Any) -> Any:
+        """The stock class's logits."""
+        self.calls += 1
+        return super().forward(*given, **settings)
+
+
+def test_an_unlisted_class_that_changes_itself_is_refused() -> None:
+    """By its own name: while planning, the strategy would be blamed for it."""
+    with pytest.raises(UnsupportedModelError, match="its forward pass changes attribute calls"):
+        taken(unlisted(Remembering))
 
 
 def test_an_installed_family_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
