@@ -118,7 +118,7 @@ def inspect(
 
     source = ModelSource(id=model, device="cpu", stack=None if stack is None else stack.value)
     # Only shapes are needed, so layers are not loaded where they can be left out.
-    if not (is_gguf(model) or facts_of(source)[0].by_tensors):
+    if not is_gguf(model) and facts_of(source)[0].streams:
         source = source.model_copy(update={"memory": "layerwise"})
     network, _ = load(source)
     found = inspection(DecoderView.of(network, source.stack))

@@ -46,7 +46,7 @@ def build(
         ModelSourceError: Weights are missing, misshapen, not accounted for, or cannot be read.
         UnsupportedModelError: The architecture is not supported.
     """
-    if streamed and checkpoint.family.experts:
+    if streamed and not checkpoint.family.streams:
         raise ModelSourceError(
             f"{checkpoint.name} is a mixture of experts, whose layers cannot be read one at a time "
             "with this release of transformers",

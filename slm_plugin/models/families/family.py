@@ -235,6 +235,11 @@ class Family:
         return bool(self.inputs)
 
     @property
+    def streams(self) -> bool:
+        """Whether its layers can be read one at a time with the installed transformers."""
+        return not (self.by_tensors or self.experts)
+
+    @property
     def label(self) -> str:
         """The model type, and the stack where there are two."""
         return f"{self.model_type} ({self.stack})" if self.stack else self.model_type

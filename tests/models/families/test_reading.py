@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from slm_plugin.errors import ModelSourceError, SlmError
 from slm_plugin.models.loading import ModelSource, load
-from tests.tiny import make_model, random_tokens
+from tests.tiny import FAMILIES, command, make_model, random_tokens
 
 TOKENS = random_tokens(2, 20)
 FOUR = transformers.__version__.startswith("4.")
@@ -48,6 +48,16 @@ def same(folder: Path, model: PreTrainedModel) -> bool:
     read, _ = load(ModelSource(id=str(folder), device="cpu"))
     with torch.no_grad():
         return torch.equal(read(TOKENS).logits, model(TOKENS).logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inspect_takes_every_family(tmp_path: Path, family: str) -> None:
+    """Also those whose layers this release of transformers cannot read one at a time."""
+    model = saved(tmp_path, family)
+    shown = command("inspect", str(tmp_path), "--json")
+    assert shown.returncode == 0, shown.stderr
+    counted = json.loads(shown.stdout)["parameters"]
+    assert sum(counted.values()) == sum(p.numel() for p in model.parameters())
 
 
 def test_gpt2_as_it_was_first_published(tmp_path: Path) -> None:
