@@ -215,10 +215,11 @@ def _check_sizes(checkpoint: Checkpoint) -> None:
             check_complete(name, {}, {full: ()})
         for found, field in zip(checkpoint.stored[full].shape, fields, strict=False):
             if getattr(config, field) != found:
+                own = family.own_name(field)
                 raise ModelSourceError(
-                    f"{name} has {field} {getattr(config, field)} in its config, but {full} of "
+                    f"{name} has {own} {getattr(config, field)} in its config, but {full} of "
                     f"shape {list(checkpoint.stored[full].shape)}",
-                    hint=f"correct {field} in config.json",
+                    hint=f"correct {own} in config.json",
                 )
     _check_heads(checkpoint)
 
@@ -231,12 +232,11 @@ def _check_layers(checkpoint: Checkpoint) -> None:
     layers = _layers_of(checkpoint, f"{family.decoder}.{family.layers}.")
     there = max(layers, default=-1) + 1
     # Stray tensors of one layer far above are left to the completeness rule, which names them.
-    whole = len(layers) == there
+    whole, own = len(layers) == there, family.own_name("num_hidden_layers")
     if layers and there != count and (whole or there < count):
         raise ModelSourceError(
-            f"{name} holds the weights of {there} layers, but its config says num_hidden_layers "
-            f"{count}",
-            hint="correct num_hidden_layers, or fetch the weights that belong to the config",
+            f"{name} holds the weights of {there} layers, but its config says {own} {count}",
+            hint=f"correct {own}, or fetch the weights that belong to the config",
         )
     found = sum(layer < count for layer in layers)
     if layers and found < count:

@@ -60,6 +60,20 @@ def test_inspect_takes_every_family(tmp_path: Path, family: str) -> None:
     assert sum(counted.values()) == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize("field", ["hidden_size", "num_hidden_layers", "vocab_size"])
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "opt", "falcon"])
+def test_a_wrong_size_is_told_by_its_name_in_the_file(
+    tmp_path: Path, family: str, field: str
+) -> None:
+    """GPT-2 writes `n_embd`: whoever is told to correct `hidden_size` finds none."""
+    saved(tmp_path, family)
+    own = FAMILIES[family][0].own_name(field)
+    changed(tmp_path, **{own: json.loads((tmp_path / "config.json").read_text())[own] * 2})
+    with pytest.raises(ModelSourceError) as caught:
+        load(ModelSource(id=str(tmp_path), device="cpu"))
+    assert f"correct {own}" in str(caught.value.hint)
+
+
 def test_gpt2_as_it_was_first_published(tmp_path: Path) -> None:
     """Names without the prefix, masks among the weights, and no head, as it is the embedding."""
     model = saved(tmp_path, "gpt2", tie_word_embeddings=True)
