@@ -1,10 +1,11 @@
 """Depth, width, hybrids made by hand and the planner, at equal sizes and under time targets.
 
 At every size: the search for layers alone, width alone, layers for a share of the size with width
-behind them, and the planner; all with the restoration that follows. Under every time target the
-planner alone. Each row is a run of a recipe; its checkpoint and its figures are written below
---output, and rows that are there are not run again. At the end all checkpoints are timed in turns:
-each as the ratio to the dense model in the same round, median over the rounds.
+behind them, the same shape in the other order, and the planner; all with the restoration that
+follows. Under every time target the planner alone. Each row is a run of a recipe; its checkpoint
+and its figures are written below --output, and rows that are there are not run again. At the end
+all checkpoints are timed in turns: each as the ratio to the dense model in the same round, median
+over the rounds.
 
     SLM_PLUGIN_EVAL_DATA=data python benchmarks/hybrid_page.py --data data --output runs/hybrid-page
 """
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from slm_plugin import PruningPlan, Recipe, Session, SlmError, run
 from slm_plugin.evaluation.latency import time_run
 from slm_plugin.evaluation.prefill import random_prompt
+from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.registry import evaluators
 
@@ -36,17 +38,24 @@ TASKS = ("local_piqa", "local_arc_easy", "local_winogrande")
 PROMPT, NEW = 128, 32
 
 
-def methods(arguments: argparse.Namespace, parameters: int) -> dict[str, list[dict[str, Any]]]:
+def methods(arguments: argparse.Namespace, dense: Dimensions) -> dict[str, list[dict[str, Any]]]:
     """The stages of every row, by its name."""
     score = {"score": arguments.score}
     found: dict[str, list[dict[str, Any]]] = {}
     for size in arguments.sizes:
-        kept = {"parameters": round((1 - size) * parameters)}
-        width = {"prune": "width", **score, "target": kept}
-        found[f"{size:.0%} depth"] = [_depth(size)]
-        found[f"{size:.0%} width"] = [width]
+        kept = round((1 - size) * dense.parameters)
+        found[f"{size:.0%} depth"] = [_depth(_layers(size, dense))]
+        found[f"{size:.0%} width"] = [_width(kept, arguments)]
         for split in arguments.splits:
-            found[f"{size:.0%} depth {split:.2f}, then width"] = [_depth(split * size), width]
+            gone = _layers(split * size, dense)
+            stages = [_depth(gone), _width(kept, arguments)]
+            found[f"{size:.0%} {gone} layers, then width"] = stages
+            # As many channels as the other order leaves in each layer.
+            channels = (dense.without_layers(gone).parameters - kept) // dense.channel_parameters
+            each = round(channels / (dense.layers - gone) / 8) * 8
+            whole = dense.without_units(channels=each).parameters
+            stages = [_width(whole, arguments), _depth(gone)]
+            found[f"{size:.0%} width, then {gone} layers"] = stages
         found[f"{size:.0%} hybrid"] = [{"prune": "hybrid", **score, "target": {"ratio": size}}]
     for target in arguments.times:
         phase, share, *backend = target.split()
@@ -57,8 +66,17 @@ def methods(arguments: argparse.Namespace, parameters: int) -> dict[str, list[di
     return found
 
 
-def _depth(size: float) -> dict[str, Any]:
-    return {"prune": "repaired", "target": {"ratio": size}}
+def _layers(size: float, dense: Dimensions) -> int:
+    """The layers whose parameters come nearest to a share of all."""
+    return round(size * dense.parameters / dense.layer_parameters)
+
+
+def _depth(layers: int) -> dict[str, Any]:
+    return {"prune": "repaired", "target": {"layers_removed": layers}}
+
+
+def _width(kept: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"prune": "width", "score": arguments.score, "target": {"parameters": kept}}
 
 
 def pruned(arguments: argparse.Namespace, name: str, stages: Sequence[dict[str, Any]]) -> Session:
@@ -124,7 +142,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     dense = Session(model, tokenizer)
     parameters = dense.view.dimensions().parameters
     found = {}
-    for name, stages in {DENSE: [], **methods(arguments, parameters)}.items():
+    for name, stages in {DENSE: [], **methods(arguments, dense.view.dimensions())}.items():
         file = arguments.output / f"{folder(arguments, name).name}.json"
         if not file.exists():
             started = time.perf_counter()
