@@ -2,10 +2,10 @@
 
 At every size: the search for layers alone, width alone, layers for a share of the size with width
 behind them, and the planner; at one size the same shape in the other order too; all with the
-restoration that follows. Under every time target the planner alone. Each row is a run of a recipe; its checkpoint
-and its figures are written below --output, and rows that are there are not run again. At the end
-all checkpoints are timed in turns: each as the ratio to the dense model in the same round, median
-over the rounds.
+restoration that follows. Under every time target the planner alone. Each row is a run of a recipe;
+its checkpoint and its figures are written below --output, and rows that are there are not run
+again. At the end all checkpoints are timed in turns: each as the ratio to the dense model in the
+same round, median over the rounds.
 
     SLM_PLUGIN_EVAL_DATA=data python benchmarks/hybrid_page.py --data data --output runs/hybrid-page
 """
