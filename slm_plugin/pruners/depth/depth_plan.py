@@ -67,6 +67,7 @@ def depth_plan(
         trials=trials,
         explored=explored,
         layer_scores=layer_scores,
+        followed_by=None if pruner.followed_by is None else dict(pruner.followed_by),
         notes=tuple(notes),
         warnings=(*idle, *portability(before, after, session.view.config)),
     )

@@ -151,6 +151,21 @@ def test_a_join_without_loss_goes_first() -> None:
     assert plan.trials[0].similarity == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("repair", "recovery"),
+    [
+        ("boundary", {"recover": "refit"}),
+        ("fold_linear", {"recover": "fold_linear"}),
+        ("none", None),
+    ],
+)
+def test_a_plan_names_the_recovery_that_follows(
+    repair: str, recovery: dict[str, str] | None
+) -> None:
+    """So that it is not warned of the loss before that recovery, and `apply` tells what it lacks."""
+    assert planned("repaired", make_model("llama"), 2, repair=repair).followed_by == recovery
+
+
 def test_a_plan_begins_with_every_smaller_one() -> None:
     """Also where merges and drops follow one another."""
     model = make_model(num_hidden_layers=7)
