@@ -162,7 +162,7 @@ def test_a_join_without_loss_goes_first() -> None:
 def test_a_plan_names_the_recovery_that_follows(
     repair: str, recovery: dict[str, str] | None
 ) -> None:
-    """So that it is not warned of the loss before that recovery, and `apply` tells what it lacks."""
+    """So that its loss before it is not warned of, and `apply` tells what it leaves out."""
     assert planned("repaired", make_model("llama"), 2, repair=repair).followed_by == recovery
 
 
