@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from slm_plugin.cache import Store
+from slm_plugin.evaluation.prefill import check_room
 from slm_plugin.extras import require
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans import FrontierShape, PruningPlan, UnitScores
@@ -103,6 +104,7 @@ class Hybrid(Pruner):
 
         Raises:
             TargetError: No shape meets the target; the hint names the nearest that does.
+            UserError: The workload of a target of memory or latency exceeds the model's positions.
             UnsupportedModelError: Layers differ in width, or torch-pruning couples the
                 projections differently.
             CalibrationError: There are fewer than 2 calibration samples.
@@ -156,9 +158,12 @@ class Hybrid(Pruner):
         target, current = self.target, session.view.dimensions()
         if target.counts:
             return parameter_budget(target, session.original, current)
+        workload = self.options.workload
+        lengths = "`prompt_tokens` and `new_tokens`"
+        check_room(session.model, workload.positions, f"a target of {target.kind}", lengths)
         if target.latency is None:
-            return memory_budget(target, current, self.options.workload, session.model.dtype)
-        return time_budget(session, target, self.options.workload, kv_groups=self.options.kv_groups)
+            return memory_budget(target, current, workload, session.model.dtype)
+        return time_budget(session, target, workload, kv_groups=self.options.kv_groups)
 
     def _order(self, session: Session, shapes: Sequence[Shape]) -> PruningPlan | None:
         """The layers in the order in which they go; None where none do."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from slm_plugin.calibration.captures import capture
-from slm_plugin.errors import CalibrationError, TargetError, UnsupportedModelError
+from slm_plugin.errors import CalibrationError, TargetError, UnsupportedModelError, UserError
 from slm_plugin.plans import DropLayers, PruningPlan
 from slm_plugin.pruners.hybrid.budget import Budget, parameter_budget, time_budget
 from slm_plugin.pruners.hybrid.hybrid import Hybrid, HybridOptions
@@ -295,6 +295,14 @@ def test_a_time_is_met_by_the_time_model(phase: str, monkeypatch: pytest.MonkeyP
     (best,) = [shape for shape in plan.frontier if shape.chosen]
     assert after.decode / dense.decode == pytest.approx(best.cost, rel=1e-6)
     assert any("largest residual of the time model 0.0%" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize("target", [{"memory": "50kB"}, {"latency": {"decode": 0.8}}])
+def test_a_workload_must_fit_the_positions(target: dict[str, Any]) -> None:
+    """No cache is longer than what the model reads."""
+    told = f"a target of {next(iter(target))} needs 300 positions and the model has 256"
+    with pytest.raises(UserError, match=told):
+        planned(session_of(), Target(**target), prompt_tokens=260, new_tokens=40)
 
 
 def test_memory_counts_weights_and_cache() -> None:
