@@ -158,9 +158,9 @@ class PruningPlan(Record):
                 f"a plan by {self.pruner} cannot be cut: it is one choice for all layers",
                 hint="plan again with a smaller target",
             )
-        if count > len(self.operations):
+        if count > (there := len(self.operations)):
             raise PlanError(
-                f"the plan has {len(self.operations)} operations, not {count}",
+                f"the plan has {there} operation{'' if there == 1 else 's'}, not {count}",
                 hint="`slm-plugin explain` shows them",
             )
         if self.kind == "hybrid":

@@ -129,7 +129,7 @@ def test_a_plan_that_an_exchange_changed_has_no_smaller_ones() -> None:
     options: dict[str, Any] = {"repair": "none", "judge": "kl", "screen": "all"}
     plan = planned("repaired", model, 2, tokens=TOKENS, polish=14, **options)
     assert any("no part of them is a smaller plan" in note for note in plan.notes)
-    with pytest.raises(PlanError, match="the plan has 1 operations, not 2"):
+    with pytest.raises(PlanError, match="the plan has 1 operation, not 2"):
         plan.upto(2)
     best = {"prune": "repaired", **options, "polish": 14}
     again = planned("repaired", model, 2, tokens=TOKENS, polish=14, start=best, **options)
