@@ -21,6 +21,7 @@ BEYOND = {
     "idle of memory",
     "target kind", "ratios", "idle norm", "evaluation file", "merge rule",
     "merge rule of repaired", "start without polish", "start of no name", "start that merges",
+    "option that a start lacks", "start with a target", "start with a wrong option",
     "not yaml", "tab",
     "python tag", "own alias", "empty", "no shard", "other digits of a rule", "threshold above",
     "threshold below", "positive divergence", "budget of a threshold", "released size", "own text",

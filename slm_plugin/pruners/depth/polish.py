@@ -13,8 +13,9 @@ from slm_plugin.plans.operations import by_kind
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.depth.depth_plan import depth_plan
 from slm_plugin.pruners.depth.search.exchanges import Judge, polished
-from slm_plugin.registry import pruners
+from slm_plugin.registry import nearest, pruners
 from slm_plugin.target import Target
+from slm_plugin.texts import first_problem
 
 if TYPE_CHECKING:
     from slm_plugin.session import Session
@@ -33,6 +34,8 @@ def _check(start: dict[str, Any]) -> dict[str, Any]:
 def _options(start: dict[str, Any]) -> tuple[type[Pruner], Any]:
     if "prune" not in start:
         raise ValueError("give the strategy, as in `{prune: block_influence}`")
+    if "target" in start:
+        raise ValueError("the target of this stage is that of its start too; leave it out here")
     try:
         kind: type[Pruner] = pruners.get(str(start["prune"]))
         options = {key: value for key, value in start.items() if key != "prune"}
@@ -40,8 +43,17 @@ def _options(start: dict[str, Any]) -> tuple[type[Pruner], Any]:
     except SlmError as error:
         raise ValueError(str(error)) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ValueError(_told(kind, error)) from error
+
+
+def _told(kind: type[Pruner], error: ValidationError) -> str:
+    """The first thing that is wrong with the options of a strategy."""
+    first = error.errors()[0]
+    name = ".".join(map(str, first["loc"]))
+    if first["type"] != "extra_forbidden":
+        return first_problem(error)
+    guess = nearest(name, list(kind.Options.model_fields))
+    return f"'{kind.name}' has no option '{name}'" + (f"; did you mean '{guess}'?" if guess else "")
 
 
 # A strategy with its options, as a stage of a recipe names it, without a target.

@@ -264,7 +264,7 @@ def test_a_start_takes_the_target_and_suits_the_model(monkeypatch: pytest.Monkey
         ({"polish": 2, "start": {"prune": "slm"}}, "'slm' does more than drop whole layers"),
         ({"polish": 2, "start": {"prune": "width"}}, "'width' does more than drop whole layers"),
         ({"polish": 2, "start": {"prune": "deepst"}}, "did you mean 'deepest'"),
-        ({"polish": 2, "start": {"prune": "shortened", "scores": 1}}, "scores: Extra inputs"),
+        ({"polish": 2, "start": {"prune": "shortened", "scores": 1}}, "did you mean 'score'?"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:
