@@ -114,7 +114,8 @@ def _fill(model: PreTrainedModel, memory: Tensor) -> None:
             start += _room(stub)
         else:
             values = torch.ones(stub.shape, dtype=memory.dtype, device=memory.device)
-        made[id(stub)] = nn.Parameter(values, requires_grad=False)
+        # As in a loaded model: PyTorch multiplies by weights without gradients in another way.
+        made[id(stub)] = nn.Parameter(values)
     for module in model.modules():
         for name, stub in list(module.named_parameters(recurse=False)):
             setattr(module, name, made[id(stub)])

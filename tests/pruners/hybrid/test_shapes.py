@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 
 from slm_plugin.errors import TargetError, UnsupportedModelError
 from slm_plugin.evaluation.latency import time_run
+from slm_plugin.evaluation.prefill import prefill
 from slm_plugin.models.families.encoders import BERT
 from slm_plugin.models.view import DecoderView
 from slm_plugin.pruners.hybrid.shapes import Shape, shapes_to_measure
@@ -38,6 +40,20 @@ def test_stand_ins_have_the_dimensions_asked_for(family: str) -> None:
     assert min(time_run(made[1], random_tokens(2, 6), 1)) > 0
     assert model.config.to_dict() == before
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_stand_ins_run_the_operators_of_a_loaded_model(family: str, tmp_path: Path) -> None:
+    """Or times of the one would say nothing about the other."""
+    make_model(family).save_pretrained(tmp_path)
+    model = type(make_model(family)).from_pretrained(tmp_path).eval()
+    view = DecoderView.of(model)
+    (made,) = stand_ins(view, [Shape.of(view.dimensions())], model.dtype, CPU)
+    found = []
+    for one in (model, made):
+        with torch.inference_mode(), torch.autograd.profiler.profile() as operators:
+            prefill(one, random_tokens(1, 6))
+        found.append([event.name for event in operators.function_events])
+    assert found[0] == found[1]
 
 
 def test_layers_have_weights_of_their_own() -> None:
