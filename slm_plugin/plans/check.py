@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from slm_plugin.errors import PlanError
 from slm_plugin.models.dimensions import Dimensions
+from slm_plugin.plans.earlier import as_written
 from slm_plugin.plans.layout import check_even, check_fixed
 from slm_plugin.plans.operations import Block, Operation, by_kind
 from slm_plugin.plans.plan import PruningPlan
@@ -44,7 +45,7 @@ def parsed(text: str, origin: str) -> PruningPlan:
     try:
         json.loads(text, object_pairs_hook=_once)
         # Strictly: neither "3" nor 3.0 nor true is an index.
-        made = PruningPlan.model_validate_json(text, strict=True)
+        made = as_written(PruningPlan.model_validate_json(text, strict=True))
         check_plan(made)
     except PlanError as error:
         wrong, hint = error.message, error.hint or _HINT

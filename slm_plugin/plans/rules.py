@@ -15,6 +15,8 @@ from slm_plugin.texts import shown
 
 RULES = ("telescoped", "rdsc", "mean", "keep_low", "keep_high", "ema(w)", "activation", "best")
 _EMA = re.compile(r"ema\(([0-9]*\.?[0-9]+)\)")
+# In plans only: the same average, computed layer by layer.
+_STEPWISE = re.compile(r"stepwise_" + _EMA.pattern)
 _WEIGHTED = re.compile(r"weighted\((-?[0-9][0-9.]*(?:,-?[0-9][0-9.]*)*)\)")
 
 
@@ -32,6 +34,17 @@ def check_rule(rule: str) -> str:
             f"no merge rule is called '{rule}'; rules: {', '.join(RULES)} with w from 0 to 1"
         )
     return rule
+
+
+def stepwise_rule(rule: str) -> str:
+    """The rule that computes a moving average layer by layer; any other rule as it is."""
+    return f"stepwise_{rule}" if _EMA.fullmatch(rule) else rule
+
+
+def step_of(rule: str) -> float | None:
+    """The share of each next layer in a rule that is computed layer by layer; None for others."""
+    match = _STEPWISE.fullmatch(rule)
+    return float(match[1]) if match else None
 
 
 def check_planned_rule(rule: str, layers: int) -> None:
@@ -54,7 +67,7 @@ def factors(rule: str, layers: int) -> tuple[list[float], float]:
         return [1.0] * layers, layers
     if rule == "rdsc":
         return [-(layers - 2.0)] + [1.0] * (layers - 1), 1
-    if match := _EMA.fullmatch(rule):
+    if match := _EMA.fullmatch(rule) or _STEPWISE.fullmatch(rule):
         new = float(match[1])
         if new > 1:
             raise PlanError(f"the rule '{shown(rule)}' has a weight that is not from 0 to 1")

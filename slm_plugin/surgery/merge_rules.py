@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from slm_plugin.lazy import nn, no_grad, torch
 from slm_plugin.models.streaming import derived, values
 from slm_plugin.models.view import projections
-from slm_plugin.plans.rules import factors
+from slm_plugin.plans.rules import factors, step_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,10 +96,16 @@ def computed(rule: str, weights: Sequence[Tensor]) -> Tensor:
 
     The sum is computed in float32 or wider, lowest layer first, so that streamed weights and
     weights in memory give the same bits. The result has the number format of the weights.
+    Rules of early plans go layer by layer instead: `slm_plugin.plans.earlier`.
     """
     wide = torch.promote_types(weights[0].dtype, torch.float32)
+    merged = values(weights[0]).to(wide, copy=True)
+    if (step := step_of(rule)) is not None:
+        for weight in weights[1:]:
+            merged += step * (values(weight).to(wide) - merged)
+        return merged.to(weights[0].dtype)
     parts, whole = factors(rule, len(weights))
-    merged = values(weights[0]).to(wide, copy=True).mul_(parts[0])
+    merged.mul_(parts[0])
     for weight, part in zip(weights[1:], parts[1:], strict=True):
         merged.add_(values(weight).to(wide), alpha=part)
     return merged.div_(whole).to(weights[0].dtype)

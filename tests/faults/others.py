@@ -243,4 +243,18 @@ FAULTS = (
         'narrower = {"kind": "hybrid", ',
         "surgery/test_hybrid.py",
     ),
+    Fault(
+        "a plan from before weights_only is read with today's default",
+        "plans/earlier.py",
+        'meant = {"weights_only": True, ',
+        'meant = {"weights_only": False, ',
+        "plans/test_earlier.py",
+    ),
+    Fault(
+        "a moving average from before weights_only is rounded as today",
+        "plans/earlier.py",
+        '"rule": stepwise_rule(operation.rule)',
+        '"rule": operation.rule',
+        "plans/test_earlier.py",
+    ),
 )
