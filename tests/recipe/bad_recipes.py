@@ -96,6 +96,7 @@ BAD = [
     Bad("ratios", "{layers_removed: 2}", "{ratio: 0.95}", "{file}:4:1: stages: the ratios add up to 105%"),
     Bad("importance", "target: {ratio: 0.1}", "target: {ratio: 0.1}\n    importance: tailor", "{file}:10:5: stages.1.importance: should be 'magnitude' or 'taylor', not 'tailor'"),
     Bad("an option of earlier versions", "target: {ratio: 0.1}", "target: {ratio: 0.1}\n    norm: 1", "{file}:10:5: stages.1.norm: 'norm' is no option any more: remove it; magnitude sums the squares"),
+    Bad("an option of the released code alone", "{layers_removed: 2}", "{layers_removed: 2}\n    flush_tail: false", "{file}:7:5: stages.0.flush_tail: 'flush_tail' is no option any more: remove it; a window that is still growing at the bottom is merged unless `compatibility: released` is set"),
     Bad("evaluator", "perplexity:", "perplexty:", "{file}:11:5: evaluate.0.perplexty: no evaluator is called 'perplexty' (did you mean 'perplexity'?)"),
     Bad("evaluator option", "length: 64", "lenght: 64", "{file}:11:35: evaluate.0.perplexity.lenght: unknown key 'lenght'; did you mean 'length'?"),
     Bad("evaluation file", "perplexity: {source: builtin", "perplexity: {source: gone.txt", "{file}:11:18: evaluate.0.perplexity.source: there is no file gone.txt"),

@@ -57,10 +57,13 @@ class SlmOptions(Options):
     """
 
     former: ClassVar = {
-        "weights_only": "biases and query and key norms follow their projections",
-        "flush_tail": "a window that is still growing at the bottom is merged",
-        "trial_after_commit": "the idle trial after a merge is left out",
-        "early_rejection": "a trial ends once it cannot succeed",
+        name: f"{holds} unless `compatibility: released` is set"
+        for name, holds in {
+            "weights_only": "biases and query and key norms follow their projections",
+            "flush_tail": "a window that is still growing at the bottom is merged",
+            "trial_after_commit": "the idle trial after a merge is left out",
+            "early_rejection": "a trial ends once it cannot succeed",
+        }.items()
     }
 
     compatibility: Annotated[
