@@ -74,9 +74,10 @@ class FrontierShape(Record):
     """A shape that a planner of depth and width considered.
 
     ``cost`` is its share of what the model costs, in what the target counts. ``predicted`` and
-    ``measured`` are increases of the loss in nats a token, after the restoration; ``measured`` on
-    held-out samples, for the shapes that were tried. ``widths`` has the MLP channels of every layer
-    of the model, 0 for a removed one, where each has its own; ``mlp_width`` is the largest then.
+    ``measured`` are KL(model before the plan || pruned and restored model) in nats a token;
+    ``measured`` on held-out samples, for the shapes that were tried. ``widths`` has the MLP
+    channels of every layer of the model, 0 for a removed one, where each has its own; ``mlp_width``
+    is the largest then.
     """
 
     layers: Count

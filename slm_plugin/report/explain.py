@@ -116,15 +116,16 @@ def _frontier_table(plan: PruningPlan) -> Table:
             shape.width_range,
             str(shape.kv_groups),
             f"{shape.cost:.1%}",
-            f"{shape.predicted:+.3f}",
-            "" if shape.measured is None else f"{shape.measured:+.3f}",
+            f"{shape.predicted:.3f}",
+            "" if shape.measured is None else f"{shape.measured:.3f}",
             "chosen" if shape.chosen else "",
         )
         for shape in plan.frontier
     ]
-    headings = ("layers", "MLP channels", "KV groups", "cost", "predicted loss", "measured loss")
+    headings = ("layers", "MLP channels", "KV groups", "cost", "predicted KL", "measured KL")
     columns = (*map(Column, headings), Column("", words=True))
-    return Table(columns, tuple(rows), title="Shapes that meet the target")
+    title = "Shapes that meet the target; KL to the model before in nats a token"
+    return Table(columns, tuple(rows), title=title)
 
 
 def _layer_table(plan: PruningPlan) -> Table:

@@ -49,8 +49,8 @@ _WIDTH = (
 _FRONTIER = (
     (
         "Shapes that meet the target",
-        "Each with its MLP channels: the loss that was predicted and, where it was measured, the "
-        "loss after the restoration on held-out samples.",
+        "Each with its MLP channels: the divergence KL(model before || pruned and restored model) "
+        "that was predicted and, where it was measured, the one on held-out samples.",
         pictures.frontier,
     ),
 )

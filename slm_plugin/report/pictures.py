@@ -220,7 +220,7 @@ _FRONTIER: Looks = {
 
 
 def frontier(plan: PruningPlan, name: str = "frontier") -> str:
-    """The shapes among which a planner chose: their losses by the number of layers.
+    """The shapes among which a planner chose: how far they diverge, by the number of layers.
 
     Dots are ``<name>-predicted-<number>`` and ``<name>-measured-<number>``, from 1, in the order of
     the plan.
@@ -240,7 +240,7 @@ def frontier(plan: PruningPlan, name: str = "frontier") -> str:
         # One label for all shapes of as many layers, because their dots lie close together.
         for layers in dict.fromkeys(shape.layers for shape in plan.frontier):
             shapes = [shape for shape in plan.frontier if shape.layers == layers]
-            losses = [loss for shape in shapes for loss in (shape.predicted, shape.measured)]
+            heights = [height for shape in shapes for height in (shape.predicted, shape.measured)]
             axes.annotate(
                 "\n".join(
                     # Two lines, because the labels of the next numbers stand beside it.
@@ -248,13 +248,13 @@ def frontier(plan: PruningPlan, name: str = "frontier") -> str:
                     + (f" / {shape.kv_groups}" if several else "")
                     for shape in shapes
                 ),
-                (layers, max(loss for loss in losses if loss is not None)),
+                (layers, max(height for height in heights if height is not None)),
                 xytext=(0, 7),
                 textcoords="offset points",
                 ha="center",
                 fontsize=8,
             )
-        axes.set(xlabel="layers", ylabel="increase of the loss, nats a token")
+        axes.set(xlabel="layers", ylabel="KL to the model before, nats a token")
         axes.margins(x=0.08, y=0.3 if several else 0.2)
         canvas.whole_numbers(axes.xaxis)
         axes.grid(axis="y")

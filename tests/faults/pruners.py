@@ -91,7 +91,7 @@ FAULTS = (
     ),
     Fault(
         "the layer below the lowest gap is not refitted",
-        "pruners/hybrid/repaired_loss.py",
+        "pruners/hybrid/repaired_states.py",
         "lowest = max(planned.lowest - 1, 0)",
         "lowest = planned.lowest",
         "pruners/hybrid/test_hybrid.py",
@@ -113,8 +113,8 @@ FAULTS = (
     Fault(
         "the planner takes the worst of the measured shapes",
         "pruners/hybrid/choice.py",
-        "best = min(measured",
-        "best = max(measured",
+        "best: ShapeT = min(measured",
+        "best: ShapeT = max(measured",
         "pruners/hybrid/test_hybrid.py",
     ),
     Fault(
@@ -132,10 +132,10 @@ FAULTS = (
         "pruners/hybrid/test_integer.py",
     ),
     Fault(
-        "the planner judges changes of single layers on the samples of the fits",
-        "pruners/hybrid/increases.py",
-        "held = tokens[is_held_out(",
-        "held = tokens[~is_held_out(",
+        "the planner judges on the samples of the fits",
+        "pruners/hybrid/divergence.py",
+        "chosen = is_held_out(",
+        "chosen = ~is_held_out(",
         "pruners/hybrid/test_integer.py",
     ),
     Fault(

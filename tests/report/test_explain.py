@@ -108,8 +108,8 @@ def test_both_parts_of_a_hybrid_plan_are_told() -> None:
 def test_the_shapes_of_a_planner_are_told() -> None:
     """What was predicted, what was measured, and which one it took."""
     found = rows(printed(sample_plans.planned_shape()))[:3]
-    assert found[0] == ["30", "1,200", "2", "85.0%", "+0.450", "", ""]
-    assert found[1] == ["27", "1,536", "2", "85.0%", "+0.450", "+0.410", "chosen"]
+    assert found[0] == ["30", "1,200", "2", "85.0%", "0.450", "", ""]
+    assert found[1] == ["27", "1,536", "2", "85.0%", "0.450", "0.410", "chosen"]
     plan = sample_plans.planned_shape()
     (first, *_) = plan.frontier
     mixed = first.model_copy(update={"mlp_width": 1536, "widths": (1536, 0, 400)})

@@ -1,4 +1,4 @@
-"""Predict the losses of shapes, measure the best, and choose among these."""
+"""Predict how far shapes diverge, measure the best, and choose among these."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from slm_plugin.cache import Store
 from slm_plugin.plans import Operation, PruningPlan, UnitScores
 from slm_plugin.plans.operations import by_kind
 from slm_plugin.plans.steps import remaining_layers
-from slm_plugin.pruners.hybrid.prediction import Curves, LossModel
-from slm_plugin.pruners.hybrid.repaired_loss import held_out_losses, repaired_losses
+from slm_plugin.pruners.hybrid.divergence import Divergence, held_out
+from slm_plugin.pruners.hybrid.prediction import Curves, DivergenceModel
+from slm_plugin.pruners.hybrid.repaired_states import repaired_states
 from slm_plugin.pruners.hybrid.shapes import AnyShape, MixedShape, Shape
 from slm_plugin.pruners.width.budget import Cut
 from slm_plugin.pruners.width.uniform import operations_of
@@ -33,14 +34,14 @@ class Choice:
     """The chosen shape, and all that it was chosen from.
 
     Attributes:
-        best: The measured shape of least loss.
+        best: The measured shape of least divergence.
         operations: What makes it of the model.
         scores: Scores of the units of the layers that are left.
-        predicted: Predicted increase of the loss of every shape, in nats a token; of a measured one
-            that from before its measurement.
-        measured: Measured increase of some, on the held-out samples, after the restoration.
-        notes: How far the next best lies behind, beside the noise of the samples, where several
-            shapes were measured.
+        predicted: Predicted divergence of every shape from the model, in nats a token; of a
+            measured one that from before its measurement.
+        measured: Measured divergence of some, on the held-out samples, after the restoration.
+        notes: What was predicted and measured of the best, and how far the next best lies behind,
+            beside the noise of the samples.
     """
 
     best: AnyShape
@@ -62,17 +63,17 @@ def chosen(
     """Choose a shape.
 
     Two widths without fewer layers, and every number of KV groups, are measured first. After that
-    the shape of least predicted loss is measured again and again, each time with all that is
+    the shape of least predicted divergence is measured again and again, each time with all that is
     measured in the prediction.
 
     Args:
         session: Holds the model, which stays as it is.
         shapes: The shapes that meet the target.
-        order: The plan of a search for layers, whose beginnings are the plans of fewer; None where
-            all shapes have all layers.
+        order: The plan of a search for layers by `logit_kl`, whose beginnings are the plans of
+            fewer; None where all shapes have all layers.
         scores: Scores of the units of every layer.
         verify: Number of shapes that meet the target and are measured.
-        journal: Where the losses are stored.
+        journal: Where the divergences are stored.
 
     Raises:
         CalibrationError: There are fewer than 2 samples.
@@ -81,54 +82,60 @@ def chosen(
     before = session.view.dimensions()
     dense = Shape.of(before)
     made = partial(operations_for, before=before, order=order, scores=scores)
-    losses = Losses(session, journal, made)
+    divergences = Divergences(session, journal, made)
     curves = Curves(
         dense,
         depth=[0.0] if order is None else [0.0, *(-trial.similarity for trial in order.trials)],
-        channels={w: losses.of(replace(dense, mlp_width=w)) for w in _widths(dense, shapes)},
-        kv_groups={k: losses.of(replace(dense, kv_groups=k)) for k in _groups(dense, shapes)},
+        channels={w: divergences.of(replace(dense, mlp_width=w)) for w in _widths(dense, shapes)},
+        kv_groups={k: divergences.of(replace(dense, kv_groups=k)) for k in _groups(dense, shapes)},
     )
+    model = DivergenceModel(curves)
     return verified(
-        shapes, verify, losses, scores, lambda found: LossModel(curves).fitted(found).loss
+        shapes, verify, divergences, scores, lambda found: model.fitted(found).divergence
     )
 
 
 def verified(
     shapes: Sequence[ShapeT],
     verify: int,
-    losses: Losses[ShapeT],
+    divergences: Divergences[ShapeT],
     scores: Sequence[UnitScores],
     model: Callable[[Mapping[ShapeT, float]], Callable[[ShapeT], float]],
 ) -> Choice:
-    """Measure the shape of least predicted loss, again and again, and choose among the measured.
+    """Measure what is predicted best, again and again, and choose among the measured.
 
     Args:
         shapes: The shapes that meet the target.
         verify: Number of them that are measured.
-        losses: Measures; those of shapes that it has measured already count.
+        divergences: Measures; those of shapes that it has measured already count.
         scores: Scores of the units of every layer.
-        model: Predicts losses, from all that are measured.
+        model: Predicts divergences, from all that are measured.
 
     Raises:
         CalibrationError: There are fewer than 2 samples.
         NumericalError: NaN or infinity.
     """
     predicted: dict[ShapeT, float] = {}
-    measured = {shape: losses.found[shape] for shape in shapes if shape in losses.found}
+    known = divergences.found
+    measured: dict[ShapeT, float] = {one: known[one] for one in shapes if one in known}
     while len(measured) < min(verify, len(shapes)):
-        loss = model(losses.found)
+        expected = model(known)
         left = [shape for shape in shapes if shape not in measured]
-        nearest = min(left, key=lambda shape: (loss(shape), shape))
-        predicted[nearest] = loss(nearest)
-        measured[nearest] = losses.of(nearest)
-    loss = model(losses.found)
-    every: dict[AnyShape, float] = {one: predicted.get(one, loss(one)) for one in shapes}
+        nearest = min(left, key=lambda shape: (expected(shape), shape))
+        predicted[nearest] = expected(nearest)
+        measured[nearest] = divergences.of(nearest)
+    expected = model(known)
+    every: dict[AnyShape, float] = {one: predicted.get(one, expected(one)) for one in shapes}
     tried: dict[AnyShape, float] = {one: measured[one] for one in measured}
-    best = min(measured, key=lambda shape: (measured[shape], shape))
-    operations = losses.made(best)
+    best: ShapeT = min(measured, key=lambda shape: (measured[shape], shape))
+    operations = divergences.made(best)
     named = {operation.layer for operation in by_kind(operations)[1]}
     kept = tuple(units for units in scores if units.layer in named)
-    notes = tuple(_verdict(best, measured, losses))
+    told = (
+        f"KL to the model before: predicted {every[best]:.3f}, measured {measured[best]:.3f} "
+        "nats a token, on the held-out samples"
+    )
+    notes = (told, *_verdict(best, measured, divergences))
     return Choice(best, operations, kept, every, tried, notes)
 
 
@@ -153,7 +160,7 @@ def operations_for(
 
 
 def _widths(dense: Shape, shapes: Sequence[Shape]) -> list[int]:
-    """The widths whose loss is measured alone: the smallest, and one half way to it."""
+    """The widths that are measured alone: the smallest, and one half way to it."""
     least = min(shape.mlp_width for shape in shapes)
     middle = max((s.mlp_width for s in shapes), key=lambda w: -abs(2 * w - least - dense.mlp_width))
     return sorted({least, middle} - {dense.mlp_width})
@@ -164,14 +171,14 @@ def _groups(dense: Shape, shapes: Sequence[Shape]) -> list[int]:
 
 
 def _verdict(
-    best: ShapeT, measured: Mapping[ShapeT, float], losses: Losses[ShapeT]
+    best: ShapeT, measured: Mapping[ShapeT, float], divergences: Divergences[ShapeT]
 ) -> Iterator[str]:
     """The difference to the next best shape, with its standard error over the samples."""
     others = [shape for shape in measured if shape != best]
     if not others:
         return
     second = min(others, key=lambda shape: (measured[shape], shape))
-    pairs = zip(losses.samples(second), losses.samples(best), strict=True)
+    pairs = zip(divergences.samples(second), divergences.samples(best), strict=True)
     gaps = [one - other for one, other in pairs]
     told = f"the next best, {second.said}, lies {fmean(gaps):.3f} nats a token behind"
     if len(gaps) < 2:
@@ -181,16 +188,16 @@ def _verdict(
     yield f"{told}, standard error {noise:.3f} over {len(gaps)} held-out samples"
 
 
-class Losses(Generic[ShapeT]):
-    """Measured increases of the loss over the model's, stored as soon as they are measured.
+class Divergences(Generic[ShapeT]):
+    """Measured divergences of shapes from the model, stored as soon as they are measured.
 
     Attributes:
         made: The operations that make a shape of the model.
-        found: The increases that are known, in nats a token.
+        found: Those that are known, in nats a token.
 
     Args:
         session: Holds the model, which stays as it is.
-        journal: Where the losses are stored.
+        journal: Where they are stored.
         made: The operations that make a shape of the model.
     """
 
@@ -205,28 +212,29 @@ class Losses(Generic[ShapeT]):
         self.found: dict[ShapeT, float] = {}
 
     @cached_property
-    def _dense(self) -> float:
-        final = [batch.final for batch in self._session.captured()]
-        return fmean(held_out_losses(self._session, final))
+    def _model(self) -> Divergence:
+        final = held_out(batch.final for batch in self._session.captured())
+        return Divergence(final, self._session.view.logits)
 
     def samples(self, shape: ShapeT) -> list[float]:
-        """The losses of a shape on the held-out samples, after its restoration."""
+        """The divergence of a shape on every held-out sample, after its restoration."""
         key = list(astuple(shape))
         stored = self._journal.find(key)
         if stored is None:
-            stored = repaired_losses(self._session, self.made(shape))
+            stored = self._model.samples(repaired_states(self._session, self.made(shape)))
             self._journal.store(key, stored)
         return list(map(float, stored))
 
     def of(self, shape: ShapeT) -> float:
-        """The increase of the mean of these, in nats a token."""
+        """The mean of these, in nats a token."""
         if shape not in self.found:
-            self.found[shape] = fmean(self.samples(shape)) - self._dense
+            self.found[shape] = fmean(self.samples(shape))
         return self.found[shape]
 
 
-def is_loss(key: Any, value: Any) -> bool:
-    """Whether a line of the journal holds a shape and finite losses of samples."""
+def is_measured(key: Any, value: Any) -> bool:
+    """Whether a line of the journal holds a shape and the divergences of samples."""
     numbers = (*key[0], key[1]) if len(key) == 2 else key
     shape = len(key) in (2, 3) and all(type(one) is int for one in numbers)
-    return shape and isinstance(value, list) and bool(value) and all(map(math.isfinite, value))
+    listed = isinstance(value, list) and bool(value)
+    return shape and listed and all(math.isfinite(one) and one >= 0 for one in value)

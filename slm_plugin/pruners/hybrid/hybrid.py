@@ -2,7 +2,7 @@
 
 Source: the parts are those of NVIDIA's Puzzletron, a library of variants, a cost model and a choice
 within a budget; here for uniform shapes, which stock classes load, or for a choice of every layer's
-own, and with variants whose loss is measured after their restoration. Depth first, then width, is
+own, and with variants that are measured after their restoration. Depth first, then width, is
 the order of its guide's best chain.
 """
 
@@ -21,7 +21,7 @@ from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.depth.repaired import Repaired, RepairedOptions
 from slm_plugin.pruners.hybrid.allotment import allotments
 from slm_plugin.pruners.hybrid.budget import Budget, memory_budget, parameter_budget, time_budget
-from slm_plugin.pruners.hybrid.choice import Choice, chosen, is_loss
+from slm_plugin.pruners.hybrid.choice import Choice, chosen, is_measured
 from slm_plugin.pruners.hybrid.increases import is_divergence, layer_increases
 from slm_plugin.pruners.hybrid.integer import MOST_SIZES, chosen_widths
 from slm_plugin.pruners.hybrid.options import HybridOptions
@@ -47,12 +47,12 @@ LEAST_ADHERENCE = 0.98
 
 @register_pruner("hybrid")
 class Hybrid(Pruner):
-    """Drop layers and narrow the others, by the split that costs the least loss.
+    """Drop layers and narrow the others, by the split that changes the model least.
 
     The order of the layers is one search of `repaired`, the order of the channels one ranking by a
-    score of `width`. Losses of depth and of width alone predict the loss of every shape that meets
-    the target; the best are restored and measured on held-out samples, and the best of these is
-    taken. A recipe runs ``recover: refit`` behind the plan.
+    score of `width`. The divergence KL(model || pruned model) of depth and of width alone predicts
+    that of every shape that meets the target; the best are restored and measured on held-out
+    samples, and the best of these is taken. A recipe runs ``recover: refit`` behind the plan.
 
     With ``search: integer`` every layer has a width of its own or is removed: an integer
     programme chooses by what each change alone costs after its repair.
@@ -108,13 +108,14 @@ class Hybrid(Pruner):
             UnsupportedModelError: Layers differ in width, or torch-pruning couples the
                 projections differently.
             CalibrationError: There are fewer than 2 calibration samples.
-            NumericalError: A loss or a score is NaN or infinite.
+            NumericalError: A divergence or a score is NaN or infinite.
         """
         require("width", f"the pruner {self.name}")
         before = session.view.dimensions()
         check_coupling(session.view)
         budget = self._budget(session)
-        verify, journal = self.options.verify, self._journal(session, "shapes and losses", is_loss)
+        verify = self.options.verify
+        journal = self._journal(session, "shapes and divergences", is_measured)
         if self.leaves_uneven:
             return self._plan(session, budget, None, self._mixed(session, budget, journal))
         shapes = shapes_within(budget, self._range(before))
@@ -140,6 +141,7 @@ class Hybrid(Pruner):
         asked = RepairedOptions(
             repair=options.repair,
             screen=options.screen,
+            judge="kl",
             protect_first=options.protect_first,
             protect_last=options.protect_last,
         )
@@ -178,7 +180,7 @@ class Hybrid(Pruner):
         return Width(score, Target(ratio=0.5)).score(session, cut)
 
     def _journal(self, session: Session, form: str, valid: Callable[[Any, Any], bool]) -> Store:
-        """Losses of shapes or of replacements, by all that they depend on."""
+        """Divergences of shapes or of replacements, by all that they depend on."""
         unrelated = {"verify", *Workload.model_fields}
         about = f"{self.name} {self.options.model_dump_json(exclude=unrelated)}"
         return trial_store(session, about + repair_target(session), form, valid)

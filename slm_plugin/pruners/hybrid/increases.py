@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from slm_plugin.cache import Store
 from slm_plugin.calibration.captures import capture, run_batches, split
-from slm_plugin.calibration.held_out import is_held_out
-from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import no_grad, torch
 from slm_plugin.plans import KeepChannels, UnitScores
 from slm_plugin.progress import track
-from slm_plugin.pruners.depth.measures.criteria import negative_divergence, prepare_divergence
 from slm_plugin.pruners.depth.search.repaired_stack import REPAIRS, Candidate, RepairedStack
 from slm_plugin.pruners.depth.search.runs import DROP, Run
+from slm_plugin.pruners.hybrid.divergence import Divergence, held_out
 from slm_plugin.pruners.hybrid.prediction import by_power
 from slm_plugin.pruners.trial_store import tell_read
 from slm_plugin.pruners.width.budget import Cut
@@ -23,7 +22,7 @@ from slm_plugin.pruners.width.uniform import operations_of
 from slm_plugin.surgery.channels import narrowed_copy
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from slm_plugin.session import Session
 
@@ -39,13 +38,11 @@ def layer_increases(
     repair: str,
     journal: Store,
 ) -> list[dict[int, float]]:
-    """The increase of the loss by the width that one layer keeps, of every layer.
+    """The expected increase of the loss by the width that one layer keeps, of every layer.
 
-    Each is the divergence KL(model || model with that one layer changed and repaired) of the
-    held-out samples, in nats a token. Where the model predicts its text as well as its
-    probabilities say, that is the expected increase of the cross-entropy; unlike the measured one
-    it has no part that depends on which token came next, and so less noise from few samples. Two
-    widths are measured, and the others follow by a power of the number of removed channels.
+    Each is the `Divergence` of the model with that one layer changed and repaired, on the held-out
+    samples, in nats a token. Two widths are measured, and the others follow by a power of the
+    number of removed channels.
 
     Args:
         session: Holds the model, which stays as it is.
@@ -107,10 +104,9 @@ class _Replacements:
         self._dimensions = view.dimensions()
         self._stack = RepairedStack(session, REPAIRS[repair])
         self._channels = {one.layer: one for one in scores if one.unit == "mlp_channel"}
-        tokens = torch.cat([batch.tokens for batch in session.captured()])
-        held = tokens[is_held_out(torch.arange(len(tokens))).to(tokens.device)]
-        self._held = capture(view, split(held, session.batch_tokens))
-        self._prepared = [prepare_divergence(batch.final, view.logits) for batch in self._held]
+        tokens = torch.cat([*held_out(batch.tokens for batch in session.captured())])
+        self._held = capture(view, split(tokens, session.batch_tokens))
+        self._divergence = Divergence((batch.final for batch in self._held), view.logits)
 
     @no_grad
     def divergence(self, index: int, width: int) -> float:
@@ -137,19 +133,7 @@ class _Replacements:
         above = list(enumerate(self._view.layers))[at + count :]
         layers = above if layer is None else [(at, layer), *above]
         states = run_batches(layers, self._held, [batch.inputs[at] for batch in self._held])
-        found = torch.cat(list(map(self._compare, range(len(states)), states)))
-        if not torch.isfinite(found).all():
-            raise NumericalError(
-                "the divergence of a trial is NaN or infinite",
-                hint="load the model in float32 or bfloat16: float16 overflows",
-            )
-        # Rounding may take the divergence of equal models below 0.
-        return max(0.0, float(found.mean()))
-
-    def _compare(self, number: int, hidden: Tensor) -> Tensor:
-        """Divergences of the samples of a batch from their final states."""
-        view = self._view
-        return -negative_divergence(self._prepared[number], view.norm(hidden), view.logits)
+        return fmean(self._divergence.samples(map(self._view.norm, states)))
 
 
 def is_divergence(key: Any, value: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from slm_plugin.cache import Store
 from slm_plugin.plans import DropLayers, Operation, UnitScores
 from slm_plugin.pruners.hybrid.allotment import Allotment
-from slm_plugin.pruners.hybrid.choice import Choice, Losses, verified
+from slm_plugin.pruners.hybrid.choice import Choice, Divergences, verified
 from slm_plugin.pruners.hybrid.prediction import likely_factors
 from slm_plugin.pruners.hybrid.programme import cheapest
 from slm_plugin.pruners.hybrid.shapes import MixedShape
@@ -27,7 +26,7 @@ MOST_SIZES = 64
 # What is known of the factors before a choice is measured; see `_model`.
 _EXPECTED, _SPREAD = (1.0, 1.0, 0.0), (0.5, 0.5, 1.0)
 
-# By layer, the increase of the loss by the width that it keeps; width 0 is without the layer.
+# By layer, what `layer_increases` gives by the width that it keeps; width 0 is without the layer.
 Increases = Sequence[Mapping[int, float]]
 
 
@@ -47,10 +46,10 @@ def chosen_widths(
     Args:
         session: Holds the model, which stays as it is.
         allotments: What the target leaves, by the number of layers.
-        increases: Increases of the loss of single layers.
+        increases: What the widths of single layers cost; see `layer_increases`.
         scores: Scores of the units of every layer.
         verify: Number of choices that are measured.
-        journal: Where the losses are stored.
+        journal: Where the divergences are stored.
 
     Raises:
         CalibrationError: There are fewer than 2 samples.
@@ -60,13 +59,8 @@ def chosen_widths(
     solved = (cheapest(increases, allotment) for allotment in allotments)
     shapes = [MixedShape(widths, before.kv_heads) for widths in solved if widths is not None]
     made = partial(operations_for, before=before, increases=increases, scores=scores)
-    losses = Losses(session, journal, made)
-    choice = verified(shapes, verify, losses, scores, partial(_model, increases))
-    told = (
-        f"increase of the loss predicted {choice.predicted[choice.best]:.3f} and measured "
-        f"{choice.measured[choice.best]:.3f} nats a token, on the held-out samples"
-    )
-    return replace(choice, notes=(told, *choice.notes))
+    divergences = Divergences(session, journal, made)
+    return verified(shapes, verify, divergences, scores, partial(_model, increases))
 
 
 def operations_for(
@@ -77,7 +71,7 @@ def operations_for(
     Args:
         shape: The shape.
         before: Dimensions of the model.
-        increases: Increases of the loss of single layers.
+        increases: What the widths of single layers cost; see `layer_increases`.
         scores: Scores of the units of every layer.
     """
     dropped = [layer for layer, width in enumerate(shape.widths) if not width]
@@ -91,7 +85,7 @@ def operations_for(
 def summed(shape: MixedShape, increases: Increases) -> tuple[float, float]:
     """The increases of the removed layers, and those of the layers that are left."""
     every = [of[width] for of, width in zip(increases, shape.widths, strict=True)]
-    depth = sum(loss for loss, width in zip(every, shape.widths, strict=True) if not width)
+    depth = sum(cost for cost, width in zip(every, shape.widths, strict=True) if not width)
     return depth, sum(every) - depth
 
 

@@ -53,7 +53,7 @@ class HybridOptions(EndsOptions, Workload):
         Count, Field(description="a smaller number of MLP channels is a multiple of this")
     ] = 8
     verify: Annotated[
-        Count, Field(description="shapes whose loss is measured after their restoration")
+        Count, Field(description="shapes that are measured after their restoration")
     ] = 5
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Predict the loss of a shape from what depth and width cost alone."""
+"""Predict how far a shape diverges from what depth and width cost alone."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from slm_plugin.lazy import np
 from slm_plugin.pruners.hybrid.shapes import Shape
 
 # What is known of the factors before a shape is measured: how far a may lie from 1 and b from 0;
-# and the noise of a measured loss in nats a token, that of a thousand held-out tokens.
+# and the noise of a measured divergence in nats a token.
 FACTORS = (0.5, 1.0)
 NOISE = 0.03
-# A measured loss below this is taken for it where a power is fitted.
-LEAST_LOSS = 1e-6
+# A measured divergence below this is taken for it where a power is fitted.
+LEAST = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """Increases of the loss in nats a token, of layers and of widths alone.
+    """Divergences from the model in nats a token, of layers and of widths alone.
 
     Attributes:
         dense: The shape of the model as it is.
@@ -40,8 +40,8 @@ class Curves:
     def of_width(self, shape: Shape) -> float:
         """With the width of a shape in all layers, as the sum of its channels and KV groups.
 
-        Between the measured widths, the loss is taken to grow as a power of the share of channels
-        that go.
+        Between the measured widths, it is taken to grow as a power of the share of channels that
+        go.
         """
         return self._of_channels(shape.mlp_width) + self.kv_groups.get(shape.kv_groups, 0.0)
 
@@ -49,33 +49,33 @@ class Curves:
         whole = self.dense.mlp_width
         if width in self.channels:
             return self.channels[width]
-        gone = {whole - kept: loss for kept, loss in self.channels.items()}
+        gone = {whole - kept: found for kept, found in self.channels.items()}
         return by_power(gone, whole - width)
 
 
 def by_power(measured: Mapping[int, float], gone: int) -> float:
-    """The loss without so many channels, as a power of their number.
+    """The divergence without so many channels, as a power of their number.
 
     The power is that of the two measured numbers that lie nearest; with one of them it is 1.
 
     Args:
-        measured: Losses in nats a token, by the number of channels that go; one or more.
+        measured: Divergences in nats a token, by the number of channels that go; one or more.
         gone: Channels that go.
     """
     if gone == 0:
         return 0.0
     if len(measured) == 1:
-        ((number, loss),) = measured.items()
-        return max(loss, LEAST_LOSS) * gone / number
+        ((number, found),) = measured.items()
+        return max(found, LEAST) * gone / number
     low, high = sorted(sorted(measured, key=lambda one: abs(one - gone))[:2])
-    start, end = (max(measured[number], LEAST_LOSS) for number in (low, high))
+    start, end = (max(measured[number], LEAST) for number in (low, high))
     power = math.log(end / start) / math.log(high / low)
     return float(start * (gone / low) ** power)
 
 
 @dataclass(frozen=True, slots=True)
-class LossModel:
-    """The loss of a shape: ``a D + V l/L + b D V``, in nats a token above the model's.
+class DivergenceModel:
+    """The divergence of a shape: ``a D + V l/L + b D V``, in nats a token.
 
     D is what the layers cost that are gone, V what the width would cost in all L layers, l the
     number of layers left. The factors a and b are 1 and 0 until hybrid shapes are measured.
@@ -88,24 +88,24 @@ class LossModel:
     a: float = 1.0
     b: float = 0.0
 
-    def loss(self, shape: Shape) -> float:
-        """The predicted increase."""
+    def divergence(self, shape: Shape) -> float:
+        """The prediction."""
         depth, width, scaled = self._terms(shape)
         return self.a * depth + scaled + self.b * depth * width
 
-    def fitted(self, measured: Mapping[Shape, float]) -> LossModel:
+    def fitted(self, measured: Mapping[Shape, float]) -> DivergenceModel:
         """The model with the most likely factors: measured shapes and what is known before.
 
         Args:
-            measured: Increases of the loss; shapes with all layers tell nothing about the factors.
+            measured: Divergences; shapes with all layers tell nothing about the factors.
         """
-        terms = [(*self._terms(shape), loss) for shape, loss in measured.items()]
+        terms = [(*self._terms(shape), found) for shape, found in measured.items()]
         told = [one for one in terms if one[0] > 0]
         if not told:
             return self
         rows = [(depth, depth * width) for depth, width, _, _ in told]
-        wanted = [loss - scaled for _, _, scaled, loss in told]
-        return LossModel(self.curves, *likely_factors(rows, wanted, (1.0, 0.0), FACTORS))
+        wanted = [found - scaled for _, _, scaled, found in told]
+        return DivergenceModel(self.curves, *likely_factors(rows, wanted, (1.0, 0.0), FACTORS))
 
     def _terms(self, shape: Shape) -> tuple[float, float, float]:
         """D, V and V l/L."""
@@ -115,20 +115,20 @@ class LossModel:
 
 def likely_factors(
     rows: Sequence[Sequence[float]],
-    losses: Sequence[float],
+    measured: Sequence[float],
     expected: Sequence[float],
     spread: Sequence[float],
 ) -> list[float]:
-    """The most likely factors of a sum that gives measured losses, by least squares.
+    """The most likely factors of a sum that gives what is measured, by least squares.
 
     Args:
-        rows: What the factors are multiplied by, for every measured loss; one or more.
-        losses: The losses in nats a token, with `NOISE` for their noise.
+        rows: What the factors are multiplied by, for everything measured; one or more.
+        measured: Divergences in nats a token, with `NOISE` for their noise.
         expected: The factors before anything is measured.
         spread: How far each may lie from that.
     """
     prior = np.diag(1 / np.array(spread))
     columns = np.vstack([np.array(rows) / NOISE, prior])
-    values = np.concatenate([np.array(losses) / NOISE, prior @ np.array(expected)])
+    values = np.concatenate([np.array(measured) / NOISE, prior @ np.array(expected)])
     found: list[float] = np.linalg.lstsq(columns, values, rcond=None)[0].tolist()
     return found

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -15,10 +18,11 @@ from slm_plugin.calibration.captures import capture
 from slm_plugin.errors import CalibrationError, TargetError, UnsupportedModelError, UserError
 from slm_plugin.plans import DropLayers, PruningPlan
 from slm_plugin.pruners.hybrid.budget import Budget, parameter_budget, time_budget
+from slm_plugin.pruners.hybrid.divergence import Divergence
 from slm_plugin.pruners.hybrid.hybrid import Hybrid, HybridOptions
-from slm_plugin.pruners.hybrid.prediction import Curves, LossModel
+from slm_plugin.pruners.hybrid.prediction import Curves, DivergenceModel
 from slm_plugin.pruners.hybrid.range import Range, shapes_within
-from slm_plugin.pruners.hybrid.repaired_loss import held_out_losses, repaired_losses
+from slm_plugin.pruners.hybrid.repaired_states import repaired_states
 from slm_plugin.pruners.hybrid.shapes import Shape
 from slm_plugin.pruners.hybrid.timing import Times
 from slm_plugin.pruners.hybrid.workload import Workload
@@ -42,33 +46,52 @@ def planned(session: Session, target: Target = RATIO, **options: Any) -> Pruning
     return session.plan(Hybrid(HybridOptions(multiple_of=4, **options), target))
 
 
-def loss_of(session: Session) -> float:
-    """The loss of the session's model on the held-out samples."""
-    return fmean(held_out_losses(session, [batch.final for batch in session.captured()]))
+def changed_by(session: Session, change: Callable[[], object]) -> list[float]:
+    """The divergence of every held-out sample that a change of the session's model makes."""
+
+    def final() -> list[torch.Tensor]:
+        return [batch.final for batch in capture(session.view, [TOKENS[::5]])]
+
+    def logs() -> torch.Tensor:
+        with torch.no_grad():
+            out: torch.Tensor = session.model(TOKENS[::5], use_cache=False).logits
+        return out.double().log_softmax(-1)
+
+    divergence, before = Divergence(final(), session.view.logits), logs()
+    change()
+    found = divergence.samples(final())
+    # The definition, by the forward pass of the class.
+    expected = (before.exp() * (before - logs())).sum(-1).mean(-1)
+    assert found == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-6)
+    return found
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "phi3"])
-def test_the_measured_loss_is_that_of_the_pruned_and_refitted_model(family: str) -> None:
+def restored(session: Session, plan: PruningPlan) -> None:
+    """What a recipe makes of a plan."""
+    session.apply(plan)
+    recover("refit", session)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "phi3"])
+def test_what_is_measured_is_the_pruned_and_refitted_model(family: str) -> None:
     """To the last digit: layers, channels, both; as surgery and the recovery leave it."""
     for target in (Target(parameters=54_000), RATIO):
         session = session_of(family)
-        dense = loss_of(session)
         plan = planned(session, target, verify=2)
         (best,) = [shape for shape in plan.frontier if shape.chosen]
-        session.apply(plan)
-        recover("refit", session)
-        assert best.measured == pytest.approx(loss_of(session) - dense, abs=1e-7)
+        found = changed_by(session, lambda s=session, p=plan: restored(s, p))  # type: ignore[misc]
+        assert best.measured == pytest.approx(fmean(found), abs=1e-7) and best.measured > 1e-3
 
 
 def test_a_plan_of_layers_alone_is_repaired_from_its_gap_on() -> None:
     """The layers below the gap stay what they are."""
     session = session_of()
-    dense = loss_of(session)
     operations = DropLayers(indices=(3,)), DropLayers(indices=(6,))
-    found = fmean(repaired_losses(session, operations)) - dense
+    found = torch.cat(repaired_states(session, operations))
     remove(session, *operations)
     recover("refit", session)
-    assert found == pytest.approx(loss_of(session) - dense, abs=1e-7)
+    left = torch.cat([batch.final for batch in session.captured()])
+    assert torch.equal(found, left[::5])
 
 
 def test_what_is_chosen_is_the_best_that_was_measured() -> None:
@@ -83,19 +106,25 @@ def test_what_is_chosen_is_the_best_that_was_measured() -> None:
     assert PruningPlan.parse(plan.to_json()) == plan
 
 
-def test_the_noise_of_the_choice_is_told() -> None:
+def test_the_noise_of_the_choice_is_told(tmp_path: Path) -> None:
     """The mean difference to the next best by samples, and its standard error."""
-    session = session_of()
-    plan = planned(session, verify=9)
+    plan = planned(session_of(journals=tmp_path), verify=9)
     first, second = sorted(plan.frontier, key=lambda shape: shape.measured or 0)[:2]
     (told,) = [note for note in plan.notes if note.startswith("the next best")]
     assert second.measured is not None and first.measured is not None
     assert f"lies {second.measured - first.measured:.3f} nats a token behind" in told
-    assert f"over {len(TOKENS) // 5} held-out samples" in told
-    session.apply(plan)
-    recover("refit", session)
-    losses = held_out_losses(session, [batch.final for batch in session.captured()])
-    assert len(losses) == 3 and stdev(losses) > 0
+    samples: dict[tuple[int, int], list[float]] = {}
+    for line in "".join(file.read_text() for file in tmp_path.glob("*.jsonl")).splitlines():
+        stored = json.loads(line)
+        match stored["key"]:
+            case [int(layers), int(width), int()]:
+                samples[layers, width] = stored["value"]
+    pair = (samples[shape.layers, shape.mlp_width] for shape in (second, first))
+    gaps = [one - other for one, other in zip(*pair, strict=True)]
+    assert f"standard error {stdev(gaps) / math.sqrt(3):.3f} over 3 held-out samples" in told
+    assert f"KL to the model before: predicted {first.predicted:.3f}, measured" in "".join(
+        plan.notes
+    )
 
 
 def test_few_measurements_go_to_what_is_predicted_best() -> None:
@@ -127,14 +156,14 @@ def test_a_loss_of_its_form_is_predicted(a: float, b: float) -> None:
     curves, loss = toy(depth, 0.02, a, b)
     shapes = [Shape(layers, width, 2) for layers in range(4, 9) for width in range(32, 65, 8)]
     measured = [Shape(6, 40, 2), Shape(5, 48, 2), Shape(4, 32, 2), Shape(4, 56, 2)]
-    model = LossModel(curves).fitted({shape: loss(shape) for shape in measured})
-    predicted = {shape: model.loss(shape) for shape in shapes}
+    model = DivergenceModel(curves).fitted({shape: loss(shape) for shape in measured})
+    predicted = {shape: model.divergence(shape) for shape in shapes}
     # What is known before holds the factors a little back.
     assert predicted == pytest.approx({s: loss(s) for s in shapes}, rel=0.06, abs=2e-3)
     kept = [s for s in shapes if 7 <= s.layers + s.mlp_width / 16 <= 8]
-    assert min(kept, key=model.loss) == min(kept, key=loss)
-    assert LossModel(curves).loss(Shape(8, 64, 1)) == pytest.approx(0.4)
-    assert LossModel(curves).loss(Shape(8, 64, 2)) == 0
+    assert min(kept, key=model.divergence) == min(kept, key=loss)
+    assert DivergenceModel(curves).divergence(Shape(8, 64, 1)) == pytest.approx(0.4)
+    assert DivergenceModel(curves).divergence(Shape(8, 64, 2)) == 0
 
 
 def budget(limit: bool, allowed: float) -> Budget:

@@ -1,14 +1,13 @@
-"""The loss of a planned model after its restoration, measured without changing the model."""
+"""The final states of a planned model after its restoration, without changing the model."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from slm_plugin.calibration.held_out import is_held_out
-from slm_plugin.lazy import no_grad, torch
-from slm_plugin.models.head import next_token_losses
+from slm_plugin.lazy import no_grad
 from slm_plugin.plans import Operation
 from slm_plugin.progress import track
+from slm_plugin.pruners.hybrid.divergence import held_out
 from slm_plugin.restoration.boundaries import dense_states
 from slm_plugin.restoration.layer_walk import LayerWalk
 from slm_plugin.restoration.refitting import refit_layer
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @no_grad
-def repaired_losses(session: Session, operations: tuple[Operation, ...]) -> list[float]:
-    """The losses that a plan and `recover: refit` would leave, on the held-out samples.
+def repaired_states(session: Session, operations: tuple[Operation, ...]) -> list[Tensor]:
+    """The held-out samples' final states that a plan and `recover: refit` would leave.
 
     One layer at a time is copied, cut and refitted on the outputs of those below it, as surgery and
     the recovery do. No fit uses the held-out samples.
@@ -34,7 +33,8 @@ def repaired_losses(session: Session, operations: tuple[Operation, ...]) -> list
         operations: The operations of the plan: on layers, in layers, or both.
 
     Returns:
-        Mean next-token cross-entropy of every held-out sample, in nats a token.
+        Hidden states behind the final norm, ``(samples, length, hidden)``, of every batch that has
+        held-out samples.
 
     Raises:
         CalibrationError: There are fewer than 2 samples.
@@ -54,24 +54,4 @@ def repaired_losses(session: Session, operations: tuple[Operation, ...]) -> list
             with rewriting() as write:
                 refit_layer(walk.fitted, write, o_proj=False)
         walk.advance()
-    return held_out_losses(session, [view.norm(batch.output) for batch in walk.inputs()])
-
-
-@no_grad
-def held_out_losses(session: Session, final: list[Tensor]) -> list[float]:
-    """Mean next-token cross-entropy of every held-out sample, in nats a token.
-
-    Args:
-        session: Holds the model and its calibration set.
-        final: Hidden states behind the final norm of every batch, ``(samples, length, hidden)``.
-    """
-    found: list[float] = []
-    start = 0
-    for batch, hidden in zip(session.captured(), final, strict=True):
-        chosen = is_held_out(torch.arange(start, start + len(hidden)))
-        start += len(hidden)
-        if chosen.any():
-            kept = chosen.to(hidden.device)
-            losses = next_token_losses(session.view.logits, hidden[kept], batch.tokens[kept])
-            found += losses.mean(-1).tolist()
-    return found
+    return [view.norm(hidden) for hidden in held_out(batch.output for batch in walk.inputs())]
