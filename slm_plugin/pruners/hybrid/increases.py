@@ -38,7 +38,7 @@ def layer_increases(
     repair: str,
     journal: Store,
 ) -> list[dict[int, float]]:
-    """The expected increase of the loss by the width that one layer keeps, of every layer.
+    """What a layer costs by the width that it keeps alone, of every layer.
 
     Each is the `Divergence` of the model with that one layer changed and repaired, on the held-out
     samples, in nats a token. Two widths are measured, and the others follow by a power of the

@@ -8,9 +8,9 @@ from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import np
 from slm_plugin.pruners.hybrid.allotment import Allotment
 
-# Losses are counted in millionths of a nat: HiGHS stops within a millionth of its unit.
+# Divergences are counted in millionths of a nat: HiGHS stops within a millionth of its unit.
 _PER_NAT = 1e6
-# Of plans whose losses differ by less than this a layer, in that unit, lower layers lose more.
+# Of plans whose divergences differ by less than this a layer, in that unit, lower layers lose more.
 _TIE = 1e-3
 
 
@@ -28,7 +28,7 @@ def cheapest(
         and the sum of width * x lies between the least and the most that the allotment gives
 
     Args:
-        increases: For every layer, the increase of the loss in nats a token by the width that it
+        increases: For every layer, the divergence in nats a token by the width that it
             keeps; with width 0 where the layer may be removed.
         allotment: How many layers are removed, and the channels of the others.
 
@@ -47,14 +47,14 @@ def cheapest(
     whole = max(map(max, increases))
     options = [(layer, width) for layer, of in enumerate(increases) for width in sorted(of)]
     places, widths = (np.array(one) for one in zip(*options, strict=True))
-    losses = np.array([increases[layer][width] for layer, width in options])
+    costs = np.array([increases[layer][width] for layer, width in options])
     ties = _TIE / len(increases) * places * (1 - widths / whole)
     numbers = np.arange(len(options))
     one_each = csr_array((np.ones(len(options)), (places, numbers)))
     # Whole numbers half a channel inside the bounds, so that rounding decides nothing.
     bounds = (allotment.least - 0.5) / whole, (allotment.most + 0.5) / whole
     found = milp(
-        _PER_NAT * losses + ties,
+        _PER_NAT * costs + ties,
         integrality=np.ones(len(options)),
         bounds=Bounds(0, 1),
         constraints=[

@@ -1,4 +1,4 @@
-"""The planner of depth and width: shapes, predictions, measured losses, and its plans."""
+"""The planner of depth and width: shapes, predictions, measurements, and its plans."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_the_noise_of_the_choice_is_told(tmp_path: Path) -> None:
 
 
 def test_few_measurements_go_to_what_is_predicted_best() -> None:
-    """The width alone comes first, where it meets the target, and then the least predicted loss."""
+    """The width alone comes first, where it meets the target; then what is predicted best."""
     plan = planned(session_of(), Target(ratio=0.35), verify=2)
     measured = [shape for shape in plan.frontier if shape.measured is not None]
     assert len(measured) == 2 < len(plan.frontier)
@@ -302,7 +302,7 @@ def test_counts_are_said_in_full() -> None:
 
 
 def test_low_adherence_is_warned_of_with_what_would_be_nearer() -> None:
-    """The shape of least loss need not be the nearest."""
+    """The shape of least divergence need not be the nearest."""
     plan = session_of().plan(Hybrid(HybridOptions(multiple_of=24), Target(ratio=0.3)))
     asked = 0.3
     shares = [1 - shape.cost for shape in plan.frontier]
