@@ -5,7 +5,8 @@ behind them, and the planner; at one size the same shape in the other order too;
 restoration that follows. Under every time target the planner alone. Each row is a run of a recipe;
 its checkpoint and its figures are written below --output, and rows that are there are not run
 again. At the end all checkpoints are timed in turns: each as the ratio to the dense model in the
-same round, median over the rounds.
+same round, median over the rounds. Rows of a time target in ONNX Runtime are timed there, as
+float32 graphs beside that of the dense model.
 
     SLM_PLUGIN_EVAL_DATA=data python benchmarks/hybrid_page.py --data data --output runs/hybrid-page
 """
@@ -17,18 +18,25 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from slm_plugin import PruningPlan, Recipe, Session, SlmError, run
 from slm_plugin.evaluation.latency import time_run
 from slm_plugin.evaluation.prefill import random_prompt
+from slm_plugin.export.onnx import OnnxOptions, trace
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.loading import ModelSource, load
+from slm_plugin.outputs.scratch import temporary_folder
+from slm_plugin.pruners.hybrid.onnx_timing import Graph
 from slm_plugin.registry import evaluators
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TASK_FILES = Path(__file__).resolve().parents[1] / "integration" / "lm_eval" / "tasks"
 SIZES = (0.1, 0.2, 0.3)
@@ -169,18 +177,41 @@ def measured(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def timed(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Times of prefill and of decoding as shares of the dense model's, medians over the rounds."""
-    models = {}
-    for name in names:
-        place = arguments.model if name == DENSE else str(folder(arguments, name) / "checkpoint")
-        models[name] = load(ModelSource(id=place, dtype=arguments.dtype))[0]
+    by_graph = [name for name in names if "onnxruntime" in name]
+    models = {name: _loaded(arguments, name) for name in names if name not in by_graph}
     prompt = random_prompt(Session(models[DENSE], None), 1, PROMPT)
-    rounds: list[dict[str, tuple[float, float]]] = []
-    order, shuffler = list(models), random.Random(1234)
-    for _ in range(arguments.rounds + 1):
+    runs = {name: partial(time_run, model, prompt, NEW) for name, model in models.items()}
+    found = _in_turns(runs, arguments.rounds)
+    # Before graphs are made, which need memory.
+    del models, runs
+    if by_graph:
+        with temporary_folder() as scratch:
+            graphs = {}
+            for number, name in enumerate([DENSE, *by_graph]):
+                graph = Graph(scratch / str(number))
+                model = _loaded(arguments, name, dtype="float32", device="cpu")
+                trace(model, graph.folder, OnnxOptions())
+                graphs[name] = partial(graph.time_run, prompt.cpu(), NEW)
+            found = {**_in_turns(graphs, arguments.rounds), **found}
+    return found
+
+
+def _loaded(arguments: argparse.Namespace, name: str, **changes: Any) -> PreTrainedModel:
+    """The model of a row, in the number format of all of them unless another is given."""
+    place = arguments.model if name == DENSE else str(folder(arguments, name) / "checkpoint")
+    return load(ModelSource(**{"id": place, "dtype": arguments.dtype, **changes}))[0]
+
+
+def _in_turns(
+    runs: Mapping[str, Callable[[], tuple[float, float]]], rounds: int
+) -> dict[str, tuple[float, float]]:
+    """Shares of the dense model's times; a first round does not count."""
+    found: list[dict[str, tuple[float, float]]] = []
+    order, shuffler = list(runs), random.Random(1234)
+    for _ in range(rounds + 1):
         shuffler.shuffle(order)
-        rounds.append({name: time_run(models[name], prompt, NEW) for name in order})
-    # The first round warms up.
-    return {name: (_share(rounds[1:], name, 0), _share(rounds[1:], name, 1)) for name in models}
+        found.append({name: runs[name]() for name in order})
+    return {name: (_share(found[1:], name, 0), _share(found[1:], name, 1)) for name in runs}
 
 
 def _share(rounds: Sequence[Mapping[str, tuple[float, float]]], name: str, phase: int) -> float:
@@ -207,18 +238,20 @@ def rows(
         ]
 
 
-def planned(arguments: argparse.Namespace, names: Sequence[str]) -> Iterator[str]:
-    """What the planner says of its own choices."""
-    for name in names:
+def planned(
+    arguments: argparse.Namespace, times: Mapping[str, tuple[float, float]]
+) -> Iterator[str]:
+    """What the planner says of its own choices, beside the times that were measured."""
+    for name in times:
         for file in sorted(folder(arguments, name).glob("plan*.json")):
             plan = PruningPlan.read(file)
             if plan.frontier:
                 (chosen,) = [shape for shape in plan.frontier if shape.chosen]
-                yield (
-                    f"{name}: adherence {plan.adherence}, predicted cost {chosen.cost:.3f}, "
-                    f"predicted loss {chosen.predicted:.3f}, measured {chosen.measured:.3f}; "
-                    f"{plan.notes[2]}"
-                )
+                told = [f"adherence {plan.adherence}", f"predicted cost {chosen.cost:.3f}"]
+                if latency := plan.target.latency:
+                    share = times[name][latency.phase == "decode"]
+                    told.append(f"of {latency.share} asked, measured {share:.3f}")
+                yield f"{name}: {', '.join(told)}; {'; '.join(plan.notes[2:])}"
 
 
 def main() -> None:
@@ -251,7 +284,7 @@ def main() -> None:
     head, *body = rows(found, times)
     for line in (head, ["---"] * len(head), *body):
         print("| " + " | ".join(line) + " |")
-    print(*planned(arguments, list(found)), sep="\n")
+    print(*planned(arguments, times), sep="\n")
 
 
 if __name__ == "__main__":
