@@ -97,6 +97,13 @@ FAULTS = (
         "pruners/hybrid/test_hybrid.py",
     ),
     Fault(
+        "what depth costs is a mean over the samples of the fits too",
+        "pruners/hybrid/choice.py",
+        "return -float(values.mean())",
+        "return -judged.value",
+        "pruners/hybrid/test_hybrid.py",
+    ),
+    Fault(
         "within a limit the narrowest shape is taken",
         "pruners/hybrid/range.py",
         "fitting[0] if fitting",

@@ -183,13 +183,23 @@ class Repaired(BetweenEnds):
         found = self._searched(session, wanted)
         return self._polished(session, found) if self.options.polish else found
 
+    def search(self, session: Session, wanted: int) -> tuple[list[Judged], list[Judged]]:
+        """The best candidate of every step, and all others that were judged.
+
+        Raises:
+            CalibrationError: A repair is fitted on fewer than 2 samples.
+            NumericalError: The model or a trial gives NaN.
+        """
+        criterion = JUDGES.get(self.options.judge)
+        with repaired_trials(session, self.options.repair, criterion) as trials:
+            chosen = self._chosen(session, wanted, trials)
+            return chosen, [judged for judged in trials.made if judged not in chosen]
+
     def _searched(self, session: Session, wanted: int) -> PruningPlan:
         """The plan of the greedy search."""
         options = self.options
+        chosen, others = self.search(session, wanted)
         criterion = JUDGES.get(options.judge)
-        with repaired_trials(session, options.repair, criterion) as trials:
-            chosen = self._chosen(session, wanted, trials)
-            others = [judged for judged in trials.made if judged not in chosen]
         meaning = STATE if criterion is None else CRITERIA[criterion].meaning
         notes = (
             f"similarity: {meaning}, mean over the calibration samples",

@@ -11,7 +11,8 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from slm_plugin.cache import Store
-from slm_plugin.plans import Operation, PruningPlan, UnitScores
+from slm_plugin.lazy import torch
+from slm_plugin.plans import DepthOperation, Operation, UnitScores
 from slm_plugin.plans.operations import by_kind
 from slm_plugin.plans.steps import remaining_layers
 from slm_plugin.pruners.hybrid.divergence import Divergence, held_out
@@ -23,6 +24,7 @@ from slm_plugin.pruners.width.uniform import operations_of
 
 if TYPE_CHECKING:
     from slm_plugin.models.dimensions import Dimensions
+    from slm_plugin.pruners.depth.search.repaired_trials import Judged
     from slm_plugin.session import Session
 
 
@@ -55,7 +57,7 @@ class Choice:
 def chosen(
     session: Session,
     shapes: Sequence[Shape],
-    order: PruningPlan | None,
+    order: Sequence[Judged],
     scores: Sequence[UnitScores],
     verify: int,
     journal: Store,
@@ -69,8 +71,8 @@ def chosen(
     Args:
         session: Holds the model, which stays as it is.
         shapes: The shapes that meet the target.
-        order: The plan of a search for layers by `logit_kl`, whose beginnings are the plans of
-            fewer; None where all shapes have all layers.
+        order: The layers in the order in which they go, by the divergence; none where all shapes
+            have all layers.
         scores: Scores of the units of every layer.
         verify: Number of shapes that meet the target and are measured.
         journal: Where the divergences are stored.
@@ -81,11 +83,12 @@ def chosen(
     """
     before = session.view.dimensions()
     dense = Shape.of(before)
-    made = partial(operations_for, before=before, order=order, scores=scores)
+    drops = [judged.candidate.run.operation for judged in order]
+    made = partial(operations_for, before=before, drops=drops, scores=scores)
     divergences = Divergences(session, journal, made)
     curves = Curves(
         dense,
-        depth=[0.0] if order is None else [0.0, *(-trial.similarity for trial in order.trials)],
+        depth=[0.0, *map(_of_held_out, order)],
         channels={w: divergences.of(replace(dense, mlp_width=w)) for w in _widths(dense, shapes)},
         kv_groups={k: divergences.of(replace(dense, kv_groups=k)) for k in _groups(dense, shapes)},
     )
@@ -140,23 +143,34 @@ def verified(
 
 
 def operations_for(
-    shape: Shape, before: Dimensions, order: PruningPlan | None, scores: Sequence[UnitScores]
+    shape: Shape,
+    before: Dimensions,
+    drops: Sequence[DepthOperation],
+    scores: Sequence[UnitScores],
 ) -> tuple[Operation, ...]:
     """What makes a shape of a model: layers go first, then units of those that are left.
 
     Args:
         shape: The shape.
         before: Dimensions of the model.
-        order: The plan of a search for layers.
+        drops: The operations that drop a layer, in their order.
         scores: Scores of the units of every layer.
     """
     dense = Shape.of(before)
-    found = () if order is None else order.operations[: dense.layers - shape.layers]
-    depth, _ = by_kind(found)
+    depth = drops[: dense.layers - shape.layers]
     left = {*remaining_layers(depth, dense.layers)}
     cut = Cut(dense.mlp_width - shape.mlp_width, dense.kv_groups - shape.kv_groups)
     kept = (operations_of(units, cut, before) for units in scores if units.layer in left)
     return (*depth, *chain.from_iterable(kept))
+
+
+def _of_held_out(judged: Judged) -> float:
+    """The divergence without a layer and those before it, on the held-out samples.
+
+    The mean over all samples is too low, because the repairs are fitted to most of them.
+    """
+    (values,) = held_out([torch.tensor(judged.values, dtype=torch.float64)])
+    return -float(values.mean())
 
 
 def _widths(dense: Shape, shapes: Sequence[Shape]) -> list[int]:

@@ -39,6 +39,7 @@ from slm_plugin.target import Target
 
 if TYPE_CHECKING:
     from slm_plugin.models.families.family import Family
+    from slm_plugin.pruners.depth.search.repaired_trials import Judged
     from slm_plugin.session import Session
 
 # Adherence below this is warned of.
@@ -117,12 +118,12 @@ class Hybrid(Pruner):
         verify = self.options.verify
         journal = self._journal(session, "shapes and divergences", is_measured)
         if self.leaves_uneven:
-            return self._plan(session, budget, None, self._mixed(session, budget, journal))
+            return self._plan(session, budget, self._mixed(session, budget, journal))
         shapes = shapes_within(budget, self._range(before))
-        order = self._order(session, shapes)
+        order, others = self._order(session, shapes)
         scores = self._scores(session, _largest_cut(before, shapes))
         choice = chosen(session, shapes, order, scores, verify, journal)
-        return self._plan(session, budget, order, choice)
+        return self._plan(session, budget, choice, order, others)
 
     def _mixed(self, session: Session, budget: Budget, journal: Store) -> Choice:
         """The choice of a width for every layer."""
@@ -167,10 +168,12 @@ class Hybrid(Pruner):
             return memory_budget(target, current, workload, session.model.dtype)
         return time_budget(session, target, workload, kv_groups=self.options.kv_groups)
 
-    def _order(self, session: Session, shapes: Sequence[Shape]) -> PruningPlan | None:
-        """The layers in the order in which they go; None where none do."""
+    def _order(
+        self, session: Session, shapes: Sequence[Shape]
+    ) -> tuple[list[Judged], list[Judged]]:
+        """The layers in the order in which they go, and what else the search judged."""
         most = len(session.view.layers) - min(shape.layers for shape in shapes)
-        return self._search(most).plan(session) if most else None
+        return self._search(most).search(session, most) if most else ([], [])
 
     def _scores(self, session: Session, cut: Cut) -> tuple[UnitScores, ...]:
         """Scores of the units of every layer; none where no shape is narrower."""
@@ -186,7 +189,12 @@ class Hybrid(Pruner):
         return trial_store(session, about + repair_target(session), form, valid)
 
     def _plan(
-        self, session: Session, budget: Budget, order: PruningPlan | None, choice: Choice
+        self,
+        session: Session,
+        budget: Budget,
+        choice: Choice,
+        order: Sequence[Judged] = (),
+        others: Sequence[Judged] = (),
     ) -> PruningPlan:
         """The plan of the chosen shape, with all that it was chosen from."""
         before, best = session.view.dimensions(), choice.best
@@ -207,8 +215,8 @@ class Hybrid(Pruner):
             before=before,
             after=after,
             operations=choice.operations,
-            trials=() if order is None else order.trials[:removed],
-            explored=() if order is None else order.explored,
+            trials=tuple(one.trial(accepted=True) for one in order[:removed]),
+            explored=tuple(one.trial(accepted=False) for one in others),
             scores=choice.scores,
             followed_by=dict(self.followed_by or {}),
             frontier=tuple(

@@ -17,6 +17,8 @@ import torch
 from slm_plugin.calibration.captures import capture
 from slm_plugin.errors import CalibrationError, TargetError, UnsupportedModelError, UserError
 from slm_plugin.plans import DropLayers, PruningPlan
+from slm_plugin.pruners.depth.repaired import Repaired, RepairedOptions
+from slm_plugin.pruners.depth.search.repaired_sets import repaired_sets
 from slm_plugin.pruners.hybrid.budget import Budget, parameter_budget, time_budget
 from slm_plugin.pruners.hybrid.divergence import Divergence
 from slm_plugin.pruners.hybrid.hybrid import Hybrid, HybridOptions
@@ -133,6 +135,19 @@ def test_few_measurements_go_to_what_is_predicted_best() -> None:
     measured = [shape for shape in plan.frontier if shape.measured is not None]
     assert len(measured) == 2 < len(plan.frontier)
     assert any(shape.layers == 8 for shape in measured) == (plan.frontier[0].layers == 8)
+
+
+def test_depth_alone_is_predicted_by_the_held_out_samples_of_the_search() -> None:
+    """Without one layer: what the exchanges of `repaired` measure, on samples that no fit uses."""
+    session = session_of()
+    dense = session.view.dimensions()
+    target = Target(parameters=dense.without_layers(1).parameters)
+    plan = planned(session, target, verify=1)
+    (shape,) = [one for one in plan.frontier if (one.layers, one.mlp_width) == (7, 48)]
+    (first,) = Repaired(RepairedOptions(judge="kl"), Target(layers_removed=1)).plan(session).trials
+    with repaired_sets(session, "boundary", "logit_kl", whole=True) as judge:
+        expected = -judge((first.first,), None).value
+    assert shape.predicted == pytest.approx(expected, rel=1e-9)
 
 
 def toy(depth: list[float], per_channel: float, a: float, b: float) -> tuple[Curves, Any]:

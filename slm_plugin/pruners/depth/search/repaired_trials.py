@@ -38,12 +38,14 @@ class Judged(NamedTuple):
         value: The mean of the criterion over the evaluated samples; greater is better.
         samples: Number of evaluated samples after early stopping; None if all were.
         base: The runs before it, in order.
+        values: The criterion's values of the evaluated samples, in order; none without a criterion.
     """
 
     candidate: Candidate
     value: float
     samples: int | None
     base: Runs
+    values: tuple[float, ...] = ()
 
     def trial(self, *, accepted: bool) -> Trial:
         """The trial as a record in a plan."""
@@ -146,7 +148,7 @@ class RepairedTrials:
             )
             most = max(map(len, seen))
             judged = [
-                Judged(one, fmean(v), len(v) if len(v) < most else None, self._base)
+                Judged(one, fmean(v), len(v) if len(v) < most else None, self._base, tuple(v))
                 for one, v in zip(candidates, seen, strict=True)
             ]
         self.made += judged
