@@ -247,10 +247,10 @@ def planned(
             plan = PruningPlan.read(file)
             if plan.frontier:
                 (chosen,) = [shape for shape in plan.frontier if shape.chosen]
-                told = [f"adherence {plan.adherence}", f"predicted cost {chosen.cost:.3f}"]
+                told = [f"adherence {plan.adherence}", f"cost predicted {chosen.cost:.3f}"]
                 if latency := plan.target.latency:
                     share = times[name][latency.phase == "decode"]
-                    told.append(f"of {latency.share} asked, measured {share:.3f}")
+                    told.append(f"asked {latency.share}, measured {share:.3f}")
                 yield f"{name}: {', '.join(told)}; {'; '.join(plan.notes[2:])}"
 
 
