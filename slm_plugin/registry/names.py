@@ -253,6 +253,7 @@ pruners: Registry[Pruner] = Registry(
         "experts": "slm_plugin.pruners.width.experts",
         "hybrid": "slm_plugin.pruners.hybrid.hybrid",
         "laco": "slm_plugin.pruners.depth.laco",
+        "layer_sparsity": "slm_plugin.pruners.depth.layer_sparsity",
         "merge_concat": "slm_plugin.pruners.depth.merge_concat",
         "repaired": "slm_plugin.pruners.depth.repaired",
         "shapley": "slm_plugin.pruners.depth.shapley",

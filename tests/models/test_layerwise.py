@@ -99,6 +99,8 @@ def test_every_criterion_and_search_streams(
         ("deepest", {}),
         ("sleb", {}),
         ("laco", {}),
+        ("layer_sparsity", {}),
+        ("layer_sparsity", {"by": "owl"}),
         ("merge_concat", {}),
         ("sublayer", {}),
         ("streamline", {}),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from slm_plugin.errors import CalibrationError
 from slm_plugin.lazy import torch
-from slm_plugin.pruners.width.input_sums import ReaderInputs, gram
+from slm_plugin.pruners.input_sums import ReaderInputs, gram
 
 if TYPE_CHECKING:
     from torch import Tensor

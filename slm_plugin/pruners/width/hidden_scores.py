@@ -11,8 +11,8 @@ from slm_plugin.models.families.family import Family
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import KeepHidden, Operation, RotateHidden
 from slm_plugin.pruners.gradients import gradients_of
+from slm_plugin.pruners.input_sums import InputSums, layer_inputs
 from slm_plugin.pruners.width.importance import kept_units, rounded
-from slm_plugin.pruners.width.input_sums import InputSums, layer_inputs
 from slm_plugin.surgery.hidden import coupled
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from slm_plugin.lazy import torch
-from slm_plugin.pruners.width.input_sums import InputSums, ReaderInputs, gram
+from slm_plugin.pruners.input_sums import InputSums, ReaderInputs, gram
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from slm_plugin.lazy import no_grad
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.streaming import held
 from slm_plugin.plans import UnitScores
-from slm_plugin.pruners.width.input_sums import LayerInputs
+from slm_plugin.pruners.input_sums import LayerInputs
 from slm_plugin.restoration.boundaries import dense_states
 from slm_plugin.restoration.layer_walk import LayerWalk
 from slm_plugin.restoration.refitting import refit_layer

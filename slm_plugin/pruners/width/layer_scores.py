@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from slm_plugin.models.dimensions import Dimensions
+from slm_plugin.pruners.input_sums import ReaderInputs
 from slm_plugin.pruners.width import input_scores
 from slm_plugin.pruners.width.brain_surgeon import error_curve
 from slm_plugin.pruners.width.budget import Cut
 from slm_plugin.pruners.width.heads import counted_units
-from slm_plugin.pruners.width.input_sums import ReaderInputs
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans import UnitScores
+from slm_plugin.pruners.input_sums import LayerInputs, ReaderInputs, layer_inputs
 from slm_plugin.pruners.width.allocation.choice import Stage, allocated
 from slm_plugin.pruners.width.allocation.limits import channel_limits
 from slm_plugin.pruners.width.allocation.projection import Limits, kept_channels
@@ -24,7 +25,6 @@ from slm_plugin.pruners.width.importance import (
     taylor_second,
     taylor_sum,
 )
-from slm_plugin.pruners.width.input_sums import LayerInputs, ReaderInputs, layer_inputs
 from slm_plugin.pruners.width.layer_by_layer import Restoration, scored_in_turn
 from slm_plugin.pruners.width.layer_scores import channel_scores, head_scores
 from slm_plugin.pruners.width.masked_losses import learned_scores

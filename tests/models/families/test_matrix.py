@@ -47,6 +47,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "hybrid": {"multiple_of": 4, "screen": 2, "verify": 2},
     "hybrid of different widths": {"search": "integer", "multiple_of": 4, "verify": 2},
     "laco": {"layers_per_merge": 2, "lowest": 0},
+    "layer_sparsity": {"by": "owl"},
     "merge_concat": {},
     "repaired": {"screen": 2, "polish": 2},
     "shapley": {"samples": 12},

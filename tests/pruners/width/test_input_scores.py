@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from slm_plugin.pruners.input_sums import ReaderInputs, layer_inputs
 from slm_plugin.pruners.width import input_scores
 from slm_plugin.pruners.width.brain_surgeon import error_curve
-from slm_plugin.pruners.width.input_sums import ReaderInputs, layer_inputs
 from slm_plugin.session import Session
 from tests.tiny import make_model, random_tokens
 

@@ -10,8 +10,8 @@ import torch
 pytest.importorskip("torch_pruning")
 
 from slm_plugin.plans import KeepChannels, PruningPlan
+from slm_plugin.pruners.input_sums import LayerInputs, layer_inputs
 from slm_plugin.pruners.width.brain_surgeon import error_curve
-from slm_plugin.pruners.width.input_sums import LayerInputs, layer_inputs
 from slm_plugin.pruners.width.width import Width
 from slm_plugin.pruners.width.width_options import WidthOptions
 from slm_plugin.recovery.closed_form.refit import Refit

@@ -19,11 +19,11 @@ from slm_plugin.models.families.suitability import refuse_unsuited
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import KeepQueryHeads, PruningPlan, UnitScores
 from slm_plugin.pruners.gradients import gradient_moments
+from slm_plugin.pruners.input_sums import layer_inputs
 from slm_plugin.pruners.width.brain_surgeon import eliminate
 from slm_plugin.pruners.width.budget import Cut, uniform_cut
 from slm_plugin.pruners.width.heads import HeadUnit
 from slm_plugin.pruners.width.importance import magnitude, taylor, taylor_second
-from slm_plugin.pruners.width.input_sums import layer_inputs
 from slm_plugin.pruners.width.layer_scores import BY_COLUMN, head_scores
 from slm_plugin.pruners.width.uniform import operations_of
 from slm_plugin.pruners.width.width import Width

@@ -8,12 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from slm_plugin.plans import UnitScores
-from slm_plugin.pruners.width.allocation.outliers import owl
+from slm_plugin.pruners.layer_sparsity.outliers import owl
+from slm_plugin.pruners.layer_sparsity.redundancy import influence, layer_redundancy
+from slm_plugin.pruners.layer_sparsity.spectra import alpha
 from slm_plugin.pruners.width.allocation.pooled import pooled
 from slm_plugin.pruners.width.allocation.progression import atp
 from slm_plugin.pruners.width.allocation.projection import Limits, kept_channels
-from slm_plugin.pruners.width.allocation.redundancy import influence, layer_redundancy
-from slm_plugin.pruners.width.allocation.spectra import alpha
 from slm_plugin.pruners.width.budget import Cut
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ pytest.importorskip("torch_pruning")
 from slm_plugin.errors import CalibrationError, TargetError, UnsupportedModelError
 from slm_plugin.plans import KeepChannels, PruningPlan
 from slm_plugin.pruners.depth.deepest import Deepest
+from slm_plugin.pruners.input_sums import layer_inputs
 from slm_plugin.pruners.width.allocation.choice import STRETCHED, WITHOUT_DATA, AllocationName
 from slm_plugin.pruners.width.brain_surgeon import error_curve
 from slm_plugin.pruners.width.input_scores import contribution
-from slm_plugin.pruners.width.input_sums import layer_inputs
 from slm_plugin.pruners.width.torch_pruning import TorchPruning
 from slm_plugin.pruners.width.width import Width
 from slm_plugin.pruners.width.width_options import WidthOptions

@@ -1,4 +1,4 @@
-"""Allocations by what layers compute: redundancy, influence, outliers, one threshold."""
+"""Relative sparsities by what layers compute: redundancy, influence, outliers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from slm_plugin.plans import UnitScores
-from slm_plugin.pruners.width.allocation.outliers import OUTLIER, outlier_share, owl
-from slm_plugin.pruners.width.allocation.pooled import pooled
-from slm_plugin.pruners.width.allocation.redundancy import (
+from slm_plugin.pruners.layer_sparsity.outliers import OUTLIER, outlier_share, owl
+from slm_plugin.pruners.layer_sparsity.redundancy import (
     influence,
     layer_redundancy,
     softmax_shares,
@@ -125,32 +123,3 @@ def test_outliers_are_counted_over_all_matrices_of_a_layer() -> None:
     wanted = 1 - 2 * 0.3 * (places - places.mean())
     assert owl(session, 0.3) == pytest.approx(wanted.tolist(), abs=1e-6)
     assert outlier_share([torch.tensor([1.0] * 19), torch.tensor([99.0])]) == 1 / 20
-
-
-def scores(*layers: list[float]) -> list[UnitScores]:
-    """Scores of MLP channels."""
-    return [
-        UnitScores(layer=layer, unit="mlp_channel", scores=tuple(values))
-        for layer, values in enumerate(layers)
-    ]
-
-
-def test_one_threshold_takes_the_lowest_of_all_layers() -> None:
-    """Against sorting all standardised scores; scaling a layer changes nothing."""
-    generator = torch.Generator().manual_seed(2)
-    raw = [torch.rand(size, generator=generator).double() for size in (20, 20, 30)]
-    raw[1] = raw[1] ** 4
-    given = scores(*(one.tolist() for one in raw))
-    standard = [(one - one.mean()) / one.std(correction=0) for one in raw]
-    for removed in (1, 25, 70):
-        bound = float(torch.cat(standard).sort().values[removed - 1])
-        wanted = [sum(value <= bound for value in one.tolist()) / len(one) for one in standard]
-        assert pooled(given, removed) == pytest.approx(wanted)
-    assert pooled(given, 0) == [0.0] * 3
-    louder = scores((1000 * raw[0] + 3).tolist(), raw[1].tolist(), raw[2].tolist())
-    assert pooled(louder, 25) == pytest.approx(pooled(given, 25))
-
-
-def test_a_layer_of_equal_scores_stands_at_its_mean() -> None:
-    """No division by 0."""
-    assert pooled(scores([5.0] * 4, [1.0, 2.0, 3.0, 40.0]), 3) == [0.0, 0.75]

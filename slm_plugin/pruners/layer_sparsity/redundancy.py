@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from slm_plugin.pruners.influence import block_influence
-from slm_plugin.pruners.width.allocation.scaling import scaled
+from slm_plugin.pruners.layer_sparsity.scaling import scaled
 
 if TYPE_CHECKING:
     from slm_plugin.session import Session

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from slm_plugin.pruners.width.allocation.scaling import scaled
-from slm_plugin.pruners.width.input_sums import InputSums, LayerInputs, layer_inputs
+from slm_plugin.pruners.input_sums import InputSums, LayerInputs, layer_inputs
+from slm_plugin.pruners.layer_sparsity.scaling import scaled
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import torch
 from slm_plugin.models.streaming import values
 from slm_plugin.models.view import DecoderView
-from slm_plugin.pruners.width.allocation.scaling import scaled
+from slm_plugin.pruners.layer_sparsity.scaling import scaled
 
 if TYPE_CHECKING:
     from torch import Tensor

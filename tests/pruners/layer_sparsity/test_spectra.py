@@ -10,7 +10,7 @@ import torch
 
 from slm_plugin.errors import NumericalError
 from slm_plugin.models.view import DecoderView
-from slm_plugin.pruners.width.allocation.spectra import (
+from slm_plugin.pruners.layer_sparsity.spectra import (
     BINS,
     PEAK,
     alpha,

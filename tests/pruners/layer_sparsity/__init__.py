@@ -1,0 +1,1 @@
+"""Tests of slm_plugin.pruners.layer_sparsity."""
