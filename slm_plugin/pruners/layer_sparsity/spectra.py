@@ -51,7 +51,7 @@ def alpha(view: DecoderView, spread: float, *, peak: bool = False) -> list[float
             raise NumericalError(
                 f"layer {index} has a matrix whose singular values are 0 or all equal: its "
                 "spectrum has no tail to fit",
-                hint="choose another `allocation`",
+                hint="choose another measure than alpha or alpha_peak",
             )
         exponents.append(sum(found) / len(found))
     return [1 - spread + 2 * spread * place for place in scaled(exponents)]
