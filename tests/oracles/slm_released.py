@@ -34,7 +34,10 @@ class Released:
 
 def merge(model: nn.Module, low: int, high: int) -> nn.Module:
     """Copy the model and merge its layers low..high as the released code does (w = 1)."""
-    model = copy.deepcopy(model)
+    written = {id(parameter) for parameter in model.model.layers[low].parameters()}
+    # The others are shared: copies of whole real models fill the memory before they are collected.
+    shared = {id(one): one for one in model.parameters() if id(one) not in written}
+    model = copy.deepcopy(model, shared)
     layers = model.model.layers
     for name in PROJECTIONS:
         current = layers[low].get_submodule(name).weight.data
