@@ -76,11 +76,11 @@ FAULTS = (
         "pruners/depth/test_polish.py",
     ),
     Fault(
-        "exchanges are judged on the samples that the repairs are fitted to",
-        "pruners/depth/search/repaired_sets.py",
-        "is_held_out(samples).nonzero()",
-        "(~is_held_out(samples)).nonzero()",
-        "pruners/depth/test_polish.py",
+        "candidates are judged on the samples that the repairs are fitted to",
+        "calibration/held_out.py",
+        "chosen.nonzero()",
+        "(~chosen).nonzero()",
+        "pruners/depth/test_repaired.py",
     ),
     Fault(
         "a start may drop what is protected",
@@ -94,13 +94,6 @@ FAULTS = (
         "pruners/hybrid/repaired_states.py",
         "lowest = max(planned.lowest - 1, 0)",
         "lowest = planned.lowest",
-        "pruners/hybrid/test_hybrid.py",
-    ),
-    Fault(
-        "what depth costs is a mean over the samples of the fits too",
-        "pruners/hybrid/choice.py",
-        "return -float(values.mean())",
-        "return -judged.value",
         "pruners/hybrid/test_hybrid.py",
     ),
     Fault(
@@ -140,7 +133,7 @@ FAULTS = (
     ),
     Fault(
         "the planner judges on the samples of the fits",
-        "pruners/hybrid/divergence.py",
+        "calibration/held_out.py",
         "chosen = is_held_out(",
         "chosen = ~is_held_out(",
         "pruners/hybrid/test_integer.py",

@@ -13,7 +13,9 @@ from slm_plugin.target import Target
 from tests.tiny import random_tokens
 
 TOKENS = random_tokens(15, 16)
-# Which of all tokens, one after the other, are fitted: every fifth sample is held out.
+# Every fifth sample is held out of all fits.
+UNFITTED = TOKENS[::5]
+# Which of all tokens, one after the other, are fitted.
 FITTED = (torch.arange(15) % 5 != 0).repeat_interleave(16)
 
 

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 from typing_extensions import Self
 
+from slm_plugin.calibration.held_out import is_held_out
 from slm_plugin.counts import Count, Natural
+from slm_plugin.lazy import torch
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.families.suitability import why_not
 from slm_plugin.plans import PruningPlan
@@ -202,7 +204,7 @@ class Repaired(BetweenEnds):
         criterion = JUDGES.get(options.judge)
         meaning = STATE if criterion is None else CRITERIA[criterion].meaning
         notes = (
-            f"similarity: {meaning}, mean over the calibration samples",
+            f"similarity: {meaning}, mean over {self._samples(session)}",
             f"greedy search: each step removed the layer that the model with `repair: "
             f"{options.repair}` misses least",
         )
@@ -220,13 +222,18 @@ class Repaired(BetweenEnds):
         options, criterion = self.options, JUDGES[self.options.judge]
         whole = options.screen == "all"
         eligible = self.removable(session.view)
-        unfitted = "" if options.repair == "none" else " that no repair is fitted to"
         with repaired_sets(session, options.repair, criterion, whole=whole) as judge:
             meaning = (
-                f"similarity: {CRITERIA[criterion].meaning}, mean over the {judge.samples} "
-                f"calibration samples{unfitted}"
+                f"similarity: {CRITERIA[criterion].meaning}, mean over {self._samples(session)}"
             )
             return polished_plan(self, session, begun, judge, eligible, options.polish, meaning)
+
+    def _samples(self, session: Session) -> str:
+        """The samples that candidates are judged on."""
+        if self.options.repair == "none":
+            return f"the {session.samples} calibration samples"
+        held_out = int(is_held_out(torch.arange(session.samples)).sum())
+        return f"the {held_out} calibration samples that no repair is fitted to"
 
     def _chosen(self, session: Session, wanted: int, trials: RepairedTrials) -> list[Judged]:
         """The best candidate of every step."""

@@ -11,11 +11,11 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from slm_plugin.cache import Store
-from slm_plugin.lazy import torch
+from slm_plugin.calibration.held_out import held_out
 from slm_plugin.plans import DepthOperation, Operation, UnitScores
 from slm_plugin.plans.operations import by_kind
 from slm_plugin.plans.steps import remaining_layers
-from slm_plugin.pruners.hybrid.divergence import Divergence, held_out
+from slm_plugin.pruners.hybrid.divergence import Divergence
 from slm_plugin.pruners.hybrid.prediction import Curves, DivergenceModel
 from slm_plugin.pruners.hybrid.repaired_states import repaired_states
 from slm_plugin.pruners.hybrid.shapes import AnyShape, MixedShape, Shape
@@ -88,7 +88,7 @@ def chosen(
     divergences = Divergences(session, journal, made)
     curves = Curves(
         dense,
-        depth=[0.0, *map(_of_held_out, order)],
+        depth=[0.0, *(-judged.value for judged in order)],
         channels={w: divergences.of(replace(dense, mlp_width=w)) for w in _widths(dense, shapes)},
         kv_groups={k: divergences.of(replace(dense, kv_groups=k)) for k in _groups(dense, shapes)},
     )
@@ -162,15 +162,6 @@ def operations_for(
     cut = Cut(dense.mlp_width - shape.mlp_width, dense.kv_groups - shape.kv_groups)
     kept = (operations_of(units, cut, before) for units in scores if units.layer in left)
     return (*depth, *chain.from_iterable(kept))
-
-
-def _of_held_out(judged: Judged) -> float:
-    """The divergence without a layer and those before it, on the held-out samples.
-
-    The mean over all samples is too low, because the repairs are fitted to most of them.
-    """
-    (values,) = held_out([torch.tensor(judged.values, dtype=torch.float64)])
-    return -float(values.mean())
 
 
 def _widths(dense: Shape, shapes: Sequence[Shape]) -> list[int]:

@@ -1,11 +1,10 @@
-"""KL divergence of a changed model from the model, on the held-out samples."""
+"""KL divergence of a changed model from the model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from slm_plugin.calibration.held_out import is_held_out
 from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import no_grad, torch
 from slm_plugin.pruners.depth.measures.criteria import negative_divergence, prepare_divergence
@@ -55,17 +54,3 @@ class Divergence:
         # Rounding may take the divergence of equal models below 0.
         kept: list[float] = found.clamp(min=0).tolist()
         return kept
-
-
-def held_out(batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The held-out samples of every batch that has some.
-
-    Args:
-        batches: A tensor for every batch of the calibration set, ``(samples, ...)``.
-    """
-    start = 0
-    for batch in batches:
-        chosen = is_held_out(torch.arange(start, start + len(batch)))
-        start += len(batch)
-        if chosen.any():
-            yield batch[chosen.to(batch.device)]

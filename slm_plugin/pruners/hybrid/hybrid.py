@@ -116,7 +116,7 @@ class Hybrid(Pruner):
         check_coupling(session.view)
         budget = self._budget(session)
         verify = self.options.verify
-        journal = self._journal(session, "shapes and divergences", is_measured)
+        journal = self._journal(session, "shapes, layers by unfitted samples", is_measured)
         if self.leaves_uneven:
             return self._plan(session, budget, self._mixed(session, budget, journal))
         shapes = shapes_within(budget, self._range(before))

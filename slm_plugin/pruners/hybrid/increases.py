@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from slm_plugin.cache import Store
 from slm_plugin.calibration.captures import capture, run_batches, split
+from slm_plugin.calibration.held_out import held_out
 from slm_plugin.lazy import no_grad, torch
 from slm_plugin.plans import KeepChannels, UnitScores
 from slm_plugin.progress import track
 from slm_plugin.pruners.depth.search.repaired_stack import REPAIRS, Candidate, RepairedStack
 from slm_plugin.pruners.depth.search.runs import DROP, Run
-from slm_plugin.pruners.hybrid.divergence import Divergence, held_out
+from slm_plugin.pruners.hybrid.divergence import Divergence
 from slm_plugin.pruners.hybrid.prediction import by_power
 from slm_plugin.pruners.trial_store import tell_read
 from slm_plugin.pruners.width.budget import Cut

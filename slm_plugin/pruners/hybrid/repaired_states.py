@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from slm_plugin.calibration.held_out import held_out
 from slm_plugin.lazy import no_grad
 from slm_plugin.plans import Operation
 from slm_plugin.progress import track
-from slm_plugin.pruners.hybrid.divergence import held_out
 from slm_plugin.restoration.boundaries import dense_states
 from slm_plugin.restoration.layer_walk import LayerWalk
 from slm_plugin.restoration.refitting import refit_layer

@@ -22,15 +22,11 @@ from slm_plugin.pruners.depth.search.repaired_sets import RepairedSets, repaired
 from slm_plugin.registry import pruners
 from slm_plugin.target import Target
 from tests.pruners.depth.strategies import mean_loss, planned, removed, session_of
-from tests.recovery.pruned import TOKENS, pruned, recover
+from tests.recovery.pruned import TOKENS, UNFITTED, pruned, recover
 from tests.tiny import make_model
 
 RECOVERY = {"boundary": ("refit", {"layers": "boundaries"}), "fold_linear": ("fold_linear", {})}
 START: dict[str, Any] = {"start": {"prune": "block_influence"}, "polish": 4}
-
-
-# Every fifth sample is held out of all fits.
-UNFITTED = TOKENS[::5]
 
 
 def loss_without(dropped: tuple[int, ...], repair: str = "boundary", **sizes: int) -> float:

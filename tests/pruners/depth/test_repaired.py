@@ -21,7 +21,7 @@ from slm_plugin.pruners.depth.search.runs import DROP, JOIN, Run
 from slm_plugin.session import Session
 from slm_plugin.target import Target
 from tests.pruners.depth.strategies import mean_loss, planned, removed, session_of
-from tests.recovery.pruned import TOKENS, pruned, recover, remove
+from tests.recovery.pruned import TOKENS, UNFITTED, pruned, recover, remove
 from tests.tiny import make_model
 
 RECOVERY = {"boundary": ("refit", {"layers": "boundaries"}), "fold_linear": ("fold_linear", {})}
@@ -57,12 +57,12 @@ def test_without_repair_and_screening_it_is_sleb(family: str, wanted: int) -> No
 @pytest.mark.parametrize("repair", RECOVERY)
 @pytest.mark.parametrize("candidate", [dropped(3), dropped(5), MEAN, JOINED])
 def test_a_trial_is_the_loss_of_the_repaired_model(repair: str, candidate: Candidate) -> None:
-    """As surgery and the recovery make it, for drops, merges and joins."""
+    """As surgery and the recovery make it, for drops, merges and joins; on unfitted samples."""
     model = make_model()
     trials = RepairedTrials(session_of(model, calibration=TOKENS), repair, "loss")
     judged = trials.best([candidate], whole=True)
-    expected = mean_loss(repaired_model(repair, candidate), TOKENS) - mean_loss(model, TOKENS)
-    assert -judged.value == pytest.approx(expected, abs=2e-5)
+    after = mean_loss(repaired_model(repair, candidate), UNFITTED)
+    assert -judged.value == pytest.approx(after - mean_loss(model, UNFITTED), abs=2e-5)
 
 
 @pytest.mark.parametrize("repair", RECOVERY)
@@ -81,12 +81,12 @@ def test_committed_layers_are_those_of_the_recovery(repair: str) -> None:
 def test_after_an_earlier_stage_the_target_is_the_dense_model() -> None:
     """Here too a trial is the loss of the model with the boundaries repaired."""
     session = pruned(make_model(), DropLayers(indices=(4,)))
-    before = mean_loss(session.model, TOKENS)
+    before = mean_loss(session.model, UNFITTED)
     # Behind the gap of layer 4 the dense model's state differs from the present model's.
     value = RepairedTrials(session, "boundary", "loss").best([dropped(3)], whole=True).value
     remove(session, DropLayers(indices=(3,)))
     recover("refit", session, layers="boundaries")
-    assert -value == pytest.approx(mean_loss(session.model, TOKENS) - before, abs=2e-5)
+    assert -value == pytest.approx(mean_loss(session.model, UNFITTED) - before, abs=2e-5)
 
 
 def test_lacks_that_are_kept_are_those_of_a_new_search() -> None:

@@ -12,7 +12,8 @@ from slm_plugin.pruners.depth.measures.criteria import CRITERIA, NO_HEAD, Criter
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from slm_plugin.session import Session
+    from slm_plugin.calibration.captures import Batch
+    from slm_plugin.models.view import DecoderView
 
 
 class Similarity:
@@ -25,24 +26,26 @@ class Similarity:
         same: Value of the unchanged model.
 
     Args:
-        session: Holds the model and its calibration set.
+        view: The original model.
+        captured: What was captured of it.
         criterion: Name of one of `criteria.CRITERIA`.
     """
 
-    def __init__(self, session: Session, criterion: CriterionName) -> None:
+    def __init__(
+        self, view: DecoderView, captured: Sequence[Batch], criterion: CriterionName
+    ) -> None:
         self._criterion = CRITERIA[criterion]
-        self._head = session.view.logits if self._criterion.logits else NO_HEAD
-        captured = session.captured()
+        self._head = view.logits if self._criterion.logits else NO_HEAD
         self._samples = sum(len(batch.tokens) for batch in captured)
         self.pooled, self.same = self._criterion.pooled, self._criterion.same
-        self._prepared = self._references(session)
+        self._prepared = self._references(captured)
         self.parts = len(self._prepared)
         self.greatest = max(self._criterion.greatest(prepared) for prepared in self._prepared)
 
     @inference_mode
-    def _references(self, session: Session) -> list[Prepared]:
+    def _references(self, captured: Sequence[Batch]) -> list[Prepared]:
         """The criterion's data of the original model, of every part."""
-        captured, prepare = session.captured(), self._criterion.prepare
+        prepare = self._criterion.prepare
         if self.pooled:
             final = torch.cat([batch.final for batch in captured])
             tokens = torch.cat([batch.tokens for batch in captured])

@@ -1,19 +1,16 @@
 """Trials of sets of dropped layers, every gap repaired anew.
 
 The value of a set does not depend on how it was reached: it is that of the model which surgery and
-the recovery of the boundaries make. It is measured on the samples that no repair is fitted to. On
-the others, sets whose repairs fit too closely would win.
+the recovery of the boundaries make.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from slm_plugin.calibration.held_out import is_held_out
-from slm_plugin.lazy import torch
 from slm_plugin.progress import counting
 from slm_plugin.pruners.depth.measures.criteria import CriterionName
 from slm_plugin.pruners.depth.search.exchanges import Dropped, Tried
@@ -38,60 +35,30 @@ def repaired_sets(
         session: Holds the model and its calibration set.
         repair: Name of one of `repaired_stack.REPAIRS`, or none.
         criterion: Judges the sets.
-        whole: Judge every set on all samples; see `race`.
+        whole: Judge every set on all samples that count; see `race`.
 
     Raises:
         OutputError: The journal cannot be written.
     """
     what = f"{criterion} after all gaps by {repair}{repair_target(session)}"
-    journal = Journal(trial_store(session, what, "sets of runs", is_part))
+    journal = Journal(trial_store(session, what, "sets of runs, unfitted samples", is_part))
     tell_read(session, journal.read_from_disk, journal.store)
     with counting("repaired: exchanges") as count:
-        rows = _unfitted(session, repair)
-        values = RepairedValues(session, criterion, journal, count, list(rows))
-        stack = RepairedStack(session, REPAIRS.get(repair))
-        yield RepairedSets(stack, values, list(rows.values()), whole=whole)
-
-
-def _unfitted(session: Session, repair: str) -> dict[int, list[int]]:
-    """The samples that no repair is fitted to, by their batch: without one, all."""
-    found: dict[int, list[int]] = {}
-    start = 0
-    for number, batch in enumerate(session.captured()):
-        samples = torch.arange(start, start + len(batch.tokens))
-        start += len(samples)
-        if repair in REPAIRS:
-            rows = is_held_out(samples).nonzero().flatten().tolist()
-        else:
-            rows = list(range(len(samples)))
-        if rows:
-            found[number] = rows
-    return found
+        values = RepairedValues(session, repair, criterion, journal, count)
+        yield RepairedSets(RepairedStack(session, REPAIRS.get(repair)), values, whole=whole)
 
 
 class RepairedSets:
     """Judges sets of dropped layers; the layers below the lowest difference run once.
 
-    Attributes:
-        samples: Number of samples that count.
-
     Args:
         stack: All layers of the model.
         values: The criterion's values of trials.
-        rows: The samples that count in every part.
-        whole: Judge every set on all samples; see `race`.
+        whole: Judge every set on all samples that count; see `race`.
     """
 
-    def __init__(
-        self,
-        stack: RepairedStack,
-        values: RepairedValues,
-        rows: Sequence[Sequence[int]],
-        *,
-        whole: bool,
-    ) -> None:
-        self._values, self._rows, self._whole = values, rows, whole
-        self.samples = sum(map(len, rows))
+    def __init__(self, stack: RepairedStack, values: RepairedValues, *, whole: bool) -> None:
+        self._values, self._whole = values, whole
         # Sets with their stacks: the latest best one that was run, and the latest of all.
         self._base: tuple[Dropped, RepairedStack] = (), stack
         self._latest: tuple[Dropped, RepairedStack] = self._base
@@ -118,8 +85,7 @@ class RepairedSets:
 
     def _part(self, dropped: Dropped, part: int) -> list[float]:
         runs = tuple(Run(index, index, DROP) for index in dropped)
-        found = self._values(runs, part, lambda numbers: self._stack(dropped).outputs(numbers))
-        return [found[row] for row in self._rows[part]]
+        return self._values(runs, part, lambda asked: self._stack(dropped).outputs(asked))
 
     def _stack(self, dropped: Dropped) -> RepairedStack:
         if dropped != self._latest[0]:

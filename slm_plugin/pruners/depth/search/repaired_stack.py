@@ -6,7 +6,7 @@ Nothing of the model changes: a repaired layer is a copy that shares all paramet
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -29,6 +29,7 @@ from slm_plugin.surgery.merge_rules import refittable
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from slm_plugin.pruners.depth.search.repaired_values import Part
     from slm_plugin.session import Session
 
 
@@ -143,15 +144,13 @@ class RepairedStack:
         return made
 
     @no_grad
-    def final(
-        self, candidate: Candidate, layer: nn.Module | None, numbers: Sequence[int]
-    ) -> list[Tensor]:
-        """Hidden states behind the final norm for some batches, with a candidate carried out.
+    def final(self, candidate: Candidate, layer: nn.Module | None, part: Part) -> Tensor:
+        """Hidden states behind the final norm for some samples, with a candidate carried out.
 
         Args:
             candidate: The candidate.
             layer: What `repaired` gave for it.
-            numbers: The batches.
+            part: The samples.
         """
         start = candidate.at
         layers = self._numbered(start + candidate.replaced)
@@ -159,13 +158,13 @@ class RepairedStack:
             start += 1
         elif layer is not None:
             layers.insert(0, (self.spans[start][0], layer))
-        return self._through(layers, start, numbers)
+        return self._through(layers, start, part)
 
     @no_grad
-    def outputs(self, numbers: Sequence[int]) -> list[Tensor]:
-        """Hidden states behind the final norm for some batches, of the layers as they are."""
+    def outputs(self, part: Part) -> Tensor:
+        """Hidden states behind the final norm for some samples, of the layers as they are."""
         start = max([self._lowest, *self._inputs])
-        return self._through(self._numbered(start), start, numbers)
+        return self._through(self._numbered(start), start, part)
 
     @no_grad
     def without(self, dropped: Collection[int]) -> RepairedStack:
@@ -210,16 +209,12 @@ class RepairedStack:
             made._lowest = len(every)
         return made
 
-    def _through(
-        self, layers: Sequence[tuple[int, nn.Module]], start: int, numbers: Sequence[int]
-    ) -> list[Tensor]:
+    def _through(self, layers: Iterable[tuple[int, nn.Module]], start: int, part: Part) -> Tensor:
         """Hidden states behind the final norm, from the inputs of the layer at a position."""
-        states = run_batches(
-            layers,
-            [self._captured[number] for number in numbers],
-            [self._input(start, number) for number in numbers],
-        )
-        return [self._view.norm(hidden) for hidden in states]
+        inputs = self._input(start, part.number)[part.rows]
+        (outputs,) = run_batches(layers, [part.batch], [inputs])
+        final: Tensor = self._view.norm(outputs)
+        return final
 
     def commit(self, candidate: Candidate, layer: nn.Module | None) -> None:
         """Carry a candidate out, and repair the gaps above anew, since their inputs change.

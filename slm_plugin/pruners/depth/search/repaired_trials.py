@@ -20,7 +20,7 @@ from slm_plugin.pruners.depth.measures.criteria import CriterionName
 from slm_plugin.pruners.depth.search.journal import Journal, is_part, runs_of
 from slm_plugin.pruners.depth.search.race import race
 from slm_plugin.pruners.depth.search.repaired_stack import REPAIRS, Candidate, RepairedStack
-from slm_plugin.pruners.depth.search.repaired_values import RepairedValues
+from slm_plugin.pruners.depth.search.repaired_values import Part, RepairedValues
 from slm_plugin.pruners.depth.search.runs import Measured, Runs
 from slm_plugin.pruners.trial_store import repair_target, tell_read, trial_store
 
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from slm_plugin.session import Session
+
+
+# Values of the samples that no repair is fitted to.
+FORM = "ordered runs, unfitted samples"
 
 
 class Judged(NamedTuple):
@@ -38,14 +42,12 @@ class Judged(NamedTuple):
         value: The mean of the criterion over the evaluated samples; greater is better.
         samples: Number of evaluated samples after early stopping; None if all were.
         base: The runs before it, in order.
-        values: The criterion's values of the evaluated samples, in order; none without a criterion.
     """
 
     candidate: Candidate
     value: float
     samples: int | None
     base: Runs
-    values: tuple[float, ...] = ()
 
     def trial(self, *, accepted: bool) -> Trial:
         """The trial as a record in a plan."""
@@ -68,7 +70,7 @@ def repaired_trials(
         OutputError: The journal cannot be written.
     """
     about = f"after {repair}{repair_target(session)}"
-    journal = Journal(trial_store(session, f"{criterion} {about}", "ordered runs", is_part))
+    journal = Journal(trial_store(session, f"{criterion} {about}", FORM, is_part))
     lacks = trial_store(session, f"lack {about}", "ordered runs", _is_lack)
     tell_read(session, journal.read_from_disk, journal.store)
     with counting("repaired: trials") as count:
@@ -104,7 +106,9 @@ class RepairedTrials:
         self.made: list[Judged] = []
         self._values: RepairedValues | None = None
         if criterion is not None:
-            self._values = RepairedValues(session, criterion, journal or Journal(Store()), count)
+            self._values = RepairedValues(
+                session, repair, criterion, journal or Journal(Store()), count
+            )
         self._stored = lacks or Store()
         self._count = count
         self._base: Runs = ()
@@ -131,7 +135,7 @@ class RepairedTrials:
 
         Args:
             candidates: At least one.
-            whole: Evaluate all on all samples; see `race`.
+            whole: Judge all on all samples that count; see `race`.
 
         Raises:
             NumericalError: A value is NaN.
@@ -148,7 +152,7 @@ class RepairedTrials:
             )
             most = max(map(len, seen))
             judged = [
-                Judged(one, fmean(v), len(v) if len(v) < most else None, self._base, tuple(v))
+                Judged(one, fmean(v), len(v) if len(v) < most else None, self._base)
                 for one, v in zip(candidates, seen, strict=True)
             ]
         self.made += judged
@@ -166,8 +170,8 @@ class RepairedTrials:
     def _part(self, values: RepairedValues, candidate: Candidate, part: int) -> list[float]:
         """The criterion's values of the samples of a part."""
 
-        def final(numbers: Sequence[int]) -> list[Tensor]:
-            return self.stack.final(candidate, self._layer(candidate), numbers)
+        def final(asked: Part) -> Tensor:
+            return self.stack.final(candidate, self._layer(candidate), asked)
 
         return values((*self._base, candidate.run), part, final)
 

@@ -88,7 +88,7 @@ class Trials:
         self._view = session.view
         self._dimensions = session.view.dimensions()
         self._captured = session.captured()
-        self._similarity = Similarity(session, criterion)
+        self._similarity = Similarity(session.view, session.captured(), criterion)
         self._streamed = is_streamed(session.model)
         self._rule, self._weights_only = rule, weights_only
         self._count = count
