@@ -3,8 +3,8 @@
 Each search runs in a process of its own that loads the model, and says how often a decoder layer
 ran (in layer forwards of the whole calibration set, free of clock noise), what it took in seconds,
 and the loss of the model that its plan and `recover: refit` leave, on the calibration set and on a
-text that no search saw. With `repair: none`, `screen: all` the search is that of `sleb`, and the
-plans must be equal.
+text that no search saw. With `repair: none`, `judge: loss`, `screen: all` the search is that of
+`sleb`, and the plans must be equal.
 
     python benchmarks/depth_searches.py --layers 6 --samples 16 --length 256
 """
@@ -24,9 +24,13 @@ ENDS = {"protect_first": 1, "protect_last": 1}
 TRIES = 24
 SEARCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "sleb": ("sleb", {}),
-    "repaired, as sleb": ("repaired", {"repair": "none", "screen": "all", **ENDS}),
+    "repaired, as sleb": (
+        "repaired",
+        {"repair": "none", "judge": "loss", "screen": "all", **ENDS},
+    ),
     "repaired": ("repaired", {}),
-    "repaired, screen 3": ("repaired", {"screen": 3}),
+    "repaired, loss": ("repaired", {"judge": "loss"}),
+    "repaired, screen 10": ("repaired", {"screen": 10}),
     "repaired, fold_linear": ("repaired", {"repair": "fold_linear"}),
     "repaired, state": ("repaired", {"judge": "state"}),
     "repaired, polished": ("repaired", {"polish": TRIES}),

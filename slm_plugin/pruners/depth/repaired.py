@@ -70,16 +70,16 @@ class RepairedOptions(EndsOptions):
         Count | Literal["all"],
         Field(
             description="candidates that are judged at each step: those whose repaired state lacks "
-            "least; all: every one, on all samples"
+            "least; all: every one, without stopping early"
         ),
     ] = 5
     judge: Annotated[
-        Literal["loss", "kl", "state"],
+        Literal["kl", "loss", "state"],
         Field(
-            description="loss, or kl divergence, of the repaired model; state: the error behind "
-            "the gap alone"
+            description="kl: divergence of the repaired model from the model; loss: its loss; "
+            "state: the error behind the gap alone"
         ),
-    ] = "loss"
+    ] = "kl"
     merge_rules: Annotated[
         tuple[Annotated[str, AfterValidator(_check_rule)], ...],
         Field(
@@ -110,7 +110,7 @@ class RepairedOptions(EndsOptions):
             raise ValueError("`polish` exchanges dropped layers: leave out `merge_rules`")
         if self.polish and self.judge == "state":
             raise ValueError(
-                "`polish` judges whole models: set `judge: loss` or kl, and search by the state "
+                "`polish` judges whole models: set `judge: kl` or loss, and search by the state "
                 "with `start: {prune: repaired, judge: state}`"
             )
         return self
@@ -121,7 +121,8 @@ class Repaired(BetweenEnds):
     """Drop or merge one layer at a time: the one that the repaired model misses least.
 
     Each step estimates for every candidate what the state behind it lacks after the repair, and
-    judges the best of them by the loss of the whole model with that repair in place. The plan of
+    judges the best of them by the divergence of the whole model with that repair in place, on the
+    samples that no repair is fitted to. The plan of
     fewer layers is the beginning of the plan of more, unless ``polish`` changed it. The repair is
     no part of the plan; the recovery that belongs to it runs behind.
     """

@@ -67,7 +67,7 @@ def test_exchanges_that_reach_every_set_find_the_best(start: str) -> None:
     """Of a model of five layers, as removing and repairing every pair tells."""
     sizes = {"num_hidden_layers": 5}
     losses = {pair: loss_without(pair, **sizes) for pair in itertools.combinations(range(5), 2)}
-    options = {"polish": 9, "screen": "all", "start": {"prune": start}}
+    options = {"polish": 9, "judge": "loss", "screen": "all", "start": {"prune": start}}
     plan = planned("repaired", make_model(**sizes), 2, tokens=TOKENS, **options)  # type: ignore[arg-type]
     assert tuple(sorted(removed(plan))) == min(losses, key=losses.__getitem__)
     tried = (*plan.trials, *plan.explored)
@@ -81,9 +81,13 @@ def test_exchanges_that_reach_every_set_find_the_best(start: str) -> None:
 @pytest.mark.parametrize("start", [None, "deepest", "shapley"])
 def test_a_polished_plan_is_no_worse(start: str | None) -> None:
     """Than its start, in the loss of the repaired model; each accepted exchange is better."""
-    options: dict[str, Any] = {"polish": 6, "screen": "all"}
+    options: dict[str, Any] = {"polish": 6, "judge": "loss", "screen": "all"}
     begun = planned(
-        start or "repaired", make_model(), 3, tokens=TOKENS, **({} if start else {"screen": "all"})
+        start or "repaired",
+        make_model(),
+        3,
+        tokens=TOKENS,
+        **({} if start else {"judge": "loss", "screen": "all"}),
     )
     if start:
         options["start"] = {"prune": start}

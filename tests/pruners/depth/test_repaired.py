@@ -49,7 +49,8 @@ def test_without_repair_and_screening_it_is_sleb(family: str, wanted: int) -> No
     model = make_model(family)
     sleb = planned("sleb", model, wanted)
     ends = {"protect_first": 1, "protect_last": 1}
-    plan = planned("repaired", model, wanted, repair="none", screen="all", **ends)
+    options = {"repair": "none", "judge": "loss", "screen": "all", **ends}
+    plan = planned("repaired", model, wanted, **options)
     assert plan.operations == sleb.operations
     assert [t.similarity for t in plan.trials] == [t.similarity for t in sleb.trials]
 
