@@ -34,9 +34,10 @@ class Trial(Record):
     """One candidate that a depth strategy evaluated: layers merged into one, or dropped.
 
     ``committed`` holds the windows that were merged before the trial. The similarity is the
-    criterion's mean over the calibration samples; ``samples`` is the number of evaluated samples
-    after early stopping. ``layers_removed`` is the number of layers removed in the trial, if some
-    windows were merged and others dropped.
+    criterion's mean over the calibration samples, or over those that no repair is fitted to, where
+    the search repairs; ``samples`` is the number of evaluated samples after early stopping.
+    ``layers_removed`` is the number of layers removed in the trial, if some windows were merged and
+    others dropped.
     """
 
     first: Index

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from slm_plugin.session import Session
 
 JUDGES: dict[str, CriterionName] = {"loss": "loss", "kl": "logit_kl"}
-STATE = "minus the relative error, after its repair, of the state behind the gap"
+STATE = "minus the relative error of the state behind the gap"
 FOLLOWED_BY: dict[str, dict[str, Any] | None] = {
     "boundary": {"recover": "refit"},
     "fold_linear": {"recover": "fold_linear"},
@@ -122,9 +122,9 @@ class Repaired(BetweenEnds):
 
     Each step estimates for every candidate what the state behind it lacks after the repair, and
     judges the best of them by the divergence of the whole model with that repair in place, on the
-    samples that no repair is fitted to. The plan of
-    fewer layers is the beginning of the plan of more, unless ``polish`` changed it. The repair is
-    no part of the plan; the recovery that belongs to it runs behind.
+    samples that no repair is fitted to. The plan of fewer layers is the beginning of the plan of
+    more, unless ``polish`` changed it. The repair is no part of the plan; the recovery that belongs
+    to it runs behind.
     """
 
     keeps_trials = True
@@ -203,9 +203,11 @@ class Repaired(BetweenEnds):
         options = self.options
         chosen, others = self.search(session, wanted)
         criterion = JUDGES.get(options.judge)
-        meaning = STATE if criterion is None else CRITERIA[criterion].meaning
+        meaning = (
+            f"{STATE} over" if criterion is None else f"{CRITERIA[criterion].meaning}, mean over"
+        )
         notes = (
-            f"similarity: {meaning}, mean over {self._samples(session)}",
+            f"similarity: {meaning} {self._samples(session)}",
             f"greedy search: each step removed the layer that the model with `repair: "
             f"{options.repair}` misses least",
         )
@@ -231,10 +233,11 @@ class Repaired(BetweenEnds):
 
     def _samples(self, session: Session) -> str:
         """The samples that candidates are judged on."""
-        if self.options.repair == "none":
-            return f"the {session.samples} calibration samples"
+        every = self.options.repair == "none"
         held_out = int(is_held_out(torch.arange(session.samples)).sum())
-        return f"the {held_out} calibration samples that no repair is fitted to"
+        count = session.samples if every else held_out
+        said = "one calibration sample" if count == 1 else f"{count} calibration samples"
+        return said if every else f"the {said} that no repair is fitted to"
 
     def _chosen(self, session: Session, wanted: int, trials: RepairedTrials) -> list[Judged]:
         """The best candidate of every step."""

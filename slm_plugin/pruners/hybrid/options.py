@@ -54,7 +54,7 @@ class HybridOptions(EndsOptions, Workload):
     ] = 8
     verify: Annotated[
         Count, Field(description="shapes that are measured after their restoration")
-    ] = 5
+    ] = 8
 
     @model_validator(mode="after")
     def _used(self) -> Self:

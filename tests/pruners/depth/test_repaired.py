@@ -110,6 +110,19 @@ def test_lacks_that_are_kept_are_those_of_a_new_search() -> None:
         trials.commit(trials.best([done[-1]], whole=True))
 
 
+@pytest.mark.parametrize("repair", [*RECOVERY, "none"])
+def test_what_the_lowest_layer_leaves_is_compared_on_the_same_samples(repair: str) -> None:
+    """Nothing can be repaired below it, but all other candidates count the unfitted samples."""
+    model = make_model()
+    lowest = Candidate(Run(0, 0, DROP), 0, replaced=1)
+    trials = RepairedTrials(session_of(model, calibration=TOKENS, batch_tokens=48), repair, None)
+    counted = TOKENS if repair == "none" else UNFITTED
+    with torch.no_grad():
+        before, behind = model(counted, output_hidden_states=True).hidden_states[:2]
+    expected = float((behind - before).norm() / behind.norm())
+    assert trials.lack(lowest) == pytest.approx(expected, rel=1e-5)
+
+
 def make_linear(model: PreTrainedModel, layer: int) -> None:
     """Let a layer do nothing but apply a linear map to what the MLP below has added."""
     below, above = model.model.layers[layer - 1], model.model.layers[layer]

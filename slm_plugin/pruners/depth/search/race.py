@@ -19,9 +19,9 @@ def race(
 
     Args:
         candidates: Number of candidates.
-        parts: Number of parts of the calibration set.
+        parts: Number of parts of the samples that count.
         values: The values of a candidate on the samples of a part; greater is better.
-        whole: Judge all candidates on all samples. Otherwise one stops as soon as the mean of the
+        whole: Judge all candidates on all of them. Otherwise one stops as soon as the mean of the
             differences to the best one so far, sample by sample, is `DEVIATIONS` standard errors
             below 0. The test is repeated after every part without a correction for that.
 

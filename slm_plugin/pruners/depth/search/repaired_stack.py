@@ -6,14 +6,15 @@ Nothing of the model changes: a repaired layer is a copy that shares all paramet
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from slm_plugin.calibration.captures import in_float64, run_batches, run_layers
+from slm_plugin.calibration.captures import Batch, in_float64, run_batches, run_layers
+from slm_plugin.calibration.held_out import held_out_rows
 from slm_plugin.calibration.spool import Spool
 from slm_plugin.lazy import nn, no_grad
 from slm_plugin.pruners.depth.search.runs import DROP, Run
@@ -39,6 +40,18 @@ REPAIRS: dict[str, Repair] = {
     "boundary": partial(refit_layer, o_proj=False),
     "fold_linear": fold_layer,
 }
+
+
+def unfitted(captured: Sequence[Batch], repair: Repair | None) -> dict[int, list[int] | slice]:
+    """The samples that no repair is fitted to: those held out, or without a repair all.
+
+    Returns:
+        Their places, by the number of their batch.
+    """
+    if repair is None:
+        return dict.fromkeys(range(len(captured)), slice(None))
+    held = held_out_rows(batch.tokens for batch in captured)
+    return {number: rows for number, (_, rows) in enumerate(held) if rows}
 
 
 class Candidate(NamedTuple):
@@ -90,9 +103,10 @@ class RepairedStack:
     def lack(self, candidate: Candidate) -> float:
         """Relative error of the state behind a run that is dropped or merged.
 
-        Where gaps are repaired it is the error of the held-out samples after the best linear map of
-        what the MLP adds, whatever the repair: that fit has ``hidden x hidden`` sums, where one of
-        ``down_proj`` has ``channels x channels``.
+        It is that of the `unfitted` samples. Where gaps are repaired it is the error after the best
+        linear map of what the MLP adds, whatever the repair: that fit has ``hidden x hidden`` sums,
+        where one of ``down_proj`` has ``channels x channels``. Where the lowest layer is dropped,
+        nothing can be repaired.
 
         Raises:
             CalibrationError: There are fewer than 2 samples.
@@ -268,16 +282,16 @@ class RepairedStack:
         """Relative error of the state behind a candidate as it is."""
         at, target = candidate.at, self._target(candidate.at + candidate.replaced)
         error = norm = 0.0
-        for number, batch in enumerate(self._captured):
+        for number, rows in unfitted(self._captured, self._repair).items():
             if layer is None:
                 state = self._input(at, number)
             elif layer is self.layers[at]:
                 state = self._input(at + 1, number)
             else:
-                arguments = batch.arguments[self.spans[at][0]]
+                arguments = self._captured[number].arguments[self.spans[at][0]]
                 state = run_layers([layer], self._input(at, number), arguments)
-            wanted = in_float64(self._dense[number].inputs[target])
-            error += float((wanted - in_float64(state)).square().sum())
+            wanted = in_float64(self._dense[number].inputs[target][rows])
+            error += float((wanted - in_float64(state[rows])).square().sum())
             norm += float(wanted.square().sum())
         return share(error, norm)
 

@@ -71,7 +71,7 @@ def repaired_trials(
     """
     about = f"after {repair}{repair_target(session)}"
     journal = Journal(trial_store(session, f"{criterion} {about}", FORM, is_part))
-    lacks = trial_store(session, f"lack {about}", "ordered runs", _is_lack)
+    lacks = trial_store(session, f"lack {about}", FORM, _is_lack)
     tell_read(session, journal.read_from_disk, journal.store)
     with counting("repaired: trials") as count:
         yield RepairedTrials(session, repair, criterion, journal, lacks, count)

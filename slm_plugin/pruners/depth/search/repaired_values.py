@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from slm_plugin.calibration.captures import Batch, first_inputs
-from slm_plugin.calibration.held_out import held_out_rows
 from slm_plugin.pruners.depth.measures.criteria import CriterionName
 from slm_plugin.pruners.depth.measures.similarity import Similarity
 from slm_plugin.pruners.depth.search.journal import Journal
-from slm_plugin.pruners.depth.search.repaired_stack import REPAIRS
+from slm_plugin.pruners.depth.search.repaired_stack import REPAIRS, unfitted
 from slm_plugin.pruners.depth.search.runs import Runs
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ class Part:
     Attributes:
         number: The batch.
         rows: Their places in it.
-        batch: They alone; without inputs of layers where they are not the whole batch.
+        batch: They alone; with a repair it has no input but the first layer's.
     """
 
     number: int
@@ -40,12 +39,11 @@ class Part:
 
 
 def judged_parts(session: Session, repair: str) -> list[Part]:
-    """The samples that no repair is fitted to: those held out, or without a repair all."""
+    """The `unfitted` samples, by batch."""
     captured = session.captured()
+    found = unfitted(captured, REPAIRS.get(repair))
     if repair not in REPAIRS:
-        return [Part(number, slice(None), batch) for number, batch in enumerate(captured)]
-    held = held_out_rows(batch.tokens for batch in captured)
-    found = {number: rows for number, (_, rows) in enumerate(held) if rows}
+        return [Part(number, rows, captured[number]) for number, rows in found.items()]
     entered = first_inputs(
         session.view, (captured[number].tokens[rows] for number, rows in found.items())
     )
