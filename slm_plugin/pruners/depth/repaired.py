@@ -202,12 +202,8 @@ class Repaired(BetweenEnds):
         """The plan of the greedy search."""
         options = self.options
         chosen, others = self.search(session, wanted)
-        criterion = JUDGES.get(options.judge)
-        meaning = (
-            f"{STATE} over" if criterion is None else f"{CRITERIA[criterion].meaning}, mean over"
-        )
         notes = (
-            f"similarity: {meaning} {self._samples(session)}",
+            self._similarity(session),
             f"greedy search: each step removed the layer that the model with `repair: "
             f"{options.repair}` misses least",
         )
@@ -226,10 +222,14 @@ class Repaired(BetweenEnds):
         whole = options.screen == "all"
         eligible = self.removable(session.view)
         with repaired_sets(session, options.repair, criterion, whole=whole) as judge:
-            meaning = (
-                f"similarity: {CRITERIA[criterion].meaning}, mean over {self._samples(session)}"
-            )
+            meaning = self._similarity(session)
             return polished_plan(self, session, begun, judge, eligible, options.polish, meaning)
+
+    def _similarity(self, session: Session) -> str:
+        """A note on what the similarities of trials are."""
+        criterion = JUDGES.get(self.options.judge)
+        meaning = f"{CRITERIA[criterion].meaning}, mean" if criterion else STATE
+        return f"similarity: {meaning} over {self._samples(session)}"
 
     def _samples(self, session: Session) -> str:
         """The samples that candidates are judged on."""

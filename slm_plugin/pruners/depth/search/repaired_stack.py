@@ -6,17 +6,17 @@ Nothing of the model changes: a repaired layer is a copy that shares all paramet
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from copy import copy
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from slm_plugin.calibration.captures import Batch, in_float64, run_batches, run_layers
-from slm_plugin.calibration.held_out import held_out_rows
+from slm_plugin.calibration.captures import in_float64, run_batches, run_layers
 from slm_plugin.calibration.spool import Spool
 from slm_plugin.lazy import nn, no_grad
+from slm_plugin.pruners.depth.search.judged_samples import Part, unfitted
 from slm_plugin.pruners.depth.search.runs import DROP, Run
 from slm_plugin.restoration.boundaries import dense_states, target_above
 from slm_plugin.restoration.folding import fold_layer, folding
@@ -30,7 +30,6 @@ from slm_plugin.surgery.merge_rules import refittable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from slm_plugin.pruners.depth.search.repaired_values import Part
     from slm_plugin.session import Session
 
 
@@ -40,18 +39,6 @@ REPAIRS: dict[str, Repair] = {
     "boundary": partial(refit_layer, o_proj=False),
     "fold_linear": fold_layer,
 }
-
-
-def unfitted(captured: Sequence[Batch], repair: Repair | None) -> dict[int, list[int] | slice]:
-    """The samples that no repair is fitted to: those held out, or without a repair all.
-
-    Returns:
-        Their places, by the number of their batch.
-    """
-    if repair is None:
-        return dict.fromkeys(range(len(captured)), slice(None))
-    held = held_out_rows(batch.tokens for batch in captured)
-    return {number: rows for number, (_, rows) in enumerate(held) if rows}
 
 
 class Candidate(NamedTuple):
@@ -91,6 +78,7 @@ class RepairedStack:
         self._dense, self._sources = dense_states(session)
         self._dimensions = self._view.dimensions()
         self._repair = repair
+        self._unfitted = unfitted(self._captured, repaired=repair is not None)
         # As the model and its merge rules give them, and with their repairs.
         self._plain: list[nn.Module] = list(self._view.layers)
         self.layers = list(self._plain)
@@ -282,7 +270,7 @@ class RepairedStack:
         """Relative error of the state behind a candidate as it is."""
         at, target = candidate.at, self._target(candidate.at + candidate.replaced)
         error = norm = 0.0
-        for number, rows in unfitted(self._captured, self._repair).items():
+        for number, rows in self._unfitted.items():
             if layer is None:
                 state = self._input(at, number)
             elif layer is self.layers[at]:

@@ -18,9 +18,10 @@ from slm_plugin.plans import Trial
 from slm_plugin.progress import counting
 from slm_plugin.pruners.depth.measures.criteria import CriterionName
 from slm_plugin.pruners.depth.search.journal import Journal, is_part, runs_of
+from slm_plugin.pruners.depth.search.judged_samples import Part
 from slm_plugin.pruners.depth.search.race import race
 from slm_plugin.pruners.depth.search.repaired_stack import REPAIRS, Candidate, RepairedStack
-from slm_plugin.pruners.depth.search.repaired_values import Part, RepairedValues
+from slm_plugin.pruners.depth.search.repaired_values import RepairedValues
 from slm_plugin.pruners.depth.search.runs import Measured, Runs
 from slm_plugin.pruners.trial_store import repair_target, tell_read, trial_store
 

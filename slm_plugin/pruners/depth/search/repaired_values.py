@@ -1,56 +1,21 @@
-"""Values of trials of repaired models, from the journal or from a run.
-
-Trials are judged on the samples that no repair is fitted to. On the others, trials whose repairs
-fit too closely would win.
-"""
+"""Values of trials of repaired models, from the journal or from a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from slm_plugin.calibration.captures import Batch, first_inputs
 from slm_plugin.pruners.depth.measures.criteria import CriterionName
 from slm_plugin.pruners.depth.measures.similarity import Similarity
 from slm_plugin.pruners.depth.search.journal import Journal
-from slm_plugin.pruners.depth.search.repaired_stack import REPAIRS, unfitted
+from slm_plugin.pruners.depth.search.judged_samples import Part, judged_parts
+from slm_plugin.pruners.depth.search.repaired_stack import REPAIRS
 from slm_plugin.pruners.depth.search.runs import Runs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from slm_plugin.session import Session
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The samples of a captured batch on which trials are judged.
-
-    Attributes:
-        number: The batch.
-        rows: Their places in it.
-        batch: They alone; with a repair it has no input but the first layer's.
-    """
-
-    number: int
-    rows: Sequence[int] | slice
-    batch: Batch
-
-
-def judged_parts(session: Session, repair: str) -> list[Part]:
-    """The `unfitted` samples, by batch."""
-    captured = session.captured()
-    found = unfitted(captured, REPAIRS.get(repair))
-    if repair not in REPAIRS:
-        return [Part(number, rows, captured[number]) for number, rows in found.items()]
-    entered = first_inputs(
-        session.view, (captured[number].tokens[rows] for number, rows in found.items())
-    )
-    return [
-        Part(number, rows, replace(batch, final=captured[number].final[rows]))
-        for (number, rows), batch in zip(found.items(), entered, strict=True)
-    ]
 
 
 class RepairedValues:
@@ -75,7 +40,7 @@ class RepairedValues:
         journal: Journal,
         count: Callable[[], None],
     ) -> None:
-        self._parts = judged_parts(session, repair)
+        self._parts = judged_parts(session, repaired=repair in REPAIRS)
         self._similarity = Similarity(session.view, [part.batch for part in self._parts], criterion)
         self._journal, self._count = journal, count
         self.parts = len(self._parts)
