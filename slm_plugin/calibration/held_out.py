@@ -19,6 +19,11 @@ def is_held_out(numbers: Tensor) -> Tensor:
     return numbers % EVERY == 0
 
 
+def held_out_count(samples: int) -> int:
+    """How many of so many samples are held out."""
+    return len(range(0, samples, EVERY))
+
+
 def held_out_rows(batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, list[int]]]:
     """Every batch of the calibration set with the places of its held-out samples.
 

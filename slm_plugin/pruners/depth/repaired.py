@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 from typing_extensions import Self
 
-from slm_plugin.calibration.held_out import is_held_out
+from slm_plugin.calibration.held_out import held_out_count
 from slm_plugin.counts import Count, Natural
-from slm_plugin.lazy import torch
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.families.suitability import why_not
 from slm_plugin.plans import PruningPlan
@@ -234,8 +233,7 @@ class Repaired(BetweenEnds):
     def _samples(self, session: Session) -> str:
         """The samples that candidates are judged on."""
         every = self.options.repair == "none"
-        held_out = int(is_held_out(torch.arange(session.samples)).sum())
-        count = session.samples if every else held_out
+        count = session.samples if every else held_out_count(session.samples)
         said = "one calibration sample" if count == 1 else f"{count} calibration samples"
         return said if every else f"the {said} that no repair is fitted to"
 

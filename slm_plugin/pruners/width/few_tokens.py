@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from slm_plugin.calibration.held_out import is_held_out
-from slm_plugin.lazy import torch
+from slm_plugin.calibration.held_out import held_out_count
 
 if TYPE_CHECKING:
     from slm_plugin.session import Session
@@ -38,7 +37,7 @@ def fit_caution(session: Session, columns: int) -> Iterator[str]:
     if session.calibration is None:
         return
     samples, length = session.calibration.shape
-    fitted = int((~is_held_out(torch.arange(samples))).sum()) * length
+    fitted = (samples - held_out_count(samples)) * length
     if fitted < columns:
         yield (
             f"the restoration fits {columns:,} columns on {fitted:,} tokens (every fifth sample is "
