@@ -32,6 +32,7 @@ SEARCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "repaired, loss": ("repaired", {"judge": "loss"}),
     "repaired, screen 10": ("repaired", {"screen": 10}),
     "repaired, fold_linear": ("repaired", {"repair": "fold_linear"}),
+    "repaired, rescale": ("repaired", {"repair": "rescale"}),
     "repaired, state": ("repaired", {"judge": "state"}),
     "repaired, polished": ("repaired", {"polish": TRIES}),
     "state, polished": (

@@ -351,9 +351,16 @@ FAULTS = (
     Fault(
         "the held-out tokens count as fitted ones",
         "pruners/width/few_tokens.py",
-        "(~is_held_out(torch.arange(samples))).sum()",
-        "samples",
+        "(samples - held_out_count(samples)) * length",
+        "samples * length",
         "pruners/width/test_restoration.py",
+    ),
+    Fault(
+        "a search that rescales leaves the stream as it is",
+        "pruners/depth/search/repaired_stack.py",
+        "return output * factor",
+        "return output",
+        "pruners/depth/test_repaired.py",
     ),
     Fault(
         "a magnitude sums absolute values",

@@ -28,7 +28,7 @@ from slm_plugin.pruners.depth.dropping import BetweenEnds, EndsOptions
 from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName
 from slm_plugin.pruners.depth.polish import Start, polished_plan, starting
 from slm_plugin.pruners.depth.search.repaired_sets import repaired_sets
-from slm_plugin.pruners.depth.search.repaired_stack import Candidate
+from slm_plugin.pruners.depth.search.repaired_stack import FITS, Candidate
 from slm_plugin.pruners.depth.search.repaired_trials import Judged, RepairedTrials, repaired_trials
 from slm_plugin.pruners.depth.search.runs import DROP, JOIN, Run, alike
 from slm_plugin.pruners.influence import block_influence
@@ -44,6 +44,7 @@ STATE = "minus the relative error of the state behind the gap"
 FOLLOWED_BY: dict[str, dict[str, Any] | None] = {
     "boundary": {"recover": "refit"},
     "fold_linear": {"recover": "fold_linear"},
+    "rescale": {"recover": "rescale"},
     "none": None,
 }
 
@@ -59,10 +60,10 @@ class RepairedOptions(EndsOptions):
     """The repair, and how candidates are screened and judged."""
 
     repair: Annotated[
-        Literal["boundary", "fold_linear", "none"],
+        Literal["boundary", "fold_linear", "rescale", "none"],
         Field(
             description="of the layer below a gap: boundary: `down_proj` fitted again; "
-            "fold_linear: a linear map of what its MLP adds"
+            "fold_linear: a linear map of what its MLP adds; rescale: the length of the stream"
         ),
     ] = "boundary"
     screen: Annotated[
@@ -140,7 +141,7 @@ class Repaired(BetweenEnds):
             return ""
         if family.no_fit:
             return f"{family.no_fit}; set `repair: none`"
-        if self.options.repair == "fold_linear" and family.norm_behind:
+        if self.options.repair in ("fold_linear", "rescale") and family.norm_behind:
             return "a norm stands behind its MLP; set `repair: boundary`"
         return ""
 
@@ -232,7 +233,7 @@ class Repaired(BetweenEnds):
 
     def _samples(self, session: Session) -> str:
         """The samples that candidates are judged on."""
-        every = self.options.repair == "none"
+        every = self.options.repair not in FITS
         count = session.samples if every else held_out_count(session.samples)
         said = "one calibration sample" if count == 1 else f"{count} calibration samples"
         return said if every else f"the {said} that no repair is fitted to"

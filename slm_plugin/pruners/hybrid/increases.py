@@ -13,7 +13,7 @@ from slm_plugin.calibration.held_out import held_out
 from slm_plugin.lazy import no_grad, torch
 from slm_plugin.plans import KeepChannels, UnitScores
 from slm_plugin.progress import track
-from slm_plugin.pruners.depth.search.repaired_stack import REPAIRS, Candidate, RepairedStack
+from slm_plugin.pruners.depth.search.repaired_stack import Candidate, RepairedStack
 from slm_plugin.pruners.depth.search.runs import DROP, Run
 from slm_plugin.pruners.hybrid.divergence import Divergence
 from slm_plugin.pruners.hybrid.prediction import by_power
@@ -103,7 +103,7 @@ class _Replacements:
     def __init__(self, session: Session, scores: Sequence[UnitScores], repair: str) -> None:
         self._view = view = session.view
         self._dimensions = view.dimensions()
-        self._stack = RepairedStack(session, REPAIRS[repair])
+        self._stack = RepairedStack(session, repair)
         self._channels = {one.layer: one for one in scores if one.unit == "mlp_channel"}
         tokens = torch.cat([*held_out(batch.tokens for batch in session.captured())])
         self._held = capture(view, split(tokens, session.batch_tokens))

@@ -6,14 +6,12 @@ Source: Prune&Comp (arXiv 2507.18212).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from operator import mul
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from slm_plugin.errors import NumericalError
-from slm_plugin.lazy import no_grad, torch
+from slm_plugin.lazy import no_grad
 from slm_plugin.models.view import DecoderView
 from slm_plugin.recovery.base import Recovery, RecoveryRecord
 from slm_plugin.registry import register_recovery
@@ -23,7 +21,8 @@ from slm_plugin.restoration.boundaries import (
     place_name,
     reference_of,
 )
-from slm_plugin.restoration.layer_walk import LayerBatch, LayerWalk
+from slm_plugin.restoration.layer_walk import LayerWalk
+from slm_plugin.restoration.rescaling import measured_gap
 from slm_plugin.restoration.rewriting import rewriting
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ class Rescale(Recovery):
         walk = LayerWalk(session.view, reference, session.sources)
         inner = [position for position in places if position != top]
         for position in walk.visit(inner, f"{self.name}: layers"):
-            gap = _measure(walk.inputs(), place_name(position))
+            gap = measured_gap(walk.inputs(), place_name(position))
             factors[position] = gap.factor
             walk.transform(partial(mul, gap.factor))
             notes.append(f"{place_name(position)}: {gap.describe()}")
@@ -79,43 +78,6 @@ class Rescale(Recovery):
         return RecoveryRecord(
             recovery=self.name, options=self.options.model_dump(), notes=tuple(notes)
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Gap:
-    """The factor of one gap, and the relative error before and after it."""
-
-    factor: float
-    before: float
-    after: float
-
-    def describe(self) -> str:
-        """Factor and errors in words."""
-        return f"length times {self.factor:.4g}, error {self.before:.2%} to {self.after:.2%}"
-
-
-def _measure(batches: Iterable[LayerBatch], where: str) -> _Gap:
-    """The mean ratio of norms, target to state, and the relative errors."""
-    ratios = tokens = 0.0
-    # Squared norm of the state, its product with the target, squared norm of the target.
-    squares = torch.zeros(3, dtype=torch.float64)
-    for batch in batches:
-        now, wanted = batch.output.cpu().double(), batch.target.cpu().double()
-        ratios += float((wanted.norm(dim=-1) / now.norm(dim=-1)).sum())
-        tokens += now[..., 0].numel()
-        squares += torch.stack([now.square().sum(), (now * wanted).sum(), wanted.square().sum()])
-    factor = ratios / tokens
-    if not (math.isfinite(factor) and factor > 0):
-        raise NumericalError(
-            f"the states behind {where} are NaN, infinite or zero",
-            hint="load the model in float32 or bfloat16 and check its weights",
-        )
-
-    def error(scale: float) -> float:
-        weights = torch.tensor([scale * scale, -2 * scale, 1.0], dtype=torch.float64)
-        return math.sqrt(float((weights @ squares).clamp_min(0) / squares[2]))
-
-    return _Gap(factor, error(1.0), error(factor))
 
 
 def _scale(view: DecoderView, factors: dict[int, float]) -> None:

@@ -10,10 +10,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from slm_plugin.calibration.captures import run_layers
 from slm_plugin.errors import CalibrationError
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import DropLayers, DropSublayers, MergeLayers
 from slm_plugin.pruners.depth.repaired import Offer, Repaired, RepairedOptions, candidates
+from slm_plugin.pruners.depth.search.judged_samples import judged_parts
 from slm_plugin.pruners.depth.search.race import FEWEST, is_worse, race
 from slm_plugin.pruners.depth.search.repaired_stack import Candidate
 from slm_plugin.pruners.depth.search.repaired_trials import RepairedTrials
@@ -24,7 +26,8 @@ from tests.pruners.depth.strategies import mean_loss, planned, removed, session_
 from tests.recovery.pruned import TOKENS, UNFITTED, pruned, recover, remove
 from tests.tiny import make_model
 
-RECOVERY = {"boundary": ("refit", {"layers": "boundaries"}), "fold_linear": ("fold_linear", {})}
+FITS = {"boundary": ("refit", {"layers": "boundaries"}), "fold_linear": ("fold_linear", {})}
+RECOVERY = {**FITS, "rescale": ("rescale", {})}
 MEAN = Candidate(Run(2, 3, "mean"), 2)
 JOINED = Candidate(Run(2, 3, JOIN), 2)
 
@@ -62,11 +65,12 @@ def test_a_trial_is_the_loss_of_the_repaired_model(repair: str, candidate: Candi
     model = make_model()
     trials = RepairedTrials(session_of(model, calibration=TOKENS), repair, "loss")
     judged = trials.best([candidate], whole=True)
-    after = mean_loss(repaired_model(repair, candidate), UNFITTED)
-    assert -judged.value == pytest.approx(after - mean_loss(model, UNFITTED), abs=2e-5)
+    tokens = UNFITTED if repair in FITS else TOKENS
+    after = mean_loss(repaired_model(repair, candidate), tokens)
+    assert -judged.value == pytest.approx(after - mean_loss(model, tokens), abs=2e-5)
 
 
-@pytest.mark.parametrize("repair", RECOVERY)
+@pytest.mark.parametrize("repair", FITS)
 def test_committed_layers_are_those_of_the_recovery(repair: str) -> None:
     """Gaps above a later one are repaired anew, from the weights of before."""
     done = [dropped(4), dropped(2), Candidate(Run(0, 0, DROP), 0, replaced=1)]
@@ -77,6 +81,37 @@ def test_committed_layers_are_those_of_the_recovery(repair: str) -> None:
     for mine, theirs in zip(trials.stack.layers, DecoderView.of(expected).layers, strict=True):
         for (name, one), other in zip(mine.named_parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4, msg=name)
+
+
+def test_committed_factors_are_those_of_the_recovery() -> None:
+    """The factor of the upper gap is measured anew, on states that the lower one has scaled."""
+    session = session_of(make_model(), calibration=TOKENS)
+    trials = RepairedTrials(session, "rescale", "loss")
+    for candidate in (dropped(4), dropped(2)):
+        trials.commit(trials.best([candidate], whole=True))
+    parts = judged_parts(session, repaired=False)
+    states = torch.cat([trials.stack.outputs(part) for part in parts])
+    expected = repaired_model("rescale", dropped(4), dropped(2))(TOKENS).logits
+    torch.testing.assert_close(session.view.logits(states), expected, atol=5e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_a_gap_lacks_what_is_left_behind_its_factor() -> None:
+    """The relative error of all samples."""
+    session = session_of(make_model(), calibration=TOKENS)
+    for candidate in (dropped(2), dropped(4), MEAN):
+        with_factor = RepairedTrials(session, "rescale", None).lack(candidate)
+        stack = RepairedTrials(session, "rescale", None).stack
+        layer = stack.repaired(candidate)
+        assert layer is not None
+        here, wanted = [], []
+        for batch in session.captured():
+            first = stack.spans[candidate.at][0]
+            arguments = batch.arguments[first]
+            here.append(run_layers([layer], batch.inputs[candidate.at], arguments).double())
+            wanted.append(batch.inputs[candidate.at + candidate.replaced].double())
+        state, target = torch.cat(here), torch.cat(wanted)
+        assert with_factor == pytest.approx(float((state - target).norm() / target.norm()))
 
 
 def test_after_an_earlier_stage_the_target_is_the_dense_model() -> None:
@@ -116,7 +151,7 @@ def test_what_the_lowest_layer_leaves_is_compared_on_the_same_samples(repair: st
     model = make_model()
     lowest = Candidate(Run(0, 0, DROP), 0, replaced=1)
     trials = RepairedTrials(session_of(model, calibration=TOKENS, batch_tokens=48), repair, None)
-    counted = TOKENS if repair == "none" else UNFITTED
+    counted = UNFITTED if repair in FITS else TOKENS
     with torch.no_grad():
         before, behind = model(counted, output_hidden_states=True).hidden_states[:2]
     expected = float((behind - before).norm() / behind.norm())
@@ -138,7 +173,7 @@ def make_linear(model: PreTrainedModel, layer: int) -> None:
         above.mlp.down_proj.weight.copy_(3e4 * mixed)
 
 
-@pytest.mark.parametrize("repair", RECOVERY)
+@pytest.mark.parametrize("repair", FITS)
 @pytest.mark.parametrize("judge", ["kl", "state"])
 def test_a_layer_that_a_repair_replaces_goes_first(repair: str, judge: str) -> None:
     """Although without the repair it is the layer whose removal changes the model most."""
@@ -170,6 +205,7 @@ def test_a_join_without_loss_goes_first() -> None:
     [
         ("boundary", {"recover": "refit"}),
         ("fold_linear", {"recover": "fold_linear"}),
+        ("rescale", {"recover": "rescale"}),
         ("none", None),
     ],
 )

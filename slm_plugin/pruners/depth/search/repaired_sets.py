@@ -16,7 +16,7 @@ from slm_plugin.pruners.depth.measures.criteria import CriterionName
 from slm_plugin.pruners.depth.search.exchanges import Dropped, Tried
 from slm_plugin.pruners.depth.search.journal import Journal, is_part
 from slm_plugin.pruners.depth.search.race import race
-from slm_plugin.pruners.depth.search.repaired_stack import REPAIRS, RepairedStack
+from slm_plugin.pruners.depth.search.repaired_stack import RepairedStack
 from slm_plugin.pruners.depth.search.repaired_values import RepairedValues
 from slm_plugin.pruners.depth.search.runs import DROP, Run
 from slm_plugin.pruners.trial_store import repair_target, tell_read, trial_store
@@ -45,7 +45,7 @@ def repaired_sets(
     tell_read(session, journal.read_from_disk, journal.store)
     with counting("repaired: exchanges") as count:
         values = RepairedValues(session, repair, criterion, journal, count)
-        yield RepairedSets(RepairedStack(session, REPAIRS.get(repair)), values, whole=whole)
+        yield RepairedSets(RepairedStack(session, repair), values, whole=whole)
 
 
 class RepairedSets:

@@ -1,7 +1,7 @@
 """The layers that a search has left, each gap repaired, with what every layer then sees.
 
-Nothing of the model changes: a repaired layer is a copy that shares all parameters but those of its
-`down_proj`. States are computed when they are first asked for, and kept on disk.
+Nothing of the model changes: a repaired layer is a copy that shares all parameters but those that a
+fit writes. States are computed when they are first asked for, and kept on disk.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from copy import copy
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from slm_plugin.calibration.captures import in_float64, run_batches, run_layers
 from slm_plugin.calibration.spool import Spool
@@ -23,9 +23,10 @@ from slm_plugin.restoration.folding import fold_layer, folding
 from slm_plugin.restoration.layer_walk import FittedLayer, LayerRun
 from slm_plugin.restoration.least_squares import share
 from slm_plugin.restoration.refitting import refit_layer
+from slm_plugin.restoration.rescaling import Gap, measured_gap
 from slm_plugin.restoration.rewriting import Write, rewriting
 from slm_plugin.surgery.layers import made_layer
-from slm_plugin.surgery.merge_rules import refittable
+from slm_plugin.surgery.merge_rules import refittable, share_parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,12 +34,50 @@ if TYPE_CHECKING:
     from slm_plugin.session import Session
 
 
-# Writes the weights of a layer toward the state that should be behind it.
-Repair: TypeAlias = "Callable[[FittedLayer, Write], list[str]]"
-REPAIRS: dict[str, Repair] = {
-    "boundary": partial(refit_layer, o_proj=False),
-    "fold_linear": fold_layer,
+# Gives a repaired copy of a layer.
+Repair: TypeAlias = "Callable[[FittedLayer], nn.Module]"
+
+
+def _fitted_by(fit: Callable[[FittedLayer, Write], list[str]]) -> Repair:
+    """A repair that writes the weights of `down_proj`."""
+
+    def repair(fitted: FittedLayer) -> nn.Module:
+        made = refittable(fitted.layer, fitted.family)
+        with rewriting() as write:
+            fit(replace(fitted, layer=made), write)
+        return made
+
+    return repair
+
+
+def _rescaled(fitted: FittedLayer) -> nn.Module:
+    """A layer whose outputs are multiplied by the factor of its gap.
+
+    `recover: rescale` scales the weights below the gap instead, whose norms cancel the factor, and
+    so passes on the same state.
+    """
+    factor = _measured(fitted).factor
+
+    def scale(layer: nn.Module, given: object, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (output[0] * factor, *output[1:])
+        return output * factor
+
+    made = share_parameters(fitted.layer)
+    made.register_forward_hook(scale)
+    return made
+
+
+def _measured(fitted: FittedLayer) -> Gap:
+    return measured_gap(fitted.batches(fitted.projections["down_proj"]), fitted.name)
+
+
+# Those that are fitted to samples, each with as many numbers as a matrix has.
+FITS: dict[str, Repair] = {
+    "boundary": _fitted_by(partial(refit_layer, o_proj=False)),
+    "fold_linear": _fitted_by(fold_layer),
 }
+REPAIRS: dict[str, Repair] = {**FITS, "rescale": _rescaled}
 
 
 class Candidate(NamedTuple):
@@ -70,15 +109,15 @@ class RepairedStack:
 
     Args:
         session: Holds the model, its calibration set and the states to repair toward.
-        repair: The repair at every gap; None for none.
+        repair: Name of the repair at every gap, one of `REPAIRS`, or none.
     """
 
-    def __init__(self, session: Session, repair: Repair | None) -> None:
+    def __init__(self, session: Session, repair: str) -> None:
         self._view, self._captured = session.view, session.captured()
         self._dense, self._sources = dense_states(session)
         self._dimensions = self._view.dimensions()
-        self._repair = repair
-        self._unfitted = unfitted(self._captured, repaired=repair is not None)
+        self._repair, self._fits = REPAIRS.get(repair), repair in FITS
+        self._unfitted = unfitted(self._captured, repaired=self._fits)
         # As the model and its merge rules give them, and with their repairs.
         self._plain: list[nn.Module] = list(self._view.layers)
         self.layers = list(self._plain)
@@ -91,10 +130,10 @@ class RepairedStack:
     def lack(self, candidate: Candidate) -> float:
         """Relative error of the state behind a run that is dropped or merged.
 
-        It is that of the `unfitted` samples. Where gaps are repaired it is the error after the best
-        linear map of what the MLP adds, whatever the repair: that fit has ``hidden x hidden`` sums,
-        where one of ``down_proj`` has ``channels x channels``. Where the lowest layer is dropped,
-        nothing can be repaired.
+        It is that of the `unfitted` samples. Where a repair is fitted it is the error after the
+        best linear map of what the MLP adds, whatever the fit: this one has ``hidden x hidden``
+        sums, where one of ``down_proj`` has ``channels x channels``. Where the lowest layer is
+        dropped, nothing is repaired.
 
         Raises:
             CalibrationError: There are fewer than 2 samples.
@@ -109,7 +148,7 @@ class RepairedStack:
         if outputs is not None and layer is self.layers[at]:
             fitted = replace(fitted, keep=outputs.append)
             self._inputs[at + 1] = outputs
-        return folding(fitted).solve().after
+        return folding(fitted).solve().after if self._fits else _measured(fitted).after
 
     def repaired(self, candidate: Candidate) -> nn.Module | None:
         """The layer that takes the place of those of a candidate, repaired.
@@ -138,12 +177,7 @@ class RepairedStack:
             CalibrationError: There are fewer than 2 samples.
             NumericalError: Activations are NaN or infinite.
         """
-        if self._repair is None:
-            return layer
-        made = refittable(layer, self._view.family)
-        with rewriting() as write:
-            self._repair(self._fitted(at, count, made), write)
-        return made
+        return layer if self._repair is None else self._repair(self._fitted(at, count, layer))
 
     @no_grad
     def final(self, candidate: Candidate, layer: nn.Module | None, part: Part) -> Tensor:

@@ -20,7 +20,7 @@ from slm_plugin.pruners.depth.measures.criteria import CriterionName
 from slm_plugin.pruners.depth.search.journal import Journal, is_part, runs_of
 from slm_plugin.pruners.depth.search.judged_samples import Part
 from slm_plugin.pruners.depth.search.race import race
-from slm_plugin.pruners.depth.search.repaired_stack import REPAIRS, Candidate, RepairedStack
+from slm_plugin.pruners.depth.search.repaired_stack import Candidate, RepairedStack
 from slm_plugin.pruners.depth.search.repaired_values import RepairedValues
 from slm_plugin.pruners.depth.search.runs import Measured, Runs
 from slm_plugin.pruners.trial_store import repair_target, tell_read, trial_store
@@ -103,7 +103,7 @@ class RepairedTrials:
         lacks: Store | None = None,
         count: Callable[[], None] = lambda: None,
     ) -> None:
-        self.stack = RepairedStack(session, REPAIRS.get(repair))
+        self.stack = RepairedStack(session, repair)
         self.made: list[Judged] = []
         self._values: RepairedValues | None = None
         if criterion is not None:

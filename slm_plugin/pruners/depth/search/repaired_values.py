@@ -9,7 +9,7 @@ from slm_plugin.pruners.depth.measures.criteria import CriterionName
 from slm_plugin.pruners.depth.measures.similarity import Similarity
 from slm_plugin.pruners.depth.search.journal import Journal
 from slm_plugin.pruners.depth.search.judged_samples import Part, judged_parts
-from slm_plugin.pruners.depth.search.repaired_stack import REPAIRS
+from slm_plugin.pruners.depth.search.repaired_stack import FITS
 from slm_plugin.pruners.depth.search.runs import Runs
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class RepairedValues:
         journal: Journal,
         count: Callable[[], None],
     ) -> None:
-        self._parts = judged_parts(session, repaired=repair in REPAIRS)
+        self._parts = judged_parts(session, repaired=repair in FITS)
         self._similarity = Similarity(session.view, [part.batch for part in self._parts], criterion)
         self._journal, self._count = journal, count
         self.parts = len(self._parts)
