@@ -89,7 +89,7 @@ def test_committed_factors_are_those_of_the_recovery() -> None:
     trials = RepairedTrials(session, "rescale", "loss")
     for candidate in (dropped(4), dropped(2)):
         trials.commit(trials.best([candidate], whole=True))
-    parts = judged_parts(session, repaired=False)
+    parts = judged_parts(session, fitted=False)
     states = torch.cat([trials.stack.outputs(part) for part in parts])
     expected = repaired_model("rescale", dropped(4), dropped(2))(TOKENS).logits
     torch.testing.assert_close(session.view.logits(states), expected, atol=5e-4, rtol=0)

@@ -31,23 +31,23 @@ class Part:
     batch: Batch
 
 
-def unfitted(captured: Sequence[Batch], *, repaired: bool) -> dict[int, list[int] | slice]:
-    """The samples that no repair is fitted to: those held out, or without a repair all.
+def unfitted(captured: Sequence[Batch], *, fitted: bool) -> dict[int, list[int] | slice]:
+    """The samples that no repair is fitted to: those held out, or all where none is fitted.
 
     Returns:
         Their places, by the number of their batch.
     """
-    if not repaired:
+    if not fitted:
         return dict.fromkeys(range(len(captured)), slice(None))
     held = held_out_rows(batch.tokens for batch in captured)
     return {number: rows for number, (_, rows) in enumerate(held) if rows}
 
 
-def judged_parts(session: Session, *, repaired: bool) -> list[Part]:
+def judged_parts(session: Session, *, fitted: bool) -> list[Part]:
     """The `unfitted` samples, by batch."""
     captured = session.captured()
-    found = unfitted(captured, repaired=repaired)
-    if not repaired:
+    found = unfitted(captured, fitted=fitted)
+    if not fitted:
         return [Part(number, rows, captured[number]) for number, rows in found.items()]
     entered = first_inputs(
         session.view, (captured[number].tokens[rows] for number, rows in found.items())

@@ -117,7 +117,7 @@ class RepairedStack:
         self._dense, self._sources = dense_states(session)
         self._dimensions = self._view.dimensions()
         self._repair, self._fits = REPAIRS.get(repair), repair in FITS
-        self._unfitted = unfitted(self._captured, repaired=self._fits)
+        self._unfitted = unfitted(self._captured, fitted=self._fits)
         # As the model and its merge rules give them, and with their repairs.
         self._plain: list[nn.Module] = list(self._view.layers)
         self.layers = list(self._plain)

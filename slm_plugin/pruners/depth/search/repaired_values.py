@@ -40,7 +40,7 @@ class RepairedValues:
         journal: Journal,
         count: Callable[[], None],
     ) -> None:
-        self._parts = judged_parts(session, repaired=repair in FITS)
+        self._parts = judged_parts(session, fitted=repair in FITS)
         self._similarity = Similarity(session.view, [part.batch for part in self._parts], criterion)
         self._journal, self._count = journal, count
         self.parts = len(self._parts)
