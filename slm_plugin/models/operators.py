@@ -8,7 +8,7 @@ stores the operators; a checkpoint cannot.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -80,8 +80,11 @@ def is_operator_hook(hook: object) -> bool:
 def _multiply(module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
     # A plain function, so that a copy of the module keeps it and uses its own operator.
     operator = getattr(module, NAME, None)
-    if operator is None:
-        return output
+    return output if operator is None else with_state(output, operator)
+
+
+def with_state(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A layer's output, the state or a tuple that begins with it, with the state changed."""
     if isinstance(output, tuple):
-        return (operator(output[0]), *output[1:])
-    return operator(output)
+        return (change(output[0]), *output[1:])
+    return change(output)

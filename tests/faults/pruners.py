@@ -358,8 +358,8 @@ FAULTS = (
     Fault(
         "a search that rescales leaves the stream as it is",
         "pruners/depth/search/repaired_stack.py",
-        "return output * factor",
-        "return output",
+        "with_state(output, scale)",
+        "output",
         "pruners/depth/test_repaired.py",
     ),
     Fault(

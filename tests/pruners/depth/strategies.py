@@ -12,6 +12,8 @@ from slm_plugin.target import Target
 from tests.tiny import random_tokens
 
 TOKENS = random_tokens(6, 10)
+# The recovery, with its options, that makes the fits of each repair of `repaired`.
+FITS = {"boundary": ("refit", {"layers": "boundaries"}), "fold_linear": ("fold_linear", {})}
 
 
 def session_of(model: PreTrainedModel, **changes: object) -> Session:

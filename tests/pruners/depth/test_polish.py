@@ -21,18 +21,17 @@ from slm_plugin.pruners.depth.search.exchanges import Tried, exchanged, polished
 from slm_plugin.pruners.depth.search.repaired_sets import RepairedSets, repaired_sets
 from slm_plugin.registry import pruners
 from slm_plugin.target import Target
-from tests.pruners.depth.strategies import mean_loss, planned, removed, session_of
+from tests.pruners.depth.strategies import FITS, mean_loss, planned, removed, session_of
 from tests.recovery.pruned import TOKENS, UNFITTED, pruned, recover
 from tests.tiny import make_model
 
-RECOVERY = {"boundary": ("refit", {"layers": "boundaries"}), "fold_linear": ("fold_linear", {})}
 START: dict[str, Any] = {"start": {"prune": "block_influence"}, "polish": 4}
 
 
 def loss_without(dropped: tuple[int, ...], repair: str = "boundary", **sizes: int) -> float:
     """Loss of the model that surgery and the recovery make."""
     session = pruned(make_model(**sizes), DropLayers(indices=dropped))  # type: ignore[arg-type]
-    name, options = RECOVERY[repair]
+    name, options = FITS[repair]
     if dropped[0] or dropped != tuple(range(len(dropped))):
         recover(name, session, **options)
     return mean_loss(session.model, UNFITTED)
@@ -47,7 +46,7 @@ def judge_of(repair: str, **sizes: int) -> RepairedSets:
         return judge
 
 
-@pytest.mark.parametrize("repair", RECOVERY)
+@pytest.mark.parametrize("repair", FITS)
 def test_a_set_is_judged_by_the_loss_of_the_repaired_model(repair: str) -> None:
     """Whatever set was judged before it: gaps in a row, at both ends, and below shared ones."""
     sizes = {"num_hidden_layers": 7}

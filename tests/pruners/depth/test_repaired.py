@@ -22,11 +22,10 @@ from slm_plugin.pruners.depth.search.repaired_trials import RepairedTrials
 from slm_plugin.pruners.depth.search.runs import DROP, JOIN, Run
 from slm_plugin.session import Session
 from slm_plugin.target import Target
-from tests.pruners.depth.strategies import mean_loss, planned, removed, session_of
+from tests.pruners.depth.strategies import FITS, mean_loss, planned, removed, session_of
 from tests.recovery.pruned import TOKENS, UNFITTED, pruned, recover, remove
 from tests.tiny import make_model
 
-FITS = {"boundary": ("refit", {"layers": "boundaries"}), "fold_linear": ("fold_linear", {})}
 RECOVERY = {**FITS, "rescale": ("rescale", {})}
 MEAN = Candidate(Run(2, 3, "mean"), 2)
 JOINED = Candidate(Run(2, 3, JOIN), 2)

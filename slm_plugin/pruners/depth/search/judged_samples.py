@@ -23,7 +23,7 @@ class Part:
     Attributes:
         number: The batch.
         rows: Their places in it.
-        batch: They alone; with a repair it has no input but the first layer's.
+        batch: They alone; where a repair is fitted it has no input but the first layer's.
     """
 
     number: int

@@ -11,11 +11,13 @@ from copy import copy
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from operator import mul
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from slm_plugin.calibration.captures import in_float64, run_batches, run_layers
 from slm_plugin.calibration.spool import Spool
 from slm_plugin.lazy import nn, no_grad
+from slm_plugin.models.operators import with_state
 from slm_plugin.pruners.depth.search.judged_samples import Part, unfitted
 from slm_plugin.pruners.depth.search.runs import DROP, Run
 from slm_plugin.restoration.boundaries import dense_states, target_above
@@ -56,15 +58,9 @@ def _rescaled(fitted: FittedLayer) -> nn.Module:
     `recover: rescale` scales the weights below the gap instead, whose norms cancel the factor, and
     so passes on the same state.
     """
-    factor = _measured(fitted).factor
-
-    def scale(layer: nn.Module, given: object, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (output[0] * factor, *output[1:])
-        return output * factor
-
+    scale = partial(mul, _measured(fitted).factor)
     made = share_parameters(fitted.layer)
-    made.register_forward_hook(scale)
+    made.register_forward_hook(lambda layer, given, output: with_state(output, scale))
     return made
 
 
