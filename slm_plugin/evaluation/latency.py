@@ -12,7 +12,7 @@ from pydantic import Field
 
 from slm_plugin.counts import Count, Natural
 from slm_plugin.evaluation.base import Evaluator, EvaluatorOptions, Measurement
-from slm_plugin.evaluation.prefill import check_room, prefill, random_prompt
+from slm_plugin.evaluation.prefill import Prompts, check_room, prefill, random_prompt
 from slm_plugin.lazy import inference_mode, torch
 from slm_plugin.progress import track
 from slm_plugin.registry import register_evaluator
@@ -26,12 +26,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class LatencyOptions(EvaluatorOptions):
+class LatencyOptions(EvaluatorOptions, Prompts):
     """Prompt, steps and repeats of the timing."""
 
-    prompt_tokens: Annotated[Count, Field(description="tokens of the prompt")] = 128
-    new_tokens: Annotated[Count, Field(description="greedy steps after the prompt")] = 32
-    batch_size: Annotated[Count, Field(description="prompts per batch")] = 1
     repeats: Annotated[Count, Field(description="timed runs; medians are reported")] = 5
     warmup: Annotated[Natural, Field(description="runs before the timed ones")] = 1
 
@@ -58,7 +55,7 @@ class Latency(Evaluator):
         """
         check_room(
             session.model,
-            self.options.prompt_tokens + self.options.new_tokens,
+            self.options.positions,
             "latency",
             "`prompt_tokens` and `new_tokens` together",
         )
@@ -144,14 +141,14 @@ def decode(model: PreTrainedModel, token: Tensor, cache: object, steps: int) -> 
 
 def timed(device: torch.device, work: Callable[[], T]) -> tuple[float, T]:
     """Seconds of some work on a device, and its result."""
-    _synchronise(device)
+    synchronise(device)
     start = perf_counter()
     result = work()
-    _synchronise(device)
+    synchronise(device)
     return perf_counter() - start, result
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
     """Wait until the device has finished; a no-op on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,12 +1,16 @@
-"""The prefill pass that latency and footprint measure, and a check of its length."""
+"""The prompts that models are timed on, their prefill pass, and a check of their length."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from pydantic import Field
+
+from slm_plugin.counts import Count
 from slm_plugin.errors import UserError
 from slm_plugin.lazy import torch
 from slm_plugin.models.view import DecoderView
+from slm_plugin.record import Record
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,6 +18,19 @@ if TYPE_CHECKING:
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
     from slm_plugin.session import Session
+
+
+class Prompts(Record):
+    """Prompts side by side, and the tokens after them."""
+
+    prompt_tokens: Annotated[Count, Field(description="tokens of the prompt")] = 128
+    new_tokens: Annotated[Count, Field(description="greedy steps after the prompt")] = 32
+    batch_size: Annotated[Count, Field(description="prompts per batch")] = 1
+
+    @property
+    def positions(self) -> int:
+        """Positions of one sequence in the KV cache at the end."""
+        return self.prompt_tokens + self.new_tokens
 
 
 def check_room(model: PreTrainedModel, positions: int, wanted_by: str, option: str) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import slm_plugin
 from slm_plugin.cache import Store, hashed
+from slm_plugin.extras import found_version
 from slm_plugin.lazy import torch
 from slm_plugin.progress import say
+from slm_plugin.versions import machine
 
 if TYPE_CHECKING:
     from slm_plugin.session import Session
+
+# Packages that a time depends on.
+_TIMED_BY = ("slm-plugin", "torch", "transformers", "optimum-onnx", "onnxruntime")
 
 
 def trial_store(
@@ -43,6 +49,42 @@ def trial_store(
         torch.__version__,
         slm_plugin.__version__,
         form,
+    )
+    return Store.of(session.journals, hashed(facts), valid)
+
+
+def time_store(
+    session: Session, about: Sequence[object], valid: Callable[[Any, Any], bool]
+) -> Store:
+    """The store of times on this machine, of a session's model or of others with random weights.
+
+    It is a file in the session's journal folder, or in memory without one.
+
+    Args:
+        session: The session.
+        about: What is timed, with all options that a time depends on.
+        valid: Whether a key has times of this kind.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    if session.journals is None:
+        return Store()
+    model = session.model
+    facts = (
+        "rounds of times, 2",
+        type(model).__name__,
+        session.view.dimensions().model_dump_json(),
+        model.config.to_json_string(use_diff=False),
+        model.config._attn_implementation,
+        *about,
+        model.dtype,
+        session.seed,
+        machine(),
+        os.cpu_count(),
+        torch.get_num_threads(),
+        model.device,
+        *(found_version(name) for name in _TIMED_BY),
     )
     return Store.of(session.journals, hashed(facts), valid)
 

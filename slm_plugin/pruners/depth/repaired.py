@@ -18,6 +18,7 @@ from typing_extensions import Self
 
 from slm_plugin.calibration.held_out import held_out_count
 from slm_plugin.counts import Count, Natural
+from slm_plugin.evaluation.prefill import Prompts
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.families.suitability import why_not
 from slm_plugin.plans import PruningPlan
@@ -26,6 +27,7 @@ from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.depth.depth_plan import depth_plan, kinds_of
 from slm_plugin.pruners.depth.dropping import BetweenEnds, EndsOptions
 from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName
+from slm_plugin.pruners.depth.measures.layer_costs import Per, described, layer_costs
 from slm_plugin.pruners.depth.polish import Start, polished_plan, starting
 from slm_plugin.pruners.depth.search.repaired_sets import repaired_sets
 from slm_plugin.pruners.depth.search.repaired_stack import FITS, Candidate
@@ -56,8 +58,8 @@ def _check_rule(rule: str) -> str:
         raise ValueError(f"{error}, or {JOIN}") from error
 
 
-class RepairedOptions(EndsOptions):
-    """The repair, and how candidates are screened and judged."""
+class RepairedOptions(EndsOptions, Prompts):
+    """The repair, how candidates are screened and judged, and the prompts of `per: latency`."""
 
     repair: Annotated[
         Literal["boundary", "fold_linear", "rescale", "none"],
@@ -80,6 +82,13 @@ class RepairedOptions(EndsOptions):
             "state: the error behind the gap alone"
         ),
     ] = "kl"
+    per: Annotated[
+        Per,
+        Field(
+            description="what the model loses without a layer is divided by: nothing (layer), its "
+            "parameters, or its time, where layers differ in it"
+        ),
+    ] = "layer"
     merge_rules: Annotated[
         tuple[Annotated[str, AfterValidator(_check_rule)], ...],
         Field(
@@ -108,11 +117,23 @@ class RepairedOptions(EndsOptions):
             raise ValueError("`start` is the plan to polish: set `polish` to a number of exchanges")
         if self.polish and self.merge_rules:
             raise ValueError("`polish` exchanges dropped layers: leave out `merge_rules`")
+        if self.polish and self.per != "layer":
+            raise ValueError("`polish` exchanges layers whatever they cost: leave out `per`")
         if self.polish and self.judge == "state":
             raise ValueError(
                 "`polish` judges whole models: set `judge: kl` or loss, and search by the state "
                 "with `start: {prune: repaired, judge: state}`"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _timed(self) -> Self:
+        stated = self.model_fields_set.intersection(Prompts.model_fields)
+        if self.per != "latency" and any(
+            getattr(self, name) != Prompts.model_fields[name].default for name in stated
+        ):
+            name = min(stated)
+            raise ValueError(f"`{name}` has no effect without `per: latency`; leave it out")
         return self
 
 
@@ -186,27 +207,37 @@ class Repaired(BetweenEnds):
         found = self._searched(session, wanted)
         return self._polished(session, found) if self.options.polish else found
 
-    def search(self, session: Session, wanted: int) -> tuple[list[Judged], list[Judged]]:
+    def search(
+        self, session: Session, wanted: int, costs: Sequence[float] = ()
+    ) -> tuple[list[Judged], list[Judged]]:
         """The best candidate of every step, and all others that were judged.
+
+        Args:
+            session: Holds the model.
+            wanted: Number of steps.
+            costs: What each layer costs; empty where all cost the same.
 
         Raises:
             CalibrationError: A repair is fitted on fewer than 2 samples.
             NumericalError: The model or a trial gives NaN.
         """
         criterion = JUDGES.get(self.options.judge)
-        with repaired_trials(session, self.options.repair, criterion) as trials:
+        with repaired_trials(session, self.options.repair, criterion, costs) as trials:
             chosen = self._chosen(session, wanted, trials)
             return chosen, [judged for judged in trials.made if judged not in chosen]
 
     def _searched(self, session: Session, wanted: int) -> PruningPlan:
         """The plan of the greedy search."""
         options = self.options
-        chosen, others = self.search(session, wanted)
-        notes = (
+        costs = layer_costs(session, options.per, options)
+        chosen, others = self.search(session, wanted, costs)
+        notes = [
             self._similarity(session),
             f"greedy search: each step removed the layer that the model with `repair: "
             f"{options.repair}` misses least",
-        )
+        ]
+        if options.per != "layer":
+            notes.append(f"per {options.per}: {described(costs)}")
         return depth_plan(
             self,
             session,
@@ -248,7 +279,7 @@ class Repaired(BetweenEnds):
                 trials.commit(chosen[-1])
             given = list(candidates(trials.stack.spans, offer, wanted - len(chosen)))
             if self.options.screen != "all":
-                given = sorted(given, key=trials.lack)[: self.options.screen]
+                given = sorted(given, key=trials.estimate, reverse=True)[: self.options.screen]
             chosen.append(trials.best(given, whole=whole))
         return chosen
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,16 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from slm_plugin.cache import Store, hashed
+from slm_plugin.cache import Store
 from slm_plugin.evaluation.latency import time_run
 from slm_plugin.evaluation.prefill import check_room, random_prompt
-from slm_plugin.extras import found_version
 from slm_plugin.lazy import np
 from slm_plugin.progress import track
 from slm_plugin.pruners.hybrid.shapes import Shape
 from slm_plugin.pruners.hybrid.stand_ins import stand_ins
 from slm_plugin.pruners.hybrid.workload import Workload
-from slm_plugin.versions import machine
+from slm_plugin.pruners.trial_store import time_store
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
 
     from slm_plugin.session import Session
 
-# Packages that a time depends on.
-_VERSIONS = ("slm-plugin", "torch", "transformers", "optimum-onnx", "onnxruntime")
 # Seconds of one prefill and of the steps after it.
 Run = Callable[[], tuple[float, float]]
 Timer = Callable[["PreTrainedModel", "Tensor", int], tuple[float, float]]
@@ -148,25 +144,8 @@ def _runs(
 
 def _store(session: Session, workload: Workload, shapes: Sequence[Shape]) -> Store:
     """The rounds in the session's journal folder, by all that they depend on."""
-    if session.journals is None:
-        return Store()
-    model = session.model
-    facts = (
-        "rounds of times, 1",
-        type(model).__name__,
-        session.view.dimensions().model_dump_json(),
-        model.config.to_json_string(use_diff=False),
-        model.config._attn_implementation,
-        shapes,
-        workload.model_dump_json(),
-        workload.dtype(model.dtype),
-        session.seed,
-        machine(),
-        os.cpu_count(),
-        model.device,
-        *(found_version(name) for name in _VERSIONS),
-    )
-    return Store.of(session.journals, hashed(facts), partial(_is_round, len(shapes)))
+    about = (shapes, workload.model_dump_json())
+    return time_store(session, about, partial(_is_round, len(shapes)))
 
 
 def _is_round(shapes: int, key: Any, value: Any) -> bool:

@@ -6,27 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from slm_plugin.counts import Count
 from slm_plugin.evaluation.footprint import cache_bytes_per_token
+from slm_plugin.evaluation.prefill import Prompts
 from slm_plugin.lazy import torch
 from slm_plugin.models.dimensions import Dimensions
-from slm_plugin.record import Record
 
 
-class Workload(Record):
+class Workload(Prompts):
     """A prompt, the tokens after it, how many of them at once, and what runs the model."""
 
-    prompt_tokens: Annotated[Count, Field(description="tokens of the prompt")] = 128
-    new_tokens: Annotated[Count, Field(description="greedy steps after the prompt")] = 32
-    batch_size: Annotated[Count, Field(description="prompts per batch")] = 1
     backend: Annotated[
         Literal["pytorch", "onnxruntime"], Field(description="what runs the model")
     ] = "pytorch"
-
-    @property
-    def positions(self) -> int:
-        """Positions of one sequence in the KV cache at the end."""
-        return self.prompt_tokens + self.new_tokens
 
     def dtype(self, model: torch.dtype) -> torch.dtype:
         """Number format that a model of this one runs in; an exported graph is float32."""

@@ -9,11 +9,19 @@ from slm_plugin.plans import DropLayers, PruningPlan
 from slm_plugin.registry import pruners
 from slm_plugin.session import Session
 from slm_plugin.target import Target
+from tests.recovery.pruned import TOKENS as MANY_TOKENS
+from tests.recovery.pruned import UNFITTED
 from tests.tiny import random_tokens
 
 TOKENS = random_tokens(6, 10)
 # The recovery, with its options, that makes the fits of each repair of `repaired`.
 FITS = {"boundary": ("refit", {"layers": "boundaries"}), "fold_linear": ("fold_linear", {})}
+RECOVERY = {**FITS, "rescale": ("rescale", {})}
+
+
+def judged_on(repair: str) -> torch.Tensor:
+    """Those of many samples on which trials are judged: that no repair is fitted to."""
+    return UNFITTED if repair in FITS else MANY_TOKENS
 
 
 def session_of(model: PreTrainedModel, **changes: object) -> Session:

@@ -21,7 +21,15 @@ from slm_plugin.pruners.depth.search.exchanges import Tried, exchanged, polished
 from slm_plugin.pruners.depth.search.repaired_sets import RepairedSets, repaired_sets
 from slm_plugin.registry import pruners
 from slm_plugin.target import Target
-from tests.pruners.depth.strategies import FITS, mean_loss, planned, removed, session_of
+from tests.pruners.depth.strategies import (
+    FITS,
+    RECOVERY,
+    judged_on,
+    mean_loss,
+    planned,
+    removed,
+    session_of,
+)
 from tests.recovery.pruned import TOKENS, UNFITTED, pruned, recover
 from tests.tiny import make_model
 
@@ -31,10 +39,11 @@ START: dict[str, Any] = {"start": {"prune": "block_influence"}, "polish": 4}
 def loss_without(dropped: tuple[int, ...], repair: str = "boundary", **sizes: int) -> float:
     """Loss of the model that surgery and the recovery make."""
     session = pruned(make_model(**sizes), DropLayers(indices=dropped))  # type: ignore[arg-type]
-    name, options = FITS[repair]
-    if dropped[0] or dropped != tuple(range(len(dropped))):
+    name, options = RECOVERY[repair]
+    # Below the lowest layer that is left there is nothing to fit.
+    if repair not in FITS or dropped != tuple(range(len(dropped))):
         recover(name, session, **options)
-    return mean_loss(session.model, UNFITTED)
+    return mean_loss(session.model, judged_on(repair))
 
 
 def judge_of(repair: str, **sizes: int) -> RepairedSets:
@@ -46,11 +55,12 @@ def judge_of(repair: str, **sizes: int) -> RepairedSets:
         return judge
 
 
-@pytest.mark.parametrize("repair", FITS)
+@pytest.mark.parametrize("repair", RECOVERY)
 def test_a_set_is_judged_by_the_loss_of_the_repaired_model(repair: str) -> None:
     """Whatever set was judged before it: gaps in a row, at both ends, and below shared ones."""
     sizes = {"num_hidden_layers": 7}
-    judge, before = judge_of(repair, **sizes), mean_loss(make_model(**sizes), UNFITTED)  # type: ignore[arg-type]
+    judge = judge_of(repair, **sizes)
+    before = mean_loss(make_model(**sizes), judged_on(repair))  # type: ignore[arg-type]
     best = judge((1, 4), None)
     for dropped in [(1, 5), (0, 4), (3, 4), (0, 1), (0, 6), (0, 1, 5), (1, 2, 6), (4, 5, 6)]:
         tried = judge(dropped, best)

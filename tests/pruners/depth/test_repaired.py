@@ -22,13 +22,21 @@ from slm_plugin.pruners.depth.search.repaired_trials import RepairedTrials
 from slm_plugin.pruners.depth.search.runs import DROP, JOIN, Run
 from slm_plugin.session import Session
 from slm_plugin.target import Target
-from tests.pruners.depth.strategies import FITS, mean_loss, planned, removed, session_of
+from tests.pruners.depth.strategies import (
+    FITS,
+    RECOVERY,
+    judged_on,
+    mean_loss,
+    planned,
+    removed,
+    session_of,
+)
 from tests.recovery.pruned import TOKENS, UNFITTED, pruned, recover, remove
 from tests.tiny import make_model
 
-RECOVERY = {**FITS, "rescale": ("rescale", {})}
 MEAN = Candidate(Run(2, 3, "mean"), 2)
 JOINED = Candidate(Run(2, 3, JOIN), 2)
+LOWEST = Candidate(Run(0, 0, DROP), 0, replaced=1)
 
 
 def dropped(layer: int, at: int | None = None) -> Candidate:
@@ -57,14 +65,16 @@ def test_without_repair_and_screening_it_is_sleb(family: str, wanted: int) -> No
     assert [t.similarity for t in plan.trials] == [t.similarity for t in sleb.trials]
 
 
-@pytest.mark.parametrize("repair", RECOVERY)
-@pytest.mark.parametrize("candidate", [dropped(3), dropped(5), MEAN, JOINED])
+@pytest.mark.parametrize(
+    ("repair", "candidate"),
+    [*itertools.product(RECOVERY, (dropped(3), dropped(5), MEAN, JOINED)), ("rescale", LOWEST)],
+)
 def test_a_trial_is_the_loss_of_the_repaired_model(repair: str, candidate: Candidate) -> None:
     """As surgery and the recovery make it, for drops, merges and joins; on unfitted samples."""
     model = make_model()
     trials = RepairedTrials(session_of(model, calibration=TOKENS), repair, "loss")
     judged = trials.best([candidate], whole=True)
-    tokens = UNFITTED if repair in FITS else TOKENS
+    tokens = judged_on(repair)
     after = mean_loss(repaired_model(repair, candidate), tokens)
     assert -judged.value == pytest.approx(after - mean_loss(model, tokens), abs=2e-5)
 
@@ -72,7 +82,7 @@ def test_a_trial_is_the_loss_of_the_repaired_model(repair: str, candidate: Candi
 @pytest.mark.parametrize("repair", FITS)
 def test_committed_layers_are_those_of_the_recovery(repair: str) -> None:
     """Gaps above a later one are repaired anew, from the weights of before."""
-    done = [dropped(4), dropped(2), Candidate(Run(0, 0, DROP), 0, replaced=1)]
+    done = [dropped(4), dropped(2), LOWEST]
     trials = RepairedTrials(session_of(make_model(), calibration=TOKENS), repair, "loss")
     for candidate in done:
         trials.commit(trials.best([candidate], whole=True))
@@ -83,14 +93,17 @@ def test_committed_layers_are_those_of_the_recovery(repair: str) -> None:
 
 
 def test_committed_factors_are_those_of_the_recovery() -> None:
-    """The factor of the upper gap is measured anew, on states that the lower one has scaled."""
+    """The factor of an upper gap is measured anew, on states that a lower one has scaled.
+
+    Where the lowest layer goes, the lower gap is behind the embedding.
+    """
     session = session_of(make_model(), calibration=TOKENS)
-    trials = RepairedTrials(session, "rescale", "loss")
-    for candidate in (dropped(4), dropped(2)):
-        trials.commit(trials.best([candidate], whole=True))
+    trials, done = RepairedTrials(session, "rescale", "loss"), (dropped(4), dropped(2), LOWEST)
     parts = judged_parts(session, fitted=False)
+    for candidate in done:
+        trials.commit(trials.best([candidate], whole=True))
     states = torch.cat([trials.stack.outputs(part) for part in parts])
-    expected = repaired_model("rescale", dropped(4), dropped(2))(TOKENS).logits
+    expected = repaired_model("rescale", *done)(TOKENS).logits
     torch.testing.assert_close(session.view.logits(states), expected, atol=5e-4, rtol=0)
 
 
@@ -146,15 +159,16 @@ def test_lacks_that_are_kept_are_those_of_a_new_search() -> None:
 
 @pytest.mark.parametrize("repair", [*RECOVERY, "none"])
 def test_what_the_lowest_layer_leaves_is_compared_on_the_same_samples(repair: str) -> None:
-    """Nothing can be repaired below it, but all other candidates count the unfitted samples."""
+    """Nothing can be fitted below it, but all other candidates count the unfitted samples."""
     model = make_model()
-    lowest = Candidate(Run(0, 0, DROP), 0, replaced=1)
     trials = RepairedTrials(session_of(model, calibration=TOKENS, batch_tokens=48), repair, None)
-    counted = UNFITTED if repair in FITS else TOKENS
+    counted = judged_on(repair)
     with torch.no_grad():
         before, behind = model(counted, output_hidden_states=True).hidden_states[:2]
+    if repair == "rescale":
+        before *= (behind.norm(dim=-1) / before.norm(dim=-1)).mean()
     expected = float((behind - before).norm() / behind.norm())
-    assert trials.lack(lowest) == pytest.approx(expected, rel=1e-5)
+    assert trials.lack(LOWEST) == pytest.approx(expected, rel=1e-5)
 
 
 def make_linear(model: PreTrainedModel, layer: int) -> None:
@@ -237,7 +251,7 @@ def test_layers_that_merged_take_part_in_nothing_more() -> None:
     ]
     assert list(candidates(spans, offer, 2)) == [dropped(3, 1), dropped(4, 2)]
     assert list(candidates([(0, 0), (2, 2)], Offer((0, 2), (), lambda first: ["mean"]), 1)) == [
-        Candidate(Run(0, 0, DROP), 0, replaced=1),
+        LOWEST,
         dropped(2, 0),
     ]
     unlike = Offer(range(4), ("full", "sliding"), lambda first: ["mean", JOIN])

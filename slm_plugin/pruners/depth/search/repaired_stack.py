@@ -20,9 +20,9 @@ from slm_plugin.lazy import nn, no_grad
 from slm_plugin.models.operators import with_state
 from slm_plugin.pruners.depth.search.judged_samples import Part, unfitted
 from slm_plugin.pruners.depth.search.runs import DROP, Run
-from slm_plugin.restoration.boundaries import dense_states, target_above
+from slm_plugin.restoration.boundaries import dense_states, place_name, target_above
 from slm_plugin.restoration.folding import fold_layer, folding
-from slm_plugin.restoration.layer_walk import FittedLayer, LayerRun
+from slm_plugin.restoration.layer_walk import FittedLayer, LayerBatch, LayerRun
 from slm_plugin.restoration.least_squares import share
 from slm_plugin.restoration.refitting import refit_layer
 from slm_plugin.restoration.rescaling import Gap, measured_gap
@@ -113,6 +113,7 @@ class RepairedStack:
         self._dense, self._sources = dense_states(session)
         self._dimensions = self._view.dimensions()
         self._repair, self._fits = REPAIRS.get(repair), repair in FITS
+        self._rescales = repair == "rescale"
         self._unfitted = unfitted(self._captured, fitted=self._fits)
         # As the model and its merge rules give them, and with their repairs.
         self._plain: list[nn.Module] = list(self._view.layers)
@@ -121,6 +122,8 @@ class RepairedStack:
         # Inputs by position, a tensor for every batch. Up to the lowest change they are captured.
         self._inputs: dict[int, Spool] = {}
         self._lowest = len(self.layers)
+        # What the states that enter the lowest layer are multiplied by, where it was rescaled.
+        self._entering = 1.0
 
     @no_grad
     def lack(self, candidate: Candidate) -> float:
@@ -129,13 +132,15 @@ class RepairedStack:
         It is that of the `unfitted` samples. Where a repair is fitted it is the error after the
         best linear map of what the MLP adds, whatever the fit: this one has ``hidden x hidden``
         sums, where one of ``down_proj`` has ``channels x channels``. Where the lowest layer is
-        dropped, nothing is repaired.
+        dropped, there is nothing to fit; the states that enter may be rescaled.
 
         Raises:
             CalibrationError: There are fewer than 2 samples.
             NumericalError: Activations are NaN or infinite.
         """
         layer, at = self._plain_layer(candidate), candidate.at
+        if layer is None and self._rescales:
+            return self._entry(candidate).after
         if self._repair is None or layer is None:
             return self._error(candidate, layer)
         # The layer below a dropped one runs here as it is; its outputs are the inputs of the next.
@@ -145,6 +150,12 @@ class RepairedStack:
             fitted = replace(fitted, keep=outputs.append)
             self._inputs[at + 1] = outputs
         return folding(fitted).solve().after if self._fits else _measured(fitted).after
+
+    @no_grad
+    def lack_now(self, candidate: Candidate) -> float:
+        """Relative error of the state at the place of `lack`, before the candidate goes."""
+        above = candidate.at + candidate.replaced
+        return self._error_of(partial(self._input, above), above)
 
     def repaired(self, candidate: Candidate) -> nn.Module | None:
         """The layer that takes the place of those of a candidate, repaired.
@@ -186,17 +197,21 @@ class RepairedStack:
         """
         start = candidate.at
         layers = self._numbered(start + candidate.replaced)
-        if layer is not None and layer is self.layers[start]:
+        if layer is None:
+            entering = self._captured[part.number].inputs[0][part.rows]
+            return self._through(layers, entering * self._entering_without(candidate), part)
+        if layer is self.layers[start]:
             start += 1
-        elif layer is not None:
+        else:
             layers.insert(0, (self.spans[start][0], layer))
-        return self._through(layers, start, part)
+        return self._through(layers, self._input(start, part.number)[part.rows], part)
 
     @no_grad
     def outputs(self, part: Part) -> Tensor:
         """Hidden states behind the final norm for some samples, of the layers as they are."""
         start = max([self._lowest, *self._inputs])
-        return self._through(self._numbered(start), start, part)
+        inputs = self._input(start, part.number)[part.rows]
+        return self._through(self._numbered(start), inputs, part)
 
     @no_grad
     def without(self, dropped: Collection[int]) -> RepairedStack:
@@ -237,13 +252,16 @@ class RepairedStack:
         made._plain = [*self._plain[:place], *every[first:]]
         made.layers = [*self.layers[:place], *every[first:]]
         made._inputs = {p: states for p, states in self._inputs.items() if p <= place}
+        if not first:
+            made._entering = 1.0
         if place == first <= self._lowest:
             made._lowest = len(every)
         return made
 
-    def _through(self, layers: Iterable[tuple[int, nn.Module]], start: int, part: Part) -> Tensor:
-        """Hidden states behind the final norm, from the inputs of the layer at a position."""
-        inputs = self._input(start, part.number)[part.rows]
+    def _through(
+        self, layers: Iterable[tuple[int, nn.Module]], inputs: Tensor, part: Part
+    ) -> Tensor:
+        """Hidden states behind the final norm, from the inputs of the lowest of some layers."""
         (outputs,) = run_batches(layers, [part.batch], [inputs])
         final: Tensor = self._view.norm(outputs)
         return final
@@ -256,6 +274,8 @@ class RepairedStack:
             layer: What `repaired` gave for it.
         """
         run, at, count = candidate
+        if layer is None:
+            self._entering = self._entering_without(candidate)
         plain = self._plain_layer(candidate)
         span = self.spans[at] if run.rule == DROP else (run.first, run.last)
         kept = slice(at, at + count)
@@ -291,6 +311,18 @@ class RepairedStack:
 
         return FittedLayer(f"layer {first}", layer, self._view, runs, targets)
 
+    def _entry(self, candidate: Candidate) -> Gap:
+        """The gap between the embedding and the layer above the lowest, which a candidate drops."""
+        target = self._target(candidate.at + candidate.replaced)
+        states = (batch.inputs[0] for batch in self._captured)
+        wanted = (batch.inputs[target] for batch in self._dense)
+        pairs = zip(states, wanted, strict=True)
+        return measured_gap((LayerBatch(0, s, s, w) for s, w in pairs), place_name(-1))
+
+    def _entering_without(self, candidate: Candidate) -> float:
+        """The factor of the states that enter, once a candidate has dropped the lowest layer."""
+        return self._entry(candidate).factor if self._rescales else 1.0
+
     def _target(self, above: int) -> int:
         """Index of the dense state that the layer at a position should see."""
         sources = [self._sources[lowest] for lowest, _ in self.spans]
@@ -298,16 +330,24 @@ class RepairedStack:
 
     def _error(self, candidate: Candidate, layer: nn.Module | None) -> float:
         """Relative error of the state behind a candidate as it is."""
-        at, target = candidate.at, self._target(candidate.at + candidate.replaced)
+        at = candidate.at
+
+        def state(number: int) -> Tensor:
+            if layer is None:
+                return self._input(at, number)
+            if layer is self.layers[at]:
+                return self._input(at + 1, number)
+            arguments = self._captured[number].arguments[self.spans[at][0]]
+            return run_layers([layer], self._input(at, number), arguments)
+
+        return self._error_of(state, at + candidate.replaced)
+
+    def _error_of(self, state_of: Callable[[int], Tensor], above: int) -> float:
+        """Relative error of the states of all batches, as those that enter a position."""
+        target = self._target(above)
         error = norm = 0.0
         for number, rows in self._unfitted.items():
-            if layer is None:
-                state = self._input(at, number)
-            elif layer is self.layers[at]:
-                state = self._input(at + 1, number)
-            else:
-                arguments = self._captured[number].arguments[self.spans[at][0]]
-                state = run_layers([layer], self._input(at, number), arguments)
+            state = state_of(number)
             wanted = in_float64(self._dense[number].inputs[target][rows])
             error += float((wanted - in_float64(state[rows])).square().sum())
             norm += float(wanted.square().sum())
@@ -326,7 +366,8 @@ class RepairedStack:
     def _input(self, position: int, number: int) -> Tensor:
         """Input of the layer at a position for one batch."""
         if position <= self._lowest:
-            return self._captured[number].inputs[position]
+            states = self._captured[number].inputs[position]
+            return states if position or self._entering == 1.0 else states * self._entering
         if position not in self._inputs:
             ((index, layer),) = self._numbered(position - 1)[:1]
             below = [self._input(position - 1, n) for n in range(len(self._captured))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,7 +59,7 @@ class Judged(NamedTuple):
 
 @contextmanager
 def repaired_trials(
-    session: Session, repair: str, criterion: CriterionName | None
+    session: Session, repair: str, criterion: CriterionName | None, costs: Sequence[float] = ()
 ) -> Iterator[RepairedTrials]:
     """Trials with a progress counter, stored in the session's journal.
 
@@ -66,6 +67,7 @@ def repaired_trials(
         session: Holds the model and its calibration set.
         repair: Name of one of `repaired_stack.REPAIRS`, or none.
         criterion: Judges the candidates; None judges them by the state behind the gap.
+        costs: What each layer of the model costs; empty where all cost the same.
 
     Raises:
         OutputError: The journal cannot be written.
@@ -75,7 +77,7 @@ def repaired_trials(
     lacks = trial_store(session, f"lack {about}", FORM, _is_lack)
     tell_read(session, journal.read_from_disk, journal.store)
     with counting("repaired: trials") as count:
-        yield RepairedTrials(session, repair, criterion, journal, lacks, count)
+        yield RepairedTrials(session, repair, criterion, costs, journal, lacks, count)
 
 
 class RepairedTrials:
@@ -89,6 +91,8 @@ class RepairedTrials:
         session: Holds the model and its calibration set.
         repair: Name of one of `repaired_stack.REPAIRS`, or none.
         criterion: Judges the candidates; None judges them by the state behind the gap.
+        costs: What each layer of the model costs, by which what the model loses without it is
+            divided; empty where all cost the same.
         journal: Where the values of the criterion are stored.
         lacks: Where the errors of states are stored.
         count: Called for every candidate that is run.
@@ -99,6 +103,7 @@ class RepairedTrials:
         session: Session,
         repair: str,
         criterion: CriterionName | None,
+        costs: Sequence[float] = (),
         journal: Journal | None = None,
         lacks: Store | None = None,
         count: Callable[[], None] = lambda: None,
@@ -110,6 +115,7 @@ class RepairedTrials:
             self._values = RepairedValues(
                 session, repair, criterion, journal or Journal(Store()), count
             )
+        self._costs = costs
         self._stored = lacks or Store()
         self._count = count
         self._base: Runs = ()
@@ -129,10 +135,27 @@ class RepairedTrials:
             self._lacks[candidate] = float(stored)
         return self._lacks[candidate]
 
+    def estimate(self, candidate: Candidate) -> float:
+        """What decides which candidates are judged; greater is better.
+
+        It is minus what the state behind the candidate lacks. Where layers differ in cost, it is
+        minus what it lacks more than now, for the cost.
+
+        Raises:
+            CalibrationError: There are fewer than 2 samples.
+            NumericalError: Activations are NaN or infinite.
+        """
+        lack = self.lack(candidate)
+        if not self._costs:
+            return -lack
+        return for_cost(self.stack.lack_now(candidate) - lack, self._cost(candidate))
+
     def best(self, candidates: Sequence[Candidate], *, whole: bool) -> Judged:
         """The candidate with the greatest mean of the criterion; of equal ones the lowest.
 
-        Without a criterion it is the one whose state lacks least.
+        Without a criterion it is the one of the greatest `estimate`. Where layers differ in cost,
+        the difference to the mean without the candidate counts, for the cost (`for_cost`), and no
+        candidate stops early.
 
         Args:
             candidates: At least one.
@@ -144,20 +167,23 @@ class RepairedTrials:
         values = self._values
         if values is None:
             judged = [Judged(one, -self.lack(one), None, self._base) for one in candidates]
+            ranks = [self.estimate(one) for one in candidates]
         else:
             seen = race(
                 len(candidates),
                 values.parts,
                 lambda number, part: self._part(values, candidates[number], part),
-                whole=whole,
+                whole=whole or bool(self._costs),
             )
             most = max(map(len, seen))
             judged = [
                 Judged(one, fmean(v), len(v) if len(v) < most else None, self._base)
                 for one, v in zip(candidates, seen, strict=True)
             ]
+            ranks = self._ranks(values, judged)
         self.made += judged
-        return max(judged, key=lambda one: (one.samples is None, one.value, *_lowest(one)))
+        ranked = zip(judged, ranks, strict=True)
+        return max(ranked, key=lambda one: (one[0].samples is None, one[1], *_lowest(one[0])))[0]
 
     def commit(self, chosen: Judged) -> None:
         """Carry a candidate out; later ones come on top of it."""
@@ -167,6 +193,18 @@ class RepairedTrials:
         self._repaired = {}
         # What lies two layers below sees neither another layer nor another target.
         self._lacks = {c: v for c, v in self._lacks.items() if c.at + c.replaced <= candidate.at}
+
+    def _ranks(self, values: RepairedValues, judged: Sequence[Judged]) -> list[float]:
+        """What ranks candidates; greater is better."""
+        if not self._costs:
+            return [one.value for one in judged]
+        parts = (values.unstored(part, self.stack.outputs) for part in range(values.parts))
+        now = fmean(chain.from_iterable(parts))
+        return [for_cost(one.value - now, self._cost(one.candidate)) for one in judged]
+
+    def _cost(self, candidate: Candidate) -> float:
+        """The cost of the layer that goes, of two that merge the upper one."""
+        return self._costs[candidate.run.last]
 
     def _part(self, values: RepairedValues, candidate: Candidate, part: int) -> list[float]:
         """The criterion's values of the samples of a part."""
@@ -180,6 +218,15 @@ class RepairedTrials:
         if candidate not in self._repaired:
             self._repaired[candidate] = self.stack.repaired(candidate)
         return self._repaired[candidate]
+
+
+def for_cost(gain: float, cost: float) -> float:
+    """A loss, which is a gain below 0, divided by a cost; a gain multiplied by it.
+
+    So of two candidates that lose as much the one that saves more is better, and of two that gain
+    as much too.
+    """
+    return gain / cost if gain < 0 else gain * cost
 
 
 def _lowest(judged: Judged) -> tuple[int, int]:

@@ -62,6 +62,10 @@ class RepairedValues:
             return known[number]
         if number == 0:
             self._count()
-        values = self._similarity.values(number, final(self._parts[number]))
+        values = self.unstored(number, final)
         self._journal.add(runs, values)
         return values
+
+    def unstored(self, number: int, final: Callable[[Part], Tensor]) -> list[float]:
+        """The values of the samples of a part for a model that is no trial; see `__call__`."""
+        return self._similarity.values(number, final(self._parts[number]))
