@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from slm_plugin.errors import NumericalError
 from slm_plugin.lazy import torch
+from slm_plugin.models.families.family import Family
 from slm_plugin.restoration.layer_walk import LayerBatch
 
 
@@ -31,6 +32,17 @@ class Gap:
     def describe(self) -> str:
         """Factor and errors in words."""
         return f"length times {self.factor:.4g}, error {self.before:.2%} to {self.after:.2%}"
+
+
+def unscalable(family: Family) -> str:
+    """Why a stream cannot be scaled by the weights that write to it; empty where it can."""
+    if family.norm_behind:
+        return "a norm stands behind each block and cancels the factor of its weights"
+    if family.rotary == "none":
+        return "its learned positions enter the stream beside the embedding, and are not scaled"
+    if family.tower is not None:
+        return "features of images enter the stream beside the embedding, and are not scaled"
+    return ""
 
 
 def measured_gap(batches: Iterable[LayerBatch], where: str) -> Gap:

@@ -35,6 +35,7 @@ from slm_plugin.pruners.depth.search.repaired_trials import Judged, RepairedTria
 from slm_plugin.pruners.depth.search.runs import DROP, JOIN, Run, alike
 from slm_plugin.pruners.influence import block_influence
 from slm_plugin.registry import register_pruner
+from slm_plugin.restoration.rescaling import unscalable
 from slm_plugin.surgery.merge_rules import candidates as rules_of
 
 if TYPE_CHECKING:
@@ -126,14 +127,16 @@ class RepairedOptions(EndsOptions, Prompts):
             )
         return self
 
+    @property
+    def prompts(self) -> Prompts:
+        """What `per: latency` times."""
+        return Prompts(**{name: getattr(self, name) for name in Prompts.model_fields})
+
     @model_validator(mode="after")
     def _timed(self) -> Self:
-        stated = self.model_fields_set.intersection(Prompts.model_fields)
-        if self.per != "latency" and any(
-            getattr(self, name) != Prompts.model_fields[name].default for name in stated
-        ):
-            name = min(stated)
-            raise ValueError(f"`{name}` has no effect without `per: latency`; leave it out")
+        for name, field in Prompts.model_fields.items():
+            if self.per != "latency" and getattr(self, name) != field.default:
+                raise ValueError(f"`{name}` has no effect without `per: latency`; leave it out")
         return self
 
 
@@ -158,12 +161,20 @@ class Repaired(BetweenEnds):
             return "its attention and its MLP read the same input, so `join` has no separate steps"
         if self._start is not None and (reason := why_not(self._start, family, config)):
             return f"its start '{self._start.name}': {reason}"
+        room = family.canonical(config).get("max_position_embeddings")
+        if self.options.per == "latency" and room is not None and self.options.positions > room:
+            return (
+                f"`prompt_tokens` and `new_tokens` are {self.options.positions:,} positions "
+                f"together, and it has {room:,}"
+            )
         if self.options.repair == "none":
             return ""
         if family.no_fit:
             return f"{family.no_fit}; set `repair: none`"
-        if self.options.repair in ("fold_linear", "rescale") and family.norm_behind:
+        if self.options.repair == "fold_linear" and family.norm_behind:
             return "a norm stands behind its MLP; set `repair: boundary`"
+        if self.options.repair == "rescale" and (reason := unscalable(family)):
+            return f"{reason}; set `repair: boundary`"
         return ""
 
     @property
@@ -229,12 +240,12 @@ class Repaired(BetweenEnds):
     def _searched(self, session: Session, wanted: int) -> PruningPlan:
         """The plan of the greedy search."""
         options = self.options
-        costs = layer_costs(session, options.per, options)
+        costs = layer_costs(session, options.per, options.prompts)
         chosen, others = self.search(session, wanted, costs)
         notes = [
             self._similarity(session),
             f"greedy search: each step removed the layer that the model with `repair: "
-            f"{options.repair}` misses least",
+            f"{options.repair}` misses least{', for its cost' if costs else ''}",
         ]
         if options.per != "layer":
             notes.append(f"per {options.per}: {described(costs)}")

@@ -22,7 +22,7 @@ from slm_plugin.restoration.boundaries import (
     reference_of,
 )
 from slm_plugin.restoration.layer_walk import LayerWalk
-from slm_plugin.restoration.rescaling import measured_gap
+from slm_plugin.restoration.rescaling import measured_gap, unscalable
 from slm_plugin.restoration.rewriting import rewriting
 
 if TYPE_CHECKING:
@@ -44,12 +44,8 @@ class Rescale(Recovery):
 
     @classmethod
     def unsuited(cls, family: Family, config: Mapping[str, Any]) -> str:
-        """A norm behind a block cancels the factor of the weights before it."""
-        if family.no_fit:
-            return family.no_fit
-        if family.norm_behind:
-            return "a norm stands behind each block and cancels the factor of its weights"
-        return ""
+        """All that enters the stream must come from weights that are scaled here."""
+        return family.no_fit or unscalable(family)
 
     @no_grad
     def recover(self, session: Session) -> RecoveryRecord:

@@ -8,9 +8,12 @@ from transformers import PreTrainedModel
 
 from slm_plugin.errors import NumericalError
 from slm_plugin.plans import MergeLayers
+from slm_plugin.pruners.depth.repaired import Repaired, RepairedOptions
+from slm_plugin.recovery.closed_form.rescale import Rescale
+from slm_plugin.target import Target
 from tests.pruners.depth.strategies import layer_outputs
 from tests.recovery.pruned import TOKENS, drop, join, pruned, recover, seen_by
-from tests.tiny import make_model
+from tests.tiny import FAMILIES, make_model
 
 
 def _ratio(target: torch.Tensor, state: torch.Tensor) -> float:
@@ -59,6 +62,32 @@ def test_layers_below_a_gap_are_blind_to_it(family: str) -> None:
     recover("rescale", session)
     for place, seen in zip(places, before, strict=True):
         torch.testing.assert_close(seen_by(model, place), seen, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, (family, _) in FAMILIES.items() if not Rescale.unsuited(family, {})]
+)
+def test_all_that_enters_is_scaled(name: str) -> None:
+    """In every family that is not refused; a stream with a part of the former length is another."""
+    session = pruned(make_model(name), drop(3))
+    plain = session.captured()
+    recover("rescale", session)
+    for before, after in zip(plain, session.captured(), strict=True):
+        factor = float(after.inputs[0].norm() / before.inputs[0].norm())
+        for index in range(4):
+            expected = factor * before.inputs[index]
+            torch.testing.assert_close(after.inputs[index], expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("opt", "learned positions"), ("llava", "images"), ("qwen3_vl", "images")]
+)
+def test_what_enters_beside_the_embedding_is_refused(name: str, said: str) -> None:
+    """By the recovery, and by the search that repairs in this way."""
+    family, _ = FAMILIES[name]
+    assert said in Rescale.unsuited(family, {})
+    search = Repaired(RepairedOptions(repair="rescale"), Target(layers_removed=1))
+    assert said in search.unsuited_options(family, {})
 
 
 def test_two_gaps_compose() -> None:
