@@ -12,7 +12,7 @@ from pydantic import Field
 
 from slm_plugin.counts import Count, Natural
 from slm_plugin.evaluation.base import Evaluator, EvaluatorOptions, Measurement
-from slm_plugin.evaluation.prefill import Prompts, check_room, prefill, random_prompt
+from slm_plugin.evaluation.prefill import Prompts, prefill, random_prompt
 from slm_plugin.lazy import inference_mode, torch
 from slm_plugin.progress import track
 from slm_plugin.registry import register_evaluator
@@ -53,12 +53,7 @@ class Latency(Evaluator):
         Raises:
             UserError: They do not.
         """
-        check_room(
-            session.model,
-            self.options.positions,
-            "latency",
-            "`prompt_tokens` and `new_tokens` together",
-        )
+        self.options.check_room(session.model, "latency")
 
     def measure(self, session: Session) -> list[Measurement]:
         """Time prefill and decode.

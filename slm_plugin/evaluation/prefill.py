@@ -32,6 +32,11 @@ class Prompts(Record):
         """Positions of one sequence in the KV cache at the end."""
         return self.prompt_tokens + self.new_tokens
 
+    def check_room(self, model: PreTrainedModel, wanted_by: str) -> None:
+        """Check that they fit the model's positions; see `check_room`."""
+        together = "`prompt_tokens` and `new_tokens` together"
+        check_room(model, self.positions, wanted_by, together)
+
 
 def check_room(model: PreTrainedModel, positions: int, wanted_by: str, option: str) -> None:
     """Check that a sequence fits the model's positions.

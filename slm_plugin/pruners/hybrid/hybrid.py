@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from slm_plugin.cache import Store
-from slm_plugin.evaluation.prefill import check_room
 from slm_plugin.extras import require
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans import FrontierShape, PruningPlan, UnitScores
@@ -162,8 +161,7 @@ class Hybrid(Pruner):
         if target.counts:
             return parameter_budget(target, session.original, current)
         workload = self.options.workload
-        lengths = "`prompt_tokens` and `new_tokens`"
-        check_room(session.model, workload.positions, f"a target of {target.kind}", lengths)
+        workload.check_room(session.model, f"a target of {target.kind}")
         if target.latency is None:
             return memory_budget(target, current, workload, session.model.dtype)
         return time_budget(session, target, workload, kv_groups=self.options.kv_groups)

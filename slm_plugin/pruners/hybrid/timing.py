@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from slm_plugin.cache import Store
 from slm_plugin.evaluation.latency import time_run
-from slm_plugin.evaluation.prefill import check_room, random_prompt
+from slm_plugin.evaluation.prefill import random_prompt
 from slm_plugin.lazy import np
 from slm_plugin.progress import track
 from slm_plugin.pruners.hybrid.shapes import Shape
@@ -87,7 +87,7 @@ def measure(
         MissingExtraError: The backend is not installed.
         OutputError: The journal cannot be written.
     """
-    check_room(session.model, workload.positions, "timing", "`prompt_tokens` and `new_tokens`")
+    workload.check_room(session.model, "timing")
     wanted = list(dict.fromkeys(shapes))
     store = _store(session, workload, wanted)
     missing = [number for number in range(repeats) if store.find(number) is None]

@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 from slm_plugin.evaluation.latency import synchronise, time_run
-from slm_plugin.evaluation.prefill import Prompts, check_room, random_prompt
+from slm_plugin.evaluation.prefill import Prompts, random_prompt
 from slm_plugin.models.view import layer_kinds
 from slm_plugin.progress import track
 from slm_plugin.pruners.trial_store import time_store
@@ -105,7 +105,7 @@ def _times(
     session: Session, prompts: Prompts, kinds: Sequence[object], timer: Timer
 ) -> list[float]:
     """Seconds of each layer, the mean over those of its kind."""
-    check_room(session.model, prompts.positions, "timing", "`prompt_tokens` and `new_tokens`")
+    prompts.check_room(session.model, "timing")
     store = time_store(session, ("layers", prompts.model_dump_json()), _is_round(len(kinds)))
     missing = [number for number in range(ROUNDS) if store.find(number) is None]
     if missing:
