@@ -47,7 +47,13 @@ from slm_plugin.recovery.checking import check_repaired
 from slm_plugin.registry.contract import tell_put_back
 from slm_plugin.restoration.former import on_disk
 from slm_plugin.returned import answered, called, returned, several
-from slm_plugin.surgery import apply_operations, checked_steps, refuse_other_model, verify
+from slm_plugin.surgery import (
+    apply_operations,
+    checked_steps,
+    refuse_operators,
+    refuse_other_model,
+    verify,
+)
 from slm_plugin.surgery.preview import calibration_losses
 from slm_plugin.surgery.stream import stream_basis
 
@@ -147,6 +153,7 @@ class Session:
 
         Raises:
             TargetError: The target cannot be reached.
+            PlanError: The model has operators between its layers.
             UnsupportedModelError: Layers differ in width, and the strategy needs equal ones.
             ContractError: The strategy changed the model, or did not return a plan for this model
                 and target.
@@ -155,6 +162,7 @@ class Session:
         # Recorded now, because a strategy may change it. Unregistered classes may have none.
         asked = {"target": pruner.target} if hasattr(pruner, "target") else {}
         with self._untouched(_name(pruner), "planning"):
+            refuse_operators(self.model)
             refuse_uneven(pruner, self.view.dimensions())
             made = returned(pruner.plan(self), PruningPlan, pruner)
             model = {"before": self.view.dimensions(), "fingerprint": self.fingerprint()}

@@ -85,6 +85,19 @@ def checked_steps(plan: PruningPlan, before: Dimensions) -> list[Step]:
     return steps
 
 
+def refuse_operators(model: PreTrainedModel) -> None:
+    """Check that no operators stand between a model's layers.
+
+    Raises:
+        PlanError: Some do.
+    """
+    if operators(model):
+        raise PlanError(
+            "the model has operators between its layers, which were fitted to these layers",
+            hint="prune before the recovery that inserts them",
+        )
+
+
 def refuse_other_model(plan: PruningPlan, model: PreTrainedModel, found: Fingerprint) -> None:
     """Check that a plan was made for a model.
 
@@ -96,11 +109,7 @@ def refuse_other_model(plan: PruningPlan, model: PreTrainedModel, found: Fingerp
     Raises:
         PlanError: The fingerprints differ, or the model has operators between its layers.
     """
-    if operators(model):
-        raise PlanError(
-            "the model has operators between its layers, which were fitted to these layers",
-            hint="prune before the recovery that inserts them",
-        )
+    refuse_operators(model)
     differs = [
         name
         for name in type(found).model_fields

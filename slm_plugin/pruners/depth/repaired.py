@@ -59,7 +59,7 @@ def _check_rule(rule: str) -> str:
         raise ValueError(f"{error}, or {JOIN}") from error
 
 
-class RepairedOptions(EndsOptions, Prompts):
+class RepairedOptions(Prompts, EndsOptions):
     """The repair, how candidates are screened and judged, and the prompts of `per: latency`."""
 
     repair: Annotated[

@@ -20,10 +20,12 @@ from slm_plugin.export.checkpoint import save_checkpoint
 from slm_plugin.models.operators import operators
 from slm_plugin.pipeline import run
 from slm_plugin.plans import MergeLayers
+from slm_plugin.pruners.depth.repaired import Repaired, RepairedOptions
 from slm_plugin.recipe import Recipe
 from slm_plugin.recovery.closed_form import ghost, linear_patch
 from slm_plugin.restoration import least_squares
 from slm_plugin.restoration.layer_walk import LayerBatch
+from slm_plugin.target import Target
 from tests.pruners.depth.strategies import layer_outputs
 from tests.recovery.pruned import (
     FITTED,
@@ -187,7 +189,9 @@ def test_a_channel_that_is_always_zero_is_one_error() -> None:
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_nothing_that_would_lose_them_comes_after(name: str, tmp_path: Path) -> None:
+def test_nothing_that_would_lose_them_comes_after(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No second repair, no pruning and no checkpoint: each says so in one line."""
     session = pruned(make_model(), MergeLayers(first=2, last=4))
     recover(name, session)
@@ -198,6 +202,11 @@ def test_nothing_that_would_lose_them_comes_after(name: str, tmp_path: Path) -> 
             recover(repair, session)
     with pytest.raises(PlanError, match="operators between its layers"):
         remove(session, drop(1))
+    # Before any search.
+    search = Repaired(RepairedOptions(), Target(layers_removed=1))
+    with pytest.raises(PlanError, match="operators between its layers"), monkeypatch.context() as m:
+        m.setattr(Repaired, "plan", None)
+        session.plan(search)
     with pytest.raises(UnsupportedModelError, match=r"no checkpoint .*export `onnx`"):
         save_checkpoint(session, tmp_path / "checkpoint")
     assert not list(tmp_path.iterdir())
