@@ -13,7 +13,6 @@ from slm_plugin.calibration.captures import Batch, run_batches
 from slm_plugin.extras import missing
 from slm_plugin.lazy import inference_mode, torch
 from slm_plugin.models.head import next_token_losses
-from slm_plugin.models.operators import operators
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import DepthOperation, Operation, PruningPlan
 from slm_plugin.plans.layout import layers_left
@@ -93,13 +92,13 @@ def calibration_losses(
     Returns:
         None where there is no loss to measure: the model has no language-modelling head, or no
         sample has two tokens; and where the planned model cannot run without changing this one:
-        an operation on the residual stream changes every weight, layers with operators between
-        them are not pruned, and width surgery needs torch-pruning.
+        an operation on the residual stream changes every weight, and width surgery needs
+        torch-pruning.
 
     Raises:
         PlanError: The operations do not fit the model.
     """
-    if not _has_loss(view, batches) or operators(view.model) or stream_change(plan.operations):
+    if not _has_loss(view, batches) or stream_change(plan.operations):
         return None
     narrowed = any(one.unit != "experts" for one in by_kind(plan.operations)[1])
     if narrowed and missing("width"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from slm_plugin.errors import ContractError
+from slm_plugin.errors import ContractError, PlanError
 from slm_plugin.extras import missing
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.operators import put_operator
@@ -158,13 +158,13 @@ def test_there_is_none_where_nothing_is_measured() -> None:
         assert session._captured is None
 
 
-def test_there_is_none_for_a_model_with_operators() -> None:
-    """Which no plan is applied to."""
+def test_a_model_with_operators_is_not_planned() -> None:
+    """No plan is applied to it, so none is searched for."""
     model = make_model(num_hidden_layers=LAYERS)
     put_operator(model.model.layers[1], torch.eye(32))
     session = Session(model, calibration=TOKENS)
-    plan = session.plan(Given([DropLayers(indices=(3,))]))
-    assert plan.loss_after is None
+    with pytest.raises(PlanError, match="the model has operators between its layers"):
+        session.plan(Given([DropLayers(indices=(3,))]))
 
 
 def test_what_a_strategy_says_of_the_loss_is_not_believed() -> None:
