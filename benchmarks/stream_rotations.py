@@ -24,7 +24,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from slm_plugin import Session
 from slm_plugin.calibration.captures import Batch, in_float64, projection_inputs, run_layers
-from slm_plugin.calibration.components import principal_components
+from slm_plugin.calibration.components import moments_read, principal_components
 from slm_plugin.calibration.samples import CalibrationSource, draw
 from slm_plugin.models.loading import ModelSource, load
 from slm_plugin.models.view import DecoderView
@@ -37,11 +37,6 @@ def of_stream(states: Tensor) -> Tensor:
     """Second moments of the stream, as SliceGPT takes them, ``(hidden, hidden)``."""
     tokens = in_float64(states.flatten(0, 1))
     return tokens.T @ tokens
-
-
-def of_what_is_read(states: Tensor) -> Tensor:
-    """Those of the stream divided by its root mean square, as `pca` takes them."""
-    return of_stream(states / states.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-30))
 
 
 def leading(moments: Tensor, kept: int) -> Tensor:
@@ -122,7 +117,7 @@ def main() -> None:
         one = shared[:, :kept] @ shared[:, :kept].T
         ways = {
             "one": [one for _ in everywhere],
-            "every layer, of what is read": per_layer(view, batches, kept, of_what_is_read),
+            "every layer, of what is read": per_layer(view, batches, kept, moments_read),
             "every layer, of the stream": per_layer(view, batches, kept, of_stream),
         }
         for name, matrices in ways.items():

@@ -35,14 +35,23 @@ def principal_components(view: DecoderView, batches: Sequence[Batch]) -> tuple[T
     size = view.embedding.embedding_dim
     moments = torch.zeros((size, size), dtype=torch.float64)
     for states in _read_by_blocks(view, batches):
-        tokens = in_float64(states.flatten(0, 1))
-        # A token that is 0 has no direction.
-        read = tokens / tokens.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-30)
-        moments += (read.T @ read).cpu()
+        moments += moments_read(states).cpu()
     values, vectors = torch.linalg.eigh(moments)
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     return values / values.sum(), vectors * largest.sign()
+
+
+def moments_read(states: Tensor) -> Tensor:
+    """Second moments of what a norm without weights puts out, ``(hidden, hidden)``, float64.
+
+    Args:
+        states: ``(samples, length, hidden)``.
+    """
+    tokens = in_float64(states.flatten(0, 1))
+    # A token that is 0 has no direction.
+    read = tokens / tokens.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-30)
+    return read.T @ read
 
 
 def _read_by_blocks(view: DecoderView, batches: Sequence[Batch]) -> Iterator[Tensor]:

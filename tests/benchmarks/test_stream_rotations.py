@@ -30,7 +30,7 @@ def test_a_projected_stream_computes_what_the_sliced_model_does(
     assert torch.equal(logits(model), plain)
 
 
-@pytest.mark.parametrize("moments", ["of_stream", "of_what_is_read"])
+@pytest.mark.parametrize("moments", ["of_stream", "moments_read"])
 def test_a_basis_for_every_layer_leaves_out_the_smallest_components(
     moments: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
