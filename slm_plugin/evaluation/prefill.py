@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
+from pydantic import BaseModel, Field
+from typing_extensions import Self
 
 from slm_plugin.counts import Count
 from slm_plugin.errors import UserError
@@ -26,6 +27,11 @@ class Prompts(Record):
     prompt_tokens: Annotated[Count, Field(description="tokens of the prompt")] = 128
     new_tokens: Annotated[Count, Field(description="greedy steps after the prompt")] = 32
     batch_size: Annotated[Count, Field(description="prompts per batch")] = 1
+
+    @classmethod
+    def of(cls, options: BaseModel) -> Self:
+        """These fields alone, of options that have them among others."""
+        return cls(**{name: getattr(options, name) for name in cls.model_fields})
 
     @property
     def positions(self) -> int:

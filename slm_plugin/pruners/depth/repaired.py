@@ -11,24 +11,20 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
-
-from pydantic import AfterValidator, Field, model_validator
-from typing_extensions import Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from slm_plugin.calibration.held_out import held_out_count
-from slm_plugin.counts import Count, Natural
 from slm_plugin.evaluation.prefill import Prompts
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.families.suitability import why_not
 from slm_plugin.plans import PruningPlan
-from slm_plugin.plans.rules import check_rule
 from slm_plugin.pruners.base import Pruner
 from slm_plugin.pruners.depth.depth_plan import depth_plan, kinds_of
-from slm_plugin.pruners.depth.dropping import BetweenEnds, EndsOptions
+from slm_plugin.pruners.depth.dropping import BetweenEnds
 from slm_plugin.pruners.depth.measures.criteria import CRITERIA, CriterionName
-from slm_plugin.pruners.depth.measures.layer_costs import Per, described, layer_costs
-from slm_plugin.pruners.depth.polish import Start, polished_plan, starting
+from slm_plugin.pruners.depth.measures.layer_costs import described, layer_costs
+from slm_plugin.pruners.depth.polish import polished_plan, starting
+from slm_plugin.pruners.depth.repaired_options import RepairedOptions
 from slm_plugin.pruners.depth.search.repaired_sets import repaired_sets
 from slm_plugin.pruners.depth.search.repaired_stack import FITS, Candidate
 from slm_plugin.pruners.depth.search.repaired_trials import Judged, RepairedTrials, repaired_trials
@@ -50,94 +46,6 @@ FOLLOWED_BY: dict[str, dict[str, Any] | None] = {
     "rescale": {"recover": "rescale"},
     "none": None,
 }
-
-
-def _check_rule(rule: str) -> str:
-    try:
-        return rule if rule == JOIN else check_rule(rule)
-    except ValueError as error:
-        raise ValueError(f"{error}, or {JOIN}") from error
-
-
-class RepairedOptions(Prompts, EndsOptions):
-    """The repair, how candidates are screened and judged, and the prompts of `per: latency`."""
-
-    repair: Annotated[
-        Literal["boundary", "fold_linear", "rescale", "none"],
-        Field(
-            description="of the layer below a gap: boundary: `down_proj` fitted again; "
-            "fold_linear: a linear map of what its MLP adds; rescale: the length of the stream"
-        ),
-    ] = "boundary"
-    screen: Annotated[
-        Count | Literal["all"],
-        Field(
-            description="candidates that are judged at each step: those whose repaired state lacks "
-            "least; all: every one, without stopping early"
-        ),
-    ] = 5
-    judge: Annotated[
-        Literal["kl", "loss", "state"],
-        Field(
-            description="kl: divergence of the repaired model from the model; loss: its loss; "
-            "state: the error behind the gap alone"
-        ),
-    ] = "kl"
-    per: Annotated[
-        Per,
-        Field(
-            description="what the model loses without a layer is divided by: nothing (layer), its "
-            "parameters, or its time, where layers differ in it"
-        ),
-    ] = "layer"
-    merge_rules: Annotated[
-        tuple[Annotated[str, AfterValidator(_check_rule)], ...],
-        Field(
-            description="merges of two adjacent layers that are candidates too: merge rules of "
-            "slm, or join: the lower one's attention with the upper one's MLP"
-        ),
-    ] = ()
-    polish: Annotated[
-        Natural,
-        Field(
-            description="exchanges of dropped layers for kept ones that are tried on the finished "
-            "plan"
-        ),
-    ] = 0
-    start: Annotated[
-        Start | None,
-        Field(
-            description="strategy whose plan is polished, as {prune: block_influence} with its "
-            "options; by default this search"
-        ),
-    ] = None
-
-    @model_validator(mode="after")
-    def _polishable(self) -> Self:
-        if self.start is not None and not self.polish:
-            raise ValueError("`start` is the plan to polish: set `polish` to a number of exchanges")
-        if self.polish and self.merge_rules:
-            raise ValueError("`polish` exchanges dropped layers: leave out `merge_rules`")
-        if self.polish and self.per != "layer":
-            raise ValueError("`polish` exchanges layers whatever they cost: leave out `per`")
-        if self.polish and self.judge == "state":
-            raise ValueError(
-                "`polish` judges whole models: set `judge: kl` or loss, and search by the state "
-                "with `start: {prune: repaired, judge: state}`"
-            )
-        return self
-
-    @property
-    def prompts(self) -> Prompts:
-        """What `per: latency` times."""
-        return Prompts(**{name: getattr(self, name) for name in Prompts.model_fields})
-
-    @model_validator(mode="after")
-    def _timed(self) -> Self:
-        for name, field in Prompts.model_fields.items():
-            if self.per != "latency" and getattr(self, name) != field.default:
-                raise ValueError(f"`{name}` has no effect without `per: latency`; leave it out")
-        return self
 
 
 @register_pruner("repaired")
@@ -240,7 +148,7 @@ class Repaired(BetweenEnds):
     def _searched(self, session: Session, wanted: int) -> PruningPlan:
         """The plan of the greedy search."""
         options = self.options
-        costs = layer_costs(session, options.per, options.prompts)
+        costs = layer_costs(session, options.per, Prompts.of(options))
         chosen, others = self.search(session, wanted, costs)
         notes = [
             self._similarity(session),

@@ -17,7 +17,8 @@ from slm_plugin.extras import require
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.plans import FrontierShape, PruningPlan, UnitScores
 from slm_plugin.pruners.base import Pruner
-from slm_plugin.pruners.depth.repaired import Repaired, RepairedOptions
+from slm_plugin.pruners.depth.repaired import Repaired
+from slm_plugin.pruners.depth.repaired_options import RepairedOptions
 from slm_plugin.pruners.hybrid.allotment import allotments
 from slm_plugin.pruners.hybrid.budget import Budget, memory_budget, parameter_budget, time_budget
 from slm_plugin.pruners.hybrid.choice import Choice, chosen, is_measured

@@ -71,4 +71,4 @@ class HybridOptions(EndsOptions, Workload):
     @property
     def workload(self) -> Workload:
         """What latency and memory refer to."""
-        return Workload(**{name: getattr(self, name) for name in Workload.model_fields})
+        return Workload.of(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from transformers import PreTrainedModel
 
 from slm_plugin.pruners.depth import repaired
 from slm_plugin.pruners.depth.measures.criteria import CriterionName
-from slm_plugin.pruners.depth.repaired import Repaired, RepairedOptions
+from slm_plugin.pruners.depth.measures.layer_costs import layer_costs
+from slm_plugin.pruners.depth.repaired import Repaired
+from slm_plugin.pruners.depth.repaired_options import RepairedOptions
 from slm_plugin.pruners.depth.search.repaired_trials import RepairedTrials, for_cost
 from slm_plugin.pruners.depth.search.runs import JOIN, Run
 from slm_plugin.target import Target
@@ -148,10 +151,11 @@ def test_the_estimate_is_what_the_state_lacks_more_than_now() -> None:
 @pytest.mark.parametrize("judge", ["kl", "loss", "state"])
 def test_equal_costs_change_nothing(judge: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of one kind of layers, and one whose kinds take as long."""
+    as_long = partial(layer_costs, timer=lambda session, *_: [2.0] * len(session.view.layers))
+    monkeypatch.setattr(repaired, "layer_costs", as_long)
     for name in ("llama", "gemma3"):
         options: dict[str, Any] = {"judge": judge}
         plain = planned("repaired", make_model(name), 3, **options)
-        monkeypatch.setattr(repaired, "layer_costs", lambda *_: ())
         per = planned("repaired", make_model(name), 3, per="latency", **options)
         assert per.operations == plain.operations and per.trials == plain.trials
         assert "all layers cost the same" in per.notes[-1]

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from slm_plugin.errors import PlanError, TargetError
 from slm_plugin.models.families import family_of
 from slm_plugin.plans import DropLayers
-from slm_plugin.pruners.depth.repaired import Repaired, RepairedOptions
+from slm_plugin.pruners.depth.repaired import Repaired
+from slm_plugin.pruners.depth.repaired_options import RepairedOptions
 from slm_plugin.pruners.depth.search.exchanges import Tried, exchanged, polished
 from slm_plugin.pruners.depth.search.repaired_sets import RepairedSets, repaired_sets
 from slm_plugin.registry import pruners

@@ -14,7 +14,8 @@ from slm_plugin.calibration.captures import run_layers
 from slm_plugin.errors import CalibrationError
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import DropLayers, DropSublayers, MergeLayers
-from slm_plugin.pruners.depth.repaired import Offer, Repaired, RepairedOptions, candidates
+from slm_plugin.pruners.depth.repaired import Offer, Repaired, candidates
+from slm_plugin.pruners.depth.repaired_options import RepairedOptions
 from slm_plugin.pruners.depth.search.judged_samples import judged_parts
 from slm_plugin.pruners.depth.search.race import FEWEST, is_worse, race
 from slm_plugin.pruners.depth.search.repaired_stack import Candidate

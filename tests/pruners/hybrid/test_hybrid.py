@@ -17,7 +17,8 @@ import torch
 from slm_plugin.calibration.captures import capture
 from slm_plugin.errors import CalibrationError, TargetError, UnsupportedModelError, UserError
 from slm_plugin.plans import DropLayers, PruningPlan
-from slm_plugin.pruners.depth.repaired import Repaired, RepairedOptions
+from slm_plugin.pruners.depth.repaired import Repaired
+from slm_plugin.pruners.depth.repaired_options import RepairedOptions
 from slm_plugin.pruners.depth.search.repaired_sets import repaired_sets
 from slm_plugin.pruners.hybrid.budget import Budget, parameter_budget, time_budget
 from slm_plugin.pruners.hybrid.divergence import Divergence

@@ -20,7 +20,8 @@ from slm_plugin.export.checkpoint import save_checkpoint
 from slm_plugin.models.operators import operators
 from slm_plugin.pipeline import run
 from slm_plugin.plans import MergeLayers
-from slm_plugin.pruners.depth.repaired import Repaired, RepairedOptions
+from slm_plugin.pruners.depth.repaired import Repaired
+from slm_plugin.pruners.depth.repaired_options import RepairedOptions
 from slm_plugin.recipe import Recipe
 from slm_plugin.recovery.closed_form import ghost, linear_patch
 from slm_plugin.restoration import least_squares

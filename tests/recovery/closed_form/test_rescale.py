@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from slm_plugin.errors import NumericalError
 from slm_plugin.plans import MergeLayers
-from slm_plugin.pruners.depth.repaired import Repaired, RepairedOptions
+from slm_plugin.pruners.depth.repaired import Repaired
+from slm_plugin.pruners.depth.repaired_options import RepairedOptions
 from slm_plugin.recovery.closed_form.rescale import Rescale
 from slm_plugin.target import Target
 from tests.pruners.depth.strategies import layer_outputs
