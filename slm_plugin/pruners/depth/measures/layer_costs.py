@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from statistics import fmean, median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,29 +32,17 @@ Timer = Callable[["Session", "Tensor", int], list[float]]
 
 def layer_seconds(session: Session, prompt: Tensor, steps: int) -> list[float]:
     """Seconds in each layer during one prefill of ``(batch, tokens)`` and greedy steps after it."""
-    device = session.model.device
     seconds = [0.0] * len(session.view.layers)
 
-    def clock() -> float:
-        synchronise(device)
-        return perf_counter()
-
-    def before(index: int) -> Callable[..., None]:
-        def start(*_: Any) -> None:
-            seconds[index] -= clock()
-
-        return start
-
-    def behind(index: int) -> Callable[..., None]:
-        def stop(*_: Any) -> None:
-            seconds[index] += clock()
-
-        return stop
+    def add(index: int, sign: int, *_: Any) -> None:
+        synchronise(session.model.device)
+        seconds[index] += sign * perf_counter()
 
     with ExitStack() as hooks:
         for index, layer in enumerate(session.view.layers):
-            hooks.callback(layer.register_forward_pre_hook(before(index), prepend=True).remove)
-            hooks.callback(layer.register_forward_hook(behind(index)).remove)
+            enters, leaves = partial(add, index, -1), partial(add, index, 1)
+            hooks.callback(layer.register_forward_pre_hook(enters, prepend=True).remove)
+            hooks.callback(layer.register_forward_hook(leaves).remove)
         time_run(session.model, prompt, steps)
     return seconds
 
@@ -77,13 +66,13 @@ def layer_costs(
         UserError: The prompt and the new tokens exceed the model's positions.
         OutputError: The journal cannot be written.
     """
-    sizes = [sum(p.numel() for p in layer.parameters()) for layer in session.view.layers]
-    if per == "latency":
-        kinds = list(zip(sizes, layer_kinds(session.view), strict=True))
-        costs = _times(session, prompts, kinds, timer) if len(set(kinds)) > 1 else []
-    else:
-        costs = [float(size) for size in sizes] if per == "parameter" else []
-    mean = fmean(costs) if costs else 0.0
+    if per == "layer":
+        return ()
+    costs = [float(sum(p.numel() for p in layer.parameters())) for layer in session.view.layers]
+    kinds = list(zip(costs, layer_kinds(session.view), strict=True))
+    if per == "latency" and len(set(kinds)) > 1:
+        costs = _times(session, prompts, kinds, timer)
+    mean = fmean(costs)
     return tuple(cost / mean for cost in costs) if len(set(costs)) > 1 else ()
 
 
@@ -106,7 +95,8 @@ def _times(
 ) -> list[float]:
     """Seconds of each layer, the mean over those of its kind."""
     prompts.check_room(session.model, "timing")
-    store = time_store(session, ("layers", prompts.model_dump_json()), _is_round(len(kinds)))
+    about, valid = ("layers", prompts.model_dump_json()), partial(_is_round, len(kinds))
+    store = time_store(session, about, valid)
     missing = [number for number in range(ROUNDS) if store.find(number) is None]
     if missing:
         prompt = random_prompt(session, prompts.batch_size, prompts.prompt_tokens)
@@ -120,15 +110,11 @@ def _times(
     return [fmean(of_kind[kind]) for kind in kinds]
 
 
-def _is_round(layers: int) -> Callable[[Any, Any], bool]:
+def _is_round(layers: int, key: Any, value: Any) -> bool:
     """Whether a key is a round's number, with a time of every layer."""
-
-    def valid(key: Any, value: Any) -> bool:
-        return (
-            type(key) is int
-            and isinstance(value, list)
-            and [type(one) for one in value] == [float] * layers
-            and min(value) > 0
-        )
-
-    return valid
+    return (
+        type(key) is int
+        and isinstance(value, list)
+        and [type(one) for one in value] == [float] * layers
+        and min(value) > 0
+    )
