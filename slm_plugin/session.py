@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slm_plugin.calibration.captures import Batch, capture, first_inputs, projected, split
-from slm_plugin.calibration.components import principal_components
+from slm_plugin.calibration.components import stream_components
 from slm_plugin.calibration.samples import digest
 from slm_plugin.calibration.tensors import Inputs
 from slm_plugin.errors import (
@@ -24,6 +24,7 @@ from slm_plugin.export.base import Exporter, ExportRecord
 from slm_plugin.foreign import undone
 from slm_plugin.models.dimensions import Dimensions
 from slm_plugin.models.fingerprint import Fingerprint, fingerprint
+from slm_plugin.models.operators import operators
 from slm_plugin.models.process import same_process
 from slm_plugin.models.state import (
     State,
@@ -85,7 +86,7 @@ class Session:
         original: Dimensions of the model as loaded; ratios refer to them.
         sources: For every layer, the lowest and the highest original layer in it.
         reference: The layer inputs when `keep_reference` was called, in the hidden channels that
-            the model still has; None before that.
+            the model still has; None before that, and once it has operators of a plan.
         keeps_layers: Whether `apply` stores the layers before it applies width operations.
         former_layers: The layers before the width operations of the last plan, if it had some and
             they were stored; their weights are on disk.
@@ -153,7 +154,7 @@ class Session:
 
         Raises:
             TargetError: The target cannot be reached.
-            PlanError: The model has operators between its layers.
+            PlanError: The model has operators.
             UnsupportedModelError: Layers differ in width, and the strategy needs equal ones.
             ContractError: The strategy changed the model, or did not return a plan for this model
                 and target.
@@ -229,12 +230,16 @@ class Session:
         change, hidden = stream_change(step.operations), self.view.dimensions().hidden_size
         basis = None
         if change.rotation is not None:
-            basis = principal_components(self.view, self.captured())[1]
+            kept = hidden if change.kept is None else len(change.kept)
+            _, basis = stream_components(self.view, self.captured(), change.rotation.per, kept)
         if self.keeps_layers and step.kind == "width":
             self.former_layers = on_disk(self.view.layers)
         with kept_trainability(lambda: self.model):
             runs = apply_operations(self.model, step.operations, self.stack, basis)
-        if change and self.reference is not None:
+        if operators(self.model):
+            # Every block has channels of its own, and nothing is fitted behind operators.
+            self.reference = None
+        elif change and self.reference is not None:
             left = stream_basis(change, hidden, basis)
             self.reference = [projected(batch, left) for batch in self.reference]
         former = self.sources

@@ -18,9 +18,12 @@ from slm_plugin.export.ort_heads import load_ort_model
 from slm_plugin.export.parity import NEW_TOKENS, reference
 from slm_plugin.models.operators import operators, put_operator
 from slm_plugin.plans import KeepChannels
+from slm_plugin.pruners.width.width import Width
+from slm_plugin.pruners.width.width_options import WidthOptions
 from slm_plugin.session import Session
 from slm_plugin.surgery.channels import apply_channels
-from tests.tiny import FAMILIES
+from slm_plugin.target import Target
+from tests.tiny import FAMILIES, make_model, random_tokens
 
 # What Optimum 0.1 for ONNX lacks: OLMo 3, two mixtures of experts, and ALiBi.
 LACKED = ("olmo3", "mixtral", "qwen2_moe")
@@ -75,6 +78,20 @@ def test_operators_between_layers_are_in_the_graph(tmp_path: Path, family: str, 
     assert float((reference(session).logits[0] - plain)[:, steps].abs().max()) > 0.1
     assert list(operators(session.model)) == [place]
     assert [entry.name for entry in tmp_path.iterdir()] == ["onnx"]
+
+
+def test_a_graph_holds_a_rotation_for_every_block(tmp_path: Path) -> None:
+    """As the plan of the strategy makes it, with the narrower stream and its operators."""
+    session = Session(make_model("llama", tie_word_embeddings=True), calibration=random_tokens())
+    hidden = {"hidden_channels": 8, "hidden_score": "pca_per_block", "restore": "none"}
+    options = WidthOptions.model_validate({"multiple_of": 4, **hidden})
+    plan = session.plan(Width(options, Target(ratio=0.3)))
+    session.apply(plan)
+    assert len(operators(session.model)) == 2 * plan.after.layers
+    record = OnnxExporter(OnnxOptions()).export(session, tmp_path)
+    logits, generation, one_pass = (check.value for check in record.checks)
+    assert 0 < logits < 1e-4
+    assert generation == one_pass == 0
 
 
 def test_a_graph_holds_layers_of_their_own_width(tmp_path: Path) -> None:

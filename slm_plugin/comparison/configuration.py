@@ -16,7 +16,8 @@ from slm_plugin.pruners.base import Pruner
 from slm_plugin.recipe.checked_file import CheckedFile
 from slm_plugin.recipe.checking import known_class, unstreamable, validated
 from slm_plugin.recipe.document import has_key, read_file
-from slm_plugin.recipe.mistakes import Mistakes, Placed
+from slm_plugin.recipe.mistakes import Mistakes, Placed, Problem
+from slm_plugin.recipe.operators import misplaced
 from slm_plugin.recipe.parsing import Recipe
 from slm_plugin.recipe.parts import (
     Common,
@@ -126,6 +127,7 @@ class Comparison(CheckedFile):
             methods = [_restored(method, targets[0].component, mistakes) for method in methods]
         _check_labels(methods, mistakes)
         _check_kinds(methods, targets, mistakes)
+        _check_order(methods, targets, mistakes)
         if frame is not None and frame.model is not None:
             check_surroundings(frame.model, mistakes)
             _check_needs(frame, methods, targets, [*followed, *measured], mistakes)
@@ -273,6 +275,19 @@ def _check_kinds(
                 continue
             with mistakes.at(target.place).caught(target.component.kind):
                 method.component.at(target.component).check()
+
+
+def _check_order(
+    methods: Sequence[Placed[Method]], targets: Sequence[Placed[Target]], mistakes: Mistakes
+) -> None:
+    """Check what follows methods that insert operators, which is the same at all targets."""
+    for method in methods:
+        found: list[Problem] = []
+        for recovery in method.component.recoveries if targets else ():
+            first = method.component.at(targets[0].component)
+            row: list[Pruner | Recovery] = [first, *method.component.behind(recovery)]
+            found += misplaced([Placed(method.place, stage) for stage in row])
+        mistakes.extend(dict.fromkeys(found))
 
 
 def _check_needs(

@@ -153,15 +153,15 @@ def save_checkpoint(session: Session, folder: Path, *, max_shard_size: str = "5G
     The session's model and its config stay as they are.
 
     Raises:
-        UnsupportedModelError: The model has operators between layers, or is streamed and has layers
+        UnsupportedModelError: The model has operators, or is streamed and has layers
             of different widths.
         OutputError: The folder cannot be written.
     """
     model = session.model
     if operators(model):
         raise UnsupportedModelError(
-            "no checkpoint of a stock class holds the operators between this model's layers",
-            hint="export `onnx`, or repair by `fold_linear` or `refit`",
+            "no checkpoint of a stock class holds this model's operators",
+            hint="export `onnx`, or leave out the stage that inserts them",
         )
     if is_streamed(model) and session.view.dimensions().layer_widths:
         raise UnsupportedModelError(

@@ -30,7 +30,7 @@ from slm_plugin.export.rehearsal import refuse_length_dependent, rehearse, unpro
 from slm_plugin.lazy import torch
 from slm_plugin.models.carried_files import save_carried
 from slm_plugin.models.configuration import plain_attention
-from slm_plugin.models.operators import operators, put_operator, without_operators
+from slm_plugin.models.operators import operators, put_copies, without_operators
 from slm_plugin.outputs.scratch import temporary_folder, whole_folder
 from slm_plugin.plans import KeepChannels
 from slm_plugin.progress import say
@@ -154,8 +154,7 @@ def write_onnx(
         checkpoint: The folder to read.
         folder: Where to write.
         options: What Optimum is asked for.
-        between: Operators between layers, which a checkpoint does not hold, by the path of the
-            module that each one ends.
+        between: Operators, which a checkpoint does not hold, by the path of their module.
         attention: Implementation of attention to trace; None for the class's default.
         widths: MLP channels of every layer, where the checkpoint is padded; a graph needs no
             padding.
@@ -179,8 +178,7 @@ def write_onnx(
                 apply_channels(
                     model, [KeepChannels(layer=i, indices=tuple(range(n))) for i, n in keep]
                 )
-            for path, linear in between.items():
-                put_operator(model.get_submodule(path), linear.weight.T)
+            put_copies(model, between)
         trace(model, folder, options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 from slm_plugin.models.families import family_of
 from slm_plugin.models.families.family import Family
@@ -10,6 +11,9 @@ from slm_plugin.record import Record
 
 # Gate, up and down: a channel is a row or a column of each.
 _MLP_MATRICES = 3
+
+# What has a basis of the residual stream of its own: the whole model, or every block and the head.
+BasisOf: TypeAlias = Literal["model", "block"]
 
 
 class Dimensions(Record):
@@ -135,15 +139,18 @@ class Dimensions(Record):
             update={"tied_embeddings": False, "parameters": self.parameters + added}
         )
 
-    def without_hidden(self, removed: int, *, rotated: bool = False) -> Dimensions:
+    def without_hidden(self, removed: int, *, rotated: BasisOf | None = None) -> Dimensions:
         """The same decoder with fewer hidden channels, where some can be removed.
 
         Args:
             removed: Hidden channels to remove.
-            rotated: The residual stream is rotated before, which unties the head.
+            rotated: The residual stream is rotated before, which unties the head: by one basis for
+                the model, or by one for every block, each with an operator.
         """
-        if rotated:
-            return self.untied().without_hidden(removed)
+        if rotated is not None:
+            left = self.untied().without_hidden(removed)
+            added = 2 * left.layers * left.hidden_size**2 if rotated == "block" else 0
+            return left.model_copy(update={"parameters": left.parameters + added})
         if not removed:
             return self
         per_layer = self._hidden_in_attention + self.stream_vectors

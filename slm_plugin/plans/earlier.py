@@ -15,8 +15,8 @@ def as_written(plan: PruningPlan) -> PruningPlan:
     """A plan that has just been read, with its operations as its version applied them.
 
     Models have stated their experts since 27 November 2026, later than the last field that an
-    operation got. In a plan with that statement an operation without a field is written by hand,
-    and the default holds.
+    operation got whose absence means something else than its default. In a plan with that statement
+    an operation without that field is written by hand, and the default holds.
     """
     if "experts" in plan.before.model_fields_set:
         return plan

@@ -11,17 +11,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import FailFast, Field, model_validator
 from typing_extensions import Self
 
 from slm_plugin.errors import PlanError
+from slm_plugin.models.dimensions import BasisOf, Dimensions
 from slm_plugin.plans.rules import check_planned_rule
 from slm_plugin.record import Record
-
-if TYPE_CHECKING:
-    from slm_plugin.models.dimensions import Dimensions
 
 # Beyond any model; larger numbers would not fit a tensor of indices.
 MOST = 2**31 - 1
@@ -427,10 +425,13 @@ class RotateHidden(_StreamOperation):
 
     Attributes:
         calibration: What names the calibration set, as `Session.digest` does.
+        per: What has a basis of its own: the whole model, or every block and the head. An operator
+            of each block then changes from its basis to the next.
     """
 
     op: Literal["rotate_hidden"] = "rotate_hidden"
     calibration: str
+    per: BasisOf = "model"
 
     def check(self, before: Dimensions) -> None:
         """Check that the stream of the family can be rotated."""
@@ -439,7 +440,8 @@ class RotateHidden(_StreamOperation):
 
     def describe(self) -> str:
         """What it does."""
-        return "rotate the residual stream"
+        bases = ", with a basis for every block" if self.per == "block" else ""
+        return f"rotate the residual stream{bases}"
 
 
 DepthOperation = MergeLayers | DropLayers | ConcatLayers | DropSublayers

@@ -36,9 +36,10 @@ class StreamChange(NamedTuple):
             KeepHidden(indices=self.kept).check(before)
 
     def after(self, before: Dimensions) -> Dimensions:
-        """Dimensions of the result; a rotation unties the head."""
+        """Dimensions of the result; a rotation unties the head, and may add operators."""
         removed = 0 if self.kept is None else before.hidden_size - len(self.kept)
-        return before.without_hidden(removed, rotated=self.rotation is not None)
+        per = None if self.rotation is None else self.rotation.per
+        return before.without_hidden(removed, rotated=per)
 
 
 UNCHANGED = StreamChange()

@@ -69,6 +69,15 @@ class Pruner(Component):
         """Whether layers may differ in their MLP channels afterwards, with these options."""
         return False
 
+    @property
+    def without_operators(self) -> str:
+        """What to set so that no operators are inserted; empty where these options insert none.
+
+        Behind operators (`slm_plugin.models.operators`) no stage can prune or use the reference,
+        and only exporters that store them can write the model.
+        """
+        return ""
+
     @abstractmethod
     def plan(self, session: Session) -> PruningPlan:
         """Plan what to prune, without changing the session's model.

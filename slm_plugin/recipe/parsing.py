@@ -15,6 +15,7 @@ from slm_plugin.recipe.checked_file import CheckedFile
 from slm_plugin.recipe.checking import known_class, unstreamable, validated
 from slm_plugin.recipe.inputs import refuse_twice
 from slm_plugin.recipe.mistakes import Mistakes, Placed, Problem
+from slm_plugin.recipe.operators import misplaced
 from slm_plugin.recipe.parts import (
     Common,
     check_calibration,
@@ -75,7 +76,7 @@ class Recipe(CheckedFile):
         written: list[Placed[Exporter]] = named_entries(exporters, data, "export", mistakes)
         _check_ratios(stages, mistakes)
         mistakes.extend(refuse_twice(written))
-        mistakes.extend(_misplaced(stages, written))
+        mistakes.extend(misplaced(stages, written))
         mistakes.extend(_on_uneven(stages))
         if frame is not None:
             _check_frame(frame, stages, measured, written, mistakes)
@@ -165,37 +166,6 @@ def _with_recoveries(stages: Sequence[Placed[Stage]], mistakes: Mistakes) -> Ite
             yield here
             own = following(here, mistakes.at(stage.place))
     yield from in_turn(own, None)
-
-
-def _misplaced(
-    stages: Sequence[Placed[Stage]], exporters: Sequence[Placed[Exporter]]
-) -> Iterator[Problem]:
-    """Check what follows a recovery that inserts operators between layers."""
-    first = next(
-        (
-            number
-            for number, stage in enumerate(stages)
-            if isinstance(stage.component, Recovery) and stage.component.operators
-        ),
-        None,
-    )
-    if first is None:
-        return
-    name = stages[first].component.name
-    for stage in stages[first + 1 :]:
-        if isinstance(stage.component, Pruner) or stage.component.reference:
-            yield Problem(
-                stage.place,
-                f"'{stage.component.name}' cannot follow '{name}', which inserts operators "
-                f"between layers; move it before '{name}' or remove one",
-            )
-    for exporter in exporters:
-        if not exporter.component.operators:
-            yield Problem(
-                exporter.place,
-                f"'{exporter.component.name}' cannot store the operators that '{name}' inserts "
-                "between layers; export `onnx`, or repair by `fold_linear` or `refit`",
-            )
 
 
 def _on_uneven(stages: Sequence[Placed[Stage]]) -> Iterator[Problem]:

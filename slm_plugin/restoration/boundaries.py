@@ -32,6 +32,11 @@ def reference_of(session: Session, recovery: str) -> list[Batch]:
         CalibrationError: There is none, or it was recorded after a stage.
         UnsupportedModelError: The hidden size changed, or the model has operators.
     """
+    if operators(session.model):
+        raise UnsupportedModelError(
+            f"{recovery} cannot repair a model that has operators",
+            hint="leave it out, or the stage that inserts them",
+        )
     reference = session.reference
     if not reference:
         raise CalibrationError(
@@ -50,11 +55,6 @@ def reference_of(session: Session, recovery: str) -> list[Batch]:
         raise UnsupportedModelError(
             f"{recovery} cannot compare states of {width} features with states of {now}",
             hint="use it after stages that keep the hidden size",
-        )
-    if operators(session.model):
-        raise UnsupportedModelError(
-            f"{recovery} cannot repair a model that already has operators between its layers",
-            hint="remove one of the two recoveries",
         )
     return reference
 

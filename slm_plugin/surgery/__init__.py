@@ -35,7 +35,8 @@ def apply_operations(
         model: The model.
         operations: What is done in one step.
         stack: Which of its two stacks of layers, where it has two.
-        basis: The basis into which they rotate the residual stream, ``(hidden, hidden)``.
+        basis: The basis into which they rotate the residual stream, ``(hidden, hidden)``, or those
+            of all blocks and of the head, ``(2 * layers + 1, hidden, hidden)``.
 
     Returns:
         For every remaining layer, the lowest and the highest original layer in it.
@@ -86,15 +87,15 @@ def checked_steps(plan: PruningPlan, before: Dimensions) -> list[Step]:
 
 
 def refuse_operators(model: PreTrainedModel) -> None:
-    """Check that no operators stand between a model's layers.
+    """Check that a model has no operators.
 
     Raises:
         PlanError: Some do.
     """
     if operators(model):
         raise PlanError(
-            "the model has operators between its layers, which were fitted to these layers",
-            hint="prune before the recovery that inserts them",
+            "the model has operators, which were made for these layers",
+            hint="prune before the stage that inserts them",
         )
 
 
@@ -107,7 +108,7 @@ def refuse_other_model(plan: PruningPlan, model: PreTrainedModel, found: Fingerp
         found: The model's fingerprint.
 
     Raises:
-        PlanError: The fingerprints differ, or the model has operators between its layers.
+        PlanError: The fingerprints differ, or the model has operators.
     """
     refuse_operators(model)
     differs = [

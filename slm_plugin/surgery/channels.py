@@ -45,7 +45,7 @@ def apply_channels(
         operations: `KeepChannels`, `KeepHeads`, `KeepQueryHeads`, `KeepExperts`, each kind for
             every layer or for none.
         stream: What is done to the residual stream.
-        basis: The basis into which it is rotated, ``(hidden, hidden)``, where it is.
+        basis: The basis or the bases into which it is rotated, where it is; see `change_stream`.
 
     Raises:
         PlanError: An operation does not fit the model, or layers would differ in more than their

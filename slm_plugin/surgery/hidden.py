@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from slm_plugin.lazy import nn, torch
 from slm_plugin.models.dimensions import Dimensions
-from slm_plugin.models.view import DecoderView
+from slm_plugin.models.view import MLP_PROJECTIONS, DecoderView
 from slm_plugin.surgery.groups import READERS
 
 EPSILON = "variance_epsilon"
@@ -28,12 +28,15 @@ class Coupled(NamedTuple):
         module: The module that has it.
         name: Its name there.
         axis: Its axis that the channels are on.
+        place: The block before which it reads or behind which it writes the stream: 0 is the
+            attention of layer 0, 1 its MLP, and twice the number of layers the head.
         is_gain: It is the weight of a norm.
     """
 
     module: nn.Module
     name: str
     axis: int
+    place: int
     is_gain: bool = False
 
     @property
@@ -44,18 +47,23 @@ class Coupled(NamedTuple):
 
 def coupled(view: DecoderView) -> Iterator[Coupled]:
     """Every parameter that loses something with a hidden channel; a tied head's comes once."""
-    yield Coupled(view.embedding, "weight", 1)
+    top = 2 * len(view.layers)
+    yield Coupled(view.embedding, "weight", 1, 0)
     if not view.tied:
-        yield Coupled(view.head, "weight", 1)
-    for layer in view.layers:
+        yield Coupled(view.head, "weight", 1, top)
+    for index, layer in enumerate(view.layers):
         for name, linear in view.projections(layer).items():
-            # What reads units writes to the stream.
+            # What reads units writes to the stream, which the next block reads.
             writes = name in READERS
-            yield Coupled(linear, "weight", 0 if writes else 1)
+            in_mlp = view.family.parts(name)[0] in MLP_PROJECTIONS
+            place = 2 * index + in_mlp + writes
+            yield Coupled(linear, "weight", 0 if writes else 1, place)
             if writes and linear.bias is not None:
-                yield Coupled(linear, "bias", 0)
-    for norm in _stream_norms(view):
-        yield Coupled(norm, "weight", 0, is_gain=True)
+                yield Coupled(linear, "bias", 0, place)
+        for norm in view.family.stream_norms:
+            place = 2 * index + (norm in view.family.mlp)
+            yield Coupled(layer.get_submodule(norm), "weight", 0, place, is_gain=True)
+    yield Coupled(view.norm, "weight", 0, top, is_gain=True)
 
 
 def keep_hidden(view: DecoderView, kept: Sequence[int], after: Dimensions) -> None:
@@ -81,12 +89,6 @@ def keep_hidden(view: DecoderView, kept: Sequence[int], after: Dimensions) -> No
     # A missing one would be derived from the hidden size.
     config.head_dim = after.head_dim
     config.rms_norm_eps = config.rms_norm_eps * factor
-
-
-def _stream_norms(view: DecoderView) -> Iterator[nn.Module]:
-    for layer in view.layers:
-        yield from map(layer.get_submodule, view.family.stream_norms)
-    yield view.norm
 
 
 def _keep(one: Coupled, kept: Sequence[int]) -> None:
@@ -115,7 +117,7 @@ def _scale_norms(view: DecoderView, factor: float) -> None:
     of unchanged length, so what they normalise is multiplied by the root of the epsilon's factor,
     which their division takes out again.
     """
-    scaled = [norm.get_parameter("weight") for norm in _stream_norms(view)]
+    scaled = [one.parameter for one in coupled(view) if one.is_gain]
     for module in view.decoder.modules():
         if hasattr(module, EPSILON):
             setattr(module, EPSILON, getattr(module, EPSILON) * factor)

@@ -4,17 +4,20 @@ Rotated into another orthonormal basis, the model computes the same.
 
 With Q orthogonal, x Q in place of x passes through a norm without weights as x does, because its
 length is the same. So the weights of norms are first multiplied into the maps that read them; then
-what reads the stream is multiplied by Q, and what writes to it by Q transposed.
+what reads the stream is multiplied by Q, and what writes to it by Q transposed. Where each block
+has a Q of its own, it writes in the basis of the next, into which an operator turns the stream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from slm_plugin.errors import PlanError
 from slm_plugin.lazy import nn, torch
 from slm_plugin.models.dimensions import Dimensions
+from slm_plugin.models.operators import put_shortcut
 from slm_plugin.models.streaming import is_streamed
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans.stream import StreamChange
@@ -32,7 +35,8 @@ def change_stream(
     Args:
         view: The model, changed in place. Its class allows it: `Family.hidden_channels`.
         change: What is done.
-        basis: The basis of a rotation, ``(hidden, hidden)``.
+        basis: The basis of a rotation, ``(hidden, hidden)``; or, for operators at every block,
+            those of all blocks and of the head, ``(2 * layers + 1, hidden, hidden)``.
         after: Dimensions of the result.
 
     Raises:
@@ -53,6 +57,8 @@ def change_stream(
         rotate_stream(view, basis)
     if change.kept is not None:
         keep_hidden(view, change.kept, after)
+    if basis is not None and basis.dim() == 3:
+        _turn_between(view, stream_basis(change, basis.shape[-1], basis))
 
 
 def rotate_stream(view: DecoderView, basis: Tensor) -> None:
@@ -62,10 +68,12 @@ def rotate_stream(view: DecoderView, basis: Tensor) -> None:
 
     Args:
         view: The model, changed in place. Its class allows it: `Family.hidden_channels`.
-        basis: Orthonormal columns, ``(hidden, hidden)``, float64.
+        basis: Orthonormal columns, ``(hidden, hidden)``, float64; or a basis for every block and
+            one for the head, ``(2 * layers + 1, hidden, hidden)``. Operators from one to the next
+            are not inserted here.
 
-    Source: SliceGPT (Ashkboos et al. 2024, arXiv 2401.15024), section 3.2, with one basis for the
-        whole model.
+    Source: SliceGPT (Ashkboos et al. 2024, arXiv 2401.15024), section 3.2, whose every block has a
+        basis.
     """
     _untie(view)
     with torch.no_grad():
@@ -75,11 +83,26 @@ def rotate_stream(view: DecoderView, basis: Tensor) -> None:
                 linear.weight.copy_(linear.weight.double() * gain.double())
             gain.fill_(1.0)
         for one in coupled(view):
-            weight, turn = one.parameter, basis.to(one.parameter.device)
+            weight = one.parameter
+            turn = (basis if basis.dim() == 2 else basis[one.place]).to(weight.device)
             if one.axis == 1:
                 weight.copy_(weight.double() @ turn)
             elif not one.is_gain:
                 weight.copy_(turn.T @ weight.double())
+
+
+def _turn_between(view: DecoderView, bases: Tensor) -> None:
+    """Let every block turn the stream from its basis into that of the next.
+
+    Args:
+        view: The model, whose blocks read and write in these bases; changed in place.
+        bases: ``(2 * layers + 1, hidden, channels)``.
+    """
+    family = view.family
+    turns = (here.T @ above for here, above in pairwise(bases))
+    for layer in view.layers:
+        for block, norm in (family.attention, family.mlp):
+            put_shortcut(layer, block, norm, next(turns), view.residual_multiplier)
 
 
 def _untie(view: DecoderView) -> None:
@@ -108,10 +131,13 @@ def _readers(view: DecoderView) -> Iterator[tuple[nn.Module, list[nn.Linear]]]:
 def stream_basis(change: StreamChange, hidden: int, basis: Tensor | None) -> Tensor:
     """The channels of the changed stream as vectors in the former one, ``(hidden, channels)``.
 
+    With a basis for every block, those of each and of the head, ``(2 * layers + 1, hidden,
+    channels)``.
+
     Args:
         change: What was done.
         hidden: Channels of the former stream.
-        basis: The basis of a rotation.
+        basis: The basis of a rotation, or all of them.
     """
     whole = torch.eye(hidden, dtype=torch.float64) if basis is None else basis
-    return whole if change.kept is None else whole[:, list(change.kept)]
+    return whole if change.kept is None else whole[..., list(change.kept)]

@@ -170,3 +170,23 @@ def test_a_row_of_the_own_recovery_of_a_strategy_runs_it_once(tmp_path: Path) ->
         ["refit", "lora"],
     ]
     assert [row[0].options.o_proj for row in (alone, refitted)] == [False, True]
+
+
+def test_what_cannot_follow_operators_is_told_once_for_each_recovery(tmp_path: Path) -> None:
+    """Two refits are one mistake of a method. LoRA may follow, and other methods be refitted."""
+    text = GOOD.replace("layers_removed: 2", "ratio: 0.2").replace(
+        "{layers_removed: 4}", "{ratio: 0.3}"
+    )
+    methods = """\
+  - {prune: width, score: flap, restore: none}
+  - {prune: width, score: flap, restore: none, hidden_channels: 144, hidden_score: pca_per_block}
+recover: [none, {recover: refit}, {recover: refit, o_proj: true}, {recover: lora, epochs: 1}]
+"""
+    start, end = text.index("  - {prune: block"), text.index("targets:")
+    with pytest.raises(RecipeError) as caught:
+        Comparison.read(written(tmp_path, text[:start] + methods + text[end:]))
+    (line,) = str(caught.value).splitlines()
+    assert line.endswith(
+        "6:5: methods.1: 'refit' cannot follow 'width', which inserts operators; move it before "
+        "'width' or remove one"
+    )

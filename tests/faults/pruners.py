@@ -531,6 +531,27 @@ FAULTS = (
         "surgery/test_stream.py",
     ),
     Fault(
+        "a block of Granite turns the stream by less than its operator",
+        "models/operators.py",
+        "(matrix - unchanged) / multiplier",
+        "matrix - unchanged",
+        "surgery/test_stream.py",
+    ),
+    Fault(
+        "bases of blocks are those of the dense stream",
+        "calibration/components.py",
+        "return [tokens @ projection for tokens in states]",
+        "return list(states)",
+        "surgery/test_stream.py",
+    ),
+    Fault(
+        "an MLP writes in the basis that it reads",
+        "surgery/hidden.py",
+        "place = 2 * index + in_mlp + writes",
+        "place = 2 * index + in_mlp",
+        "surgery/test_stream.py",
+    ),
+    Fault(
         "hidden channels are counted without the head of an untied model",
         "models/dimensions.py",
         "self.vocab_size * (1 if self.tied_embeddings else 2) + 1",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from slm_plugin.errors import TargetError
-from slm_plugin.models.dimensions import Dimensions
+from slm_plugin.models.dimensions import BasisOf, Dimensions
 from slm_plugin.target import Target
 
 
@@ -15,11 +15,12 @@ class HiddenCut:
 
     Attributes:
         count: Their number.
-        rotated: The residual stream is rotated before, which unties the head.
+        rotated: The residual stream is rotated before, which unties the head: by one basis, or by
+            one for every block, which needs operators.
     """
 
     count: int = 0
-    rotated: bool = False
+    rotated: BasisOf | None = None
 
     def after(self, before: Dimensions) -> Dimensions:
         """What is left of a decoder."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from slm_plugin.calibration.components import principal_components
+from slm_plugin.calibration.components import stream_components
 from slm_plugin.lazy import torch
+from slm_plugin.models.dimensions import BasisOf
 from slm_plugin.models.families.family import Family
 from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import KeepHidden, Operation, RotateHidden
@@ -37,7 +38,7 @@ def stream_plan(score: str, session: Session, removed: int) -> StreamPlan:
     """The operations that remove hidden channels, and the scores of all of them.
 
     Args:
-        score: One of `HIDDEN_SCORES`.
+        score: One of `HIDDEN_SCORES` or `ROTATIONS`.
         session: The session.
         removed: The number of channels to remove.
 
@@ -47,11 +48,15 @@ def stream_plan(score: str, session: Session, removed: int) -> StreamPlan:
     """
     if not removed:
         return StreamPlan()
-    scores = hidden_scores(score, session)
-    kept = KeepHidden(indices=kept_units(scores, removed))
-    if score != "pca":
-        return StreamPlan([kept], scores)
-    return StreamPlan([RotateHidden(calibration=str(session.digest)), kept], scores)
+    per = ROTATIONS.get(score)
+    if per is None:
+        scores = hidden_scores(score, session)
+        return StreamPlan([KeepHidden(indices=kept_units(scores, removed))], scores)
+    kept = session.view.embedding.embedding_dim - removed
+    shares, _ = stream_components(session.view, session.captured(), per, kept)
+    turned = RotateHidden(calibration=str(session.digest), per=per)
+    # The components come in the order of their shares.
+    return StreamPlan([turned, KeepHidden(indices=tuple(range(kept)))], rounded(shares, None))
 
 
 def hidden_scores(score: str, session: Session) -> tuple[float, ...]:
@@ -109,22 +114,13 @@ def taylor(session: Session) -> Tensor:
     )
 
 
-def pca(session: Session) -> Tensor:
-    """Share of the principal components of what all blocks read, descending, ``(hidden,)``.
-
-    The channels are those of the stream behind its rotation into this basis.
-
-    Source: SliceGPT (Ashkboos et al. 2024, arXiv 2401.15024), section 3.3, here with one basis.
-    """
-    return principal_components(session.view, session.captured())[0]
-
-
 HIDDEN_SCORES: dict[str, Callable[[Session], Tensor]] = {
     "activation": activation,
     "magnitude": magnitude,
-    "pca": pca,
     "taylor": taylor,
 }
+# By principal components, the shares of which are the scores: what has a basis of its own.
+ROTATIONS: dict[str, BasisOf] = {"pca": "model", "pca_per_block": "block"}
 
 
 def _reader(family: Family, part: str) -> str:

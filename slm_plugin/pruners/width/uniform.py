@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
@@ -164,7 +165,8 @@ class UniformWidth(Pruner):
             operations += operations_of(layer, cut, before)
         stream = self.stream_plan(session, cut)
         operations += stream.operations
-        made = width_plan(self, session, after, operations, scores, _kept(before, after), warnings)
+        kept = _kept(before, after, self._hidden)
+        made = width_plan(self, session, after, operations, scores, kept, warnings)
         return made.model_copy(update={"hidden_scores": stream.scores})
 
     def cut(self, original: Dimensions, current: Dimensions) -> Cut:
@@ -202,7 +204,7 @@ def operations_of(
     return [KeepHeads(layer=units.layer, kv_groups=kept)]
 
 
-def _kept(before: Dimensions, after: Dimensions) -> str:
+def _kept(before: Dimensions, after: Dimensions, cut: HiddenCut) -> str:
     heads = f"{after.kv_heads} of {before.kv_heads} KV groups"
     if after.queries_per_group < before.queries_per_group:
         queries = f"{after.queries_per_group} of {before.queries_per_group} query heads"
@@ -212,12 +214,24 @@ def _kept(before: Dimensions, after: Dimensions) -> str:
     if after.hidden_size != before.hidden_size:
         hidden = (
             f"; the model keeps {after.hidden_size:,} of {before.hidden_size:,} hidden channels"
-        )
-    if after.tied_embeddings != before.tied_embeddings:
-        added = before.untied().parameters - before.parameters
-        least = -(-added // before.untied().hidden_parameters)
-        hidden += (
-            f"; the rotation unties the head, which adds {added:,} parameters: {least} hidden "
-            "channels must go before anything is saved"
+            f"{_cost_of_rotation(before, cut)}"
         )
     return f"every layer keeps {channels} and {heads}{hidden}"
+
+
+def _cost_of_rotation(before: Dimensions, cut: HiddenCut) -> str:
+    """What a rotation adds, and how many channels must go for that."""
+    added = replace(cut, count=0).after(before).parameters - before.parameters
+    if added <= 0:
+        return ""
+    sizes = (replace(cut, count=n).after(before).parameters for n in range(before.hidden_size))
+    least = next((n for n, size in enumerate(sizes) if size <= before.parameters), None)
+    needed = "more than all" if least is None else f"{least}"
+    does = [
+        *(["unties the head"] if before.tied_embeddings else []),
+        *([f"inserts {2 * before.layers} operators"] if cut.rotated == "block" else []),
+    ]
+    return (
+        f"; the rotation {' and '.join(does)}, which adds {added:,} parameters: {needed} hidden "
+        "channels must go before anything is saved"
+    )

@@ -17,7 +17,7 @@ from slm_plugin.pruners.width.budget import Cut
 from slm_plugin.pruners.width.few_tokens import fit_caution, score_caution
 from slm_plugin.pruners.width.heads import HeadUnit, unsuited_query_heads
 from slm_plugin.pruners.width.hidden_cut import HiddenCut
-from slm_plugin.pruners.width.hidden_scores import StreamPlan, stream_plan
+from slm_plugin.pruners.width.hidden_scores import ROTATIONS, StreamPlan, stream_plan
 from slm_plugin.pruners.width.importance import (
     magnitude,
     rounded,
@@ -70,7 +70,7 @@ class Width(UniformWidth):
             kv_groups=options.kv_groups,
             multiple_of=options.multiple_of,
             query_heads=options.query_heads,
-            hidden=HiddenCut(options.hidden_channels, options.hidden_score == "pca"),
+            hidden=HiddenCut(options.hidden_channels, ROTATIONS.get(options.hidden_score or "")),
         )
         self.options: WidthOptions = options
         self.keeps_trials = options.score == "policy_gradient"
@@ -79,6 +79,11 @@ class Width(UniformWidth):
     def leaves_uneven(self) -> bool:
         """Every allocation but the uniform one."""
         return self.options.allocation != "uniform"
+
+    @property
+    def without_operators(self) -> str:
+        """A rotation of every block needs them."""
+        return "set `hidden_score: pca`" if self.options.inserts_operators else ""
 
     @property
     def needs_calibration(self) -> bool:

@@ -16,7 +16,7 @@ from slm_plugin.pruners.width.allocation.choice import (
     AllocationName,
 )
 from slm_plugin.pruners.width.heads import QueryHeads
-from slm_plugin.pruners.width.hidden_scores import HIDDEN_SCORES
+from slm_plugin.pruners.width.hidden_scores import HIDDEN_SCORES, ROTATIONS
 from slm_plugin.pruners.width.policy_gradient import Estimator
 from slm_plugin.pruners.width.uniform import KvGroups, MultipleOf
 
@@ -91,10 +91,11 @@ class WidthOptions(Options):
         ),
     ] = 0
     hidden_score: Annotated[
-        Literal["activation", "magnitude", "pca", "taylor"] | None,
+        Literal["activation", "magnitude", "pca", "pca_per_block", "taylor"] | None,
         Field(
             description="what ranks hidden channels, where it is not `score`; pca rotates the "
-            "stream into its principal components first, which unties the head"
+            "stream into its principal components first, which unties the head; pca_per_block "
+            "into those of every block, which needs operators that only onnx stores"
         ),
     ] = None
     multiple_of: MultipleOf = 8
@@ -149,16 +150,27 @@ class WidthOptions(Options):
         """The score of hidden channels."""
         return self.hidden_score or self.score
 
+    @property
+    def inserts_operators(self) -> bool:
+        """Whether the model has operators afterwards."""
+        return ROTATIONS.get(self.hidden_score or "") == "block"
+
     def _hidden_allowed(self) -> None:
-        if self.ranks_hidden not in HIDDEN_SCORES:
+        known = sorted({*HIDDEN_SCORES, *ROTATIONS})
+        if self.ranks_hidden not in known:
             raise ValueError(
                 f"score {self.score} ranks what one projection reads, and every projection reads "
-                f"hidden channels; set hidden_score to {', '.join(HIDDEN_SCORES)}"
+                f"hidden channels; set hidden_score to {', '.join(known)}"
             )
         if self.score == "obs":
             raise ValueError(
                 "score obs scores layers as they will be, with all hidden channels; leave "
                 "hidden_channels out or choose another score"
+            )
+        if self.inserts_operators and self.restore != "none":
+            raise ValueError(
+                "no restoration fits a model with operators, which pca_per_block inserts; set "
+                "restore: none"
             )
         if self.restore == "own":
             raise ValueError(

@@ -16,23 +16,25 @@ from transformers import PreTrainedModel
 
 from slm_plugin.analysis.observation import observe, token_norms
 from slm_plugin.calibration.captures import capture, run_layers
-from slm_plugin.calibration.components import principal_components
+from slm_plugin.calibration.components import stream_components
 from slm_plugin.errors import ModelSourceError, TargetError, UnsupportedModelError
 from slm_plugin.export.checkpoint import CheckpointExporter, save_checkpoint
 from slm_plugin.models.families.suitability import complaint, refuse_unsuited
 from slm_plugin.models.loading import ModelSource, load
+from slm_plugin.models.operators import operators
 from slm_plugin.models.streaming import is_streamed
 from slm_plugin.models.view import DecoderView, layer_kinds
 from slm_plugin.plans import DropLayers, MergeLayers, PruningPlan
 from slm_plugin.plans.operations import by_kind
-from slm_plugin.plans.stream import stream_change
+from slm_plugin.plans.stream import StreamChange, stream_change
+from slm_plugin.pruners.width.hidden_scores import ROTATIONS
 from slm_plugin.pruners.width.masked_losses import masked_loss
 from slm_plugin.registry import evaluators, pruners, recoveries
 from slm_plugin.session import Session
 from slm_plugin.surgery.channels import apply_channels
 from slm_plugin.surgery.groups import members
 from slm_plugin.surgery.layers import apply_layers
-from slm_plugin.surgery.stream import rotate_stream
+from slm_plugin.surgery.stream import change_stream
 from slm_plugin.target import Target
 from tests.recovery.pruned import remove
 from tests.tiny import AROUND, FAMILIES, make_image, make_model, make_tokenizer, random_tokens
@@ -336,7 +338,7 @@ def test_width_pruning_is_silencing(every: str, heads: str, tmp_path: Path) -> N
     assert torch.allclose(computed(model.double()), computed(silent.double()), atol=1e-9)
 
 
-@pytest.mark.parametrize("score", ["magnitude", "pca"])
+@pytest.mark.parametrize("score", ["magnitude", *ROTATIONS])
 def test_removing_hidden_channels_is_silencing(every: str, score: str, tmp_path: Path) -> None:
     """The same as writing 0 to them everywhere, of a rotated stream too; or refused."""
     model = make_model(every)
@@ -353,8 +355,10 @@ def test_removing_hidden_channels_is_silencing(every: str, score: str, tmp_path:
     silent = copy.deepcopy(model)
     removed = sorted({*range(32)} - {*(stream_change(made.operations).kept or ())})
     narrow = DecoderView.of(silent)
-    if score == "pca":
-        rotate_stream(narrow, principal_components(narrow, session.captured())[1])
+    if turned := stream_change(made.operations).rotation:
+        kept = 32 - len(removed)
+        _, basis = stream_components(narrow, session.captured(), turned.per, kept)
+        change_stream(narrow, StreamChange(rotation=turned), basis, before)
         assert torch.allclose(computed(silent), computed(model), atol=1e-4)
     with torch.no_grad():
         narrow.embedding.weight[:, removed] = 0
@@ -362,11 +366,17 @@ def test_removing_hidden_channels_is_silencing(every: str, score: str, tmp_path:
             for name in ("o_proj", "down_proj"):
                 for parameter in narrow.projections(layer)[name].parameters():
                     parameter[removed] = 0
+        for operator in operators(silent).values():
+            operator.weight[removed] = 0
     apply_channels(silent, by_kind(made.operations)[1])
     session.apply(made)
     assert session.view.dimensions() == made.after
     assert torch.allclose(computed(model), computed(silent), atol=1e-4)
     assert generated(model, use_cache=True) == generated(model, use_cache=False)
+    if operators(model):
+        # No stock class holds them.
+        assert score == "pca_per_block"
+        return
     model.save_pretrained(tmp_path)
     assert torch.equal(computed(reloaded(tmp_path, model)), computed(model))
 

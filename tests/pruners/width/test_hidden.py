@@ -20,7 +20,7 @@ from slm_plugin.models.view import DecoderView
 from slm_plugin.plans import KeepHidden, PruningPlan
 from slm_plugin.pruners.width.budget import uniform_cut
 from slm_plugin.pruners.width.hidden_cut import HiddenCut
-from slm_plugin.pruners.width.hidden_scores import HIDDEN_SCORES, hidden_scores
+from slm_plugin.pruners.width.hidden_scores import HIDDEN_SCORES, ROTATIONS, hidden_scores
 from slm_plugin.pruners.width.width import Width
 from slm_plugin.pruners.width.width_options import ScoreName, WidthOptions
 from slm_plugin.recipe import Recipe
@@ -31,6 +31,7 @@ from tests.recovery.pruned import chosen_ridge, ridge_oracle, seen_by
 from tests.tiny import FAMILIES, SMOLLM2, make_checkpoint, make_model, random_tokens
 
 TOKENS = random_tokens(10, 12)
+RANKINGS = sorted({*HIDDEN_SCORES, *ROTATIONS})
 FITTED = (torch.arange(10) % 5 != 0).repeat_interleave(12)
 
 
@@ -56,7 +57,7 @@ def zeroed(model: PreTrainedModel, channel: int) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("score", sorted({*HIDDEN_SCORES} - {"pca"}))
+@pytest.mark.parametrize("score", sorted(HIDDEN_SCORES))
 def test_a_dead_channel_has_the_lowest_score(score: str, tied: bool) -> None:
     """It is 0, and nothing else is."""
     model = small(tie_word_embeddings=tied)
@@ -100,7 +101,7 @@ def test_weights_of_a_channel_are_counted_once(tied: bool) -> None:
         assert found[score] == pytest.approx(value, rel=1e-4)
 
 
-@pytest.mark.parametrize("score", sorted(HIDDEN_SCORES))
+@pytest.mark.parametrize("score", RANKINGS)
 def test_the_channels_of_the_lowest_scores_go(score: str) -> None:
     """The plan applies, has the promised size and says what it does."""
     session, pruner = Session(small(), calibration=TOKENS), strategy(hidden_score=score)
@@ -183,7 +184,7 @@ def test_heads_that_go_with_hidden_channels_are_named_with_them() -> None:
         strategy(0.15, hidden_channels=48, query_heads=2).check_target(SMOLLM2, SMOLLM2)
 
 
-@pytest.mark.parametrize("score", sorted({*get_args(ScoreName)} - {*HIDDEN_SCORES}))
+@pytest.mark.parametrize("score", sorted({*get_args(ScoreName)} - {*RANKINGS}))
 def test_other_scores_are_refused_when_the_recipe_is_read(score: str, tmp_path: Path) -> None:
     """With the reason and the ones to choose from, in one line."""
     stage = {"prune": "width", "score": score, "hidden_channels": 8, "target": {"ratio": 0.4}}
@@ -196,7 +197,7 @@ def test_other_scores_are_refused_when_the_recipe_is_read(score: str, tmp_path: 
         Recipe.from_dict(recipe)
     (line,) = str(caught.value).splitlines()
     assert "stages.0" in line and f"score {score} ranks what one projection reads" in line
-    assert line.endswith("set hidden_score to activation, magnitude, pca, taylor")
+    assert line.endswith(f"set hidden_score to {', '.join(RANKINGS)}")
 
 
 def test_what_needs_the_former_width_is_refused() -> None:
@@ -205,6 +206,9 @@ def test_what_needs_the_former_width_is_refused() -> None:
         strategy(restore="own")
     with pytest.raises(ValueError, match="score obs scores layers as they will be"):
         strategy(score="obs", hidden_score="activation")
+    for restore in ("dense", "own"):
+        with pytest.raises(ValueError, match="no restoration fits a model with operators"):
+            strategy(restore=restore, hidden_score="pca_per_block")
     with pytest.raises(ValueError, match="hidden_score needs hidden_channels"):
         strategy(hidden_channels=0, hidden_score="pca")
     stage = {"prune": "width", "score": "activation", "restore": "none", "hidden_channels": 8}
