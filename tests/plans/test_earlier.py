@@ -144,7 +144,7 @@ def test_fields_that_an_operation_got_later_are_these() -> None:
         written = json.loads(file.read_text())["operations"]
         for operation, keys in zip(PruningPlan.read(file).operations, written, strict=True):
             found |= {(operation.op, name) for name in {*type(operation).model_fields} - {*keys}}
-    # Until a rotation could have a basis for every layer it had one, which is the default.
+    # Until a rotation could have a basis for every block it had one, which is the default.
     assert found == {("merge_layers", "weights_only"), ("rotate_hidden", "per")}
 
 
