@@ -32,8 +32,16 @@ class StreamChange(NamedTuple):
         """
         if self.rotation is not None:
             self.rotation.check(before)
-        if self.kept is not None:
-            KeepHidden(indices=self.kept).check(before)
+        if self.kept is None:
+            return
+        KeepHidden(indices=self.kept).check(before)
+        in_blocks = self.rotation is not None and self.rotation.per == "block"
+        if in_blocks and self.kept != tuple(range(len(self.kept))):
+            # The basis of a block follows from what the blocks below it keep.
+            raise PlanError(
+                "the plan rotates every block and keeps other hidden channels than the first ones",
+                hint="let keep_hidden name 0, 1, 2 and so on: they are the leading components",
+            )
 
     def after(self, before: Dimensions) -> Dimensions:
         """Dimensions of the result; a rotation unties the head, and may add operators."""

@@ -268,6 +268,20 @@ def test_what_follows_a_rotation_for_every_block_is_refused(tmp_path: Path) -> N
         session.apply(session.plan(strategy(hidden_channels=0, hidden_score=None, ratio=0.2)))
 
 
+def test_a_rotation_of_every_block_keeps_the_first_components() -> None:
+    """The bases are computed for these; one basis may lose any."""
+    before = DecoderView.of(small()).dimensions()
+    for per in ("model", "block"):
+        turned = RotateHidden(calibration="", per=per)
+        StreamChange(tuple(range(24)), turned).check(before)
+        change = StreamChange(tuple(range(8, 32)), turned)
+        if per == "model":
+            change.check(before)
+            continue
+        with pytest.raises(PlanError, match="keeps other hidden channels than the first ones"):
+            change.check(before)
+
+
 def test_an_untied_head_costs_more_than_a_hundred_channels_save() -> None:
     """On the default model 101 of 576 channels must go before anything is saved, or 141."""
     free, first = (SMOLLM2.without_hidden(n, rotated="model").parameters for n in (100, 101))
