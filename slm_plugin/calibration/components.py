@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from slm_plugin.calibration.captures import (
-    Batch,
-    in_float64,
-    layer_runs,
-    projection_inputs,
-    run_layers,
-)
+from slm_plugin.calibration.captures import Batch, in_float64, layer_runs, projection_inputs
 from slm_plugin.lazy import no_grad, torch
 from slm_plugin.models.dimensions import BasisOf
 from slm_plugin.models.view import DecoderView
@@ -102,31 +96,16 @@ def block_components(
         return [tokens @ projection for tokens in states]
 
     states = [batch.inputs[0] for batch in batches]
+    added = view.residual_multiplier
     for index, layer in enumerate(view.layers):
-        norm = layer.get_submodule(view.family.mlp[1])
-        arguments = [batch.arguments[index] for batch in batches]
-        runs = list(zip(cut(states), arguments, strict=True))
-        received = [seen for seen, _ in projection_inputs(layer, norm, runs)]
-        entering = cut(received)
-        states = [
-            # What the MLP adds to the stream that it reads is added to that stream.
-            _with_read(layer, norm, read, hidden, said) - seen + read
-            for (hidden, said), seen, read in zip(runs, received, entering, strict=True)
-        ]
+        mlp, norm = map(layer.get_submodule, view.family.mlp)
+        arguments = (batch.arguments[index] for batch in batches)
+        runs = zip(cut(states), arguments, strict=True)
+        received = cut([seen for seen, _ in projection_inputs(layer, norm, runs)])
+        states = [stream + added * mlp(norm(stream)) for stream in received]
     cut(states)
     shares, bases = zip(*found, strict=True)
     return torch.stack(shares).mean(0), torch.stack(bases)
-
-
-def _with_read(
-    layer: nn.Module, norm: nn.Module, read: Tensor, hidden: Tensor, said: dict[str, Tensor]
-) -> Tensor:
-    """A layer's output where one of its norms reads other states."""
-    hook = norm.register_forward_pre_hook(lambda _, __: (read,))
-    try:
-        return run_layers([layer], hidden, said)
-    finally:
-        hook.remove()
 
 
 def _eigenvectors(moments: Tensor) -> tuple[Tensor, Tensor]:

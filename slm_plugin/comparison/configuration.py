@@ -281,10 +281,10 @@ def _check_order(
     methods: Sequence[Placed[Method]], targets: Sequence[Placed[Target]], mistakes: Mistakes
 ) -> None:
     """Check what follows methods that insert operators, which is the same at all targets."""
-    for method in methods:
+    for method in methods if targets else ():
         found: list[Problem] = []
-        for recovery in method.component.recoveries if targets else ():
-            first = method.component.at(targets[0].component)
+        first = method.component.at(targets[0].component)
+        for recovery in method.component.recoveries:
             row: list[Pruner | Recovery] = [first, *method.component.behind(recovery)]
             found += misplaced([Placed(method.place, stage) for stage in row])
         mistakes.extend(dict.fromkeys(found))

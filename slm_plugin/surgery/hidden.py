@@ -28,16 +28,14 @@ class Coupled(NamedTuple):
         module: The module that has it.
         name: Its name there.
         axis: Its axis that the channels are on.
-        place: The block before which it reads or behind which it writes the stream: 0 is the
-            attention of layer 0, 1 its MLP, and twice the number of layers the head.
-        is_gain: It is the weight of a norm.
+        place: The block whose input it reads or writes to: 0 is the attention of layer 0, 1 its
+            MLP, and twice the number of layers the head. None for the weight of a norm.
     """
 
     module: nn.Module
     name: str
     axis: int
-    place: int
-    is_gain: bool = False
+    place: int | None = None
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -47,10 +45,9 @@ class Coupled(NamedTuple):
 
 def coupled(view: DecoderView) -> Iterator[Coupled]:
     """Every parameter that loses something with a hidden channel; a tied head's comes once."""
-    top = 2 * len(view.layers)
     yield Coupled(view.embedding, "weight", 1, 0)
     if not view.tied:
-        yield Coupled(view.head, "weight", 1, top)
+        yield Coupled(view.head, "weight", 1, 2 * len(view.layers))
     for index, layer in enumerate(view.layers):
         for name, linear in view.projections(layer).items():
             # What reads units writes to the stream, which the next block reads.
@@ -60,10 +57,8 @@ def coupled(view: DecoderView) -> Iterator[Coupled]:
             yield Coupled(linear, "weight", 0 if writes else 1, place)
             if writes and linear.bias is not None:
                 yield Coupled(linear, "bias", 0, place)
-        for norm in view.family.stream_norms:
-            place = 2 * index + (norm in view.family.mlp)
-            yield Coupled(layer.get_submodule(norm), "weight", 0, place, is_gain=True)
-    yield Coupled(view.norm, "weight", 0, top, is_gain=True)
+    for norm in _stream_norms(view):
+        yield Coupled(norm, "weight", 0)
 
 
 def keep_hidden(view: DecoderView, kept: Sequence[int], after: Dimensions) -> None:
@@ -89,6 +84,12 @@ def keep_hidden(view: DecoderView, kept: Sequence[int], after: Dimensions) -> No
     # A missing one would be derived from the hidden size.
     config.head_dim = after.head_dim
     config.rms_norm_eps = config.rms_norm_eps * factor
+
+
+def _stream_norms(view: DecoderView) -> Iterator[nn.Module]:
+    for layer in view.layers:
+        yield from map(layer.get_submodule, view.family.stream_norms)
+    yield view.norm
 
 
 def _keep(one: Coupled, kept: Sequence[int]) -> None:
@@ -117,7 +118,7 @@ def _scale_norms(view: DecoderView, factor: float) -> None:
     of unchanged length, so what they normalise is multiplied by the root of the epsilon's factor,
     which their division takes out again.
     """
-    scaled = [one.parameter for one in coupled(view) if one.is_gain]
+    scaled = [norm.get_parameter("weight") for norm in _stream_norms(view)]
     for module in view.decoder.modules():
         if hasattr(module, EPSILON):
             setattr(module, EPSILON, getattr(module, EPSILON) * factor)

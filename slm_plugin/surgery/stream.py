@@ -83,11 +83,13 @@ def rotate_stream(view: DecoderView, basis: Tensor) -> None:
                 linear.weight.copy_(linear.weight.double() * gain.double())
             gain.fill_(1.0)
         for one in coupled(view):
+            if one.place is None:
+                continue
             weight = one.parameter
             turn = (basis if basis.dim() == 2 else basis[one.place]).to(weight.device)
             if one.axis == 1:
                 weight.copy_(weight.double() @ turn)
-            elif not one.is_gain:
+            else:
                 weight.copy_(turn.T @ weight.double())
 
 
